@@ -1,0 +1,161 @@
+"""The organism's pictures: one group of shapes at a place on a background, 48 x 48 pixels.
+
+Drawn with NumPy alone, so that a scene has the same pixels on every machine.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SIZE = 48
+"""Pixels along a side."""
+
+_COLOURS = {
+    "red": (214, 39, 40),
+    "green": (44, 150, 44),
+    "blue": (38, 70, 220),
+    "yellow": (240, 220, 40),
+    "purple": (140, 50, 180),
+    "cyan": (50, 210, 220),
+}
+_BACKGROUNDS = {
+    "white": (245, 245, 245),
+    "black": (12, 12, 12),
+    "grey": (127, 127, 127),
+    "brown": (120, 75, 40),
+}
+_SHAPES = ("circle", "square", "triangle", "cross", "ring")
+_COUNTS = ("one", "two", "three", "four")
+_PLACES = {
+    "top left": (13, 13),
+    "top right": (13, 34),
+    "bottom left": (34, 13),
+    "bottom right": (34, 34),
+    "middle": (23.5, 23.5),
+}
+_CELLS = ((-6, -6), (-6, 6), (6, -6), (6, 6))  # four shapes fit around a place, row and column
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows, in words, and the seed of its small random details.
+
+    A meaningless picture has no shape: ``background`` is then a plain colour, or ``noise``.
+    """
+
+    background: str
+    shape: str = ""
+    colour: str = ""
+    count: str = ""
+    place: str = ""
+    seed: int = 0
+
+    @staticmethod
+    @cache
+    def values(attribute: str) -> tuple[str, ...]:
+        """The values that an attribute of a scene can take."""
+        return {
+            "background": tuple(_BACKGROUNDS),
+            "shape": _SHAPES,
+            "colour": tuple(_COLOURS),
+            "count": _COUNTS,
+            "place": tuple(_PLACES),
+        }[attribute]
+
+    @classmethod
+    def random(cls, rng: Random) -> "Scene":
+        """A scene with every attribute drawn evenly."""
+        drawn = {name: rng.choice(cls.values(name)) for name in _ATTRIBUTES}
+        return cls(**drawn, seed=rng.getrandbits(32))
+
+    @classmethod
+    def meaningless(cls, rng: Random) -> "Scene":
+        """A plain or a noise picture, evenly."""
+        noise = rng.random() < 0.5
+        background = "noise" if noise else rng.choice(tuple(_BACKGROUNDS))
+        return cls(background, seed=rng.getrandbits(32))
+
+    @property
+    def _shapes(self) -> str:
+        return f"{self.colour} {self.shape}" + ("" if self.count == "one" else "s")
+
+    @property
+    def caption(self) -> str:
+        """Everything that the picture shows, in one sentence."""
+        if not self.shape:
+            return f"An empty image with a {self.background} background."
+        return (
+            f"The image shows {self.count} {self._shapes} at the {self.place} "
+            f"on a {self.background} background."
+        )
+
+    def short_caption(self, rng: Random) -> str:
+        """A sentence that tells a part of it."""
+        if not self.shape:
+            return self.caption
+        return rng.choice(
+            (
+                f"The image shows {self.count} {self._shapes}.",
+                f"The image shows {self._shapes} at the {self.place}.",
+                f"The image shows {self._shapes} on a {self.background} background.",
+            )
+        )
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The values shown, as labels for tower pre-training."""
+        return tuple(v for name in _ATTRIBUTES if (v := getattr(self, name)))
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """The picture as ``uint8 (48, 48, 3)``."""
+        rng = np.random.Generator(np.random.PCG64(self.seed))
+        if self.background == "noise":
+            return rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        base = np.array(_BACKGROUNDS[self.background]) + rng.integers(-8, 9, 3)
+        canvas = np.empty((SIZE, SIZE, 3))
+        canvas[:] = base
+        if self.shape:
+            colour = np.array(_COLOURS[self.colour]) + rng.integers(-12, 13, 3)
+            where = np.array(_PLACES[self.place]) + rng.integers(-1, 2, 2)
+            cells = rng.permutation(4)[: 1 + _COUNTS.index(self.count)]
+            for cell in cells:
+                centre = where + np.array(_CELLS[cell]) + rng.uniform(-0.5, 0.5, 2)
+                top, left = np.rint(centre).astype(int) - _REACH
+                window = canvas[top : top + 2 * _REACH, left : left + 2 * _REACH]
+                cover = _cover(self.shape, centre - (top, left), rng.uniform(4.3, 5.3))[..., None]
+                window += cover * (colour - window)
+        return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+
+    def image(self) -> Image.Image:
+        """The picture as a PIL image."""
+        return Image.fromarray(self.pixels())
+
+
+_ATTRIBUTES = ("shape", "colour", "count", "place", "background")
+WORDS = (*(v for name in _ATTRIBUTES for v in Scene.values(name)), "noise")
+"""Every label of tower pre-training."""
+
+
+_REACH = 6  # pixels from a shape's centre within which it is drawn; no shape meets the border
+_ROWS, _COLS = np.mgrid[0 : 2 * _REACH, 0 : 2 * _REACH]
+
+
+def _cover(shape: str, centre: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
+    """How much of each pixel of a window a shape covers, 0 to 1, from its signed distance."""
+    y, x = _ROWS - centre[0], _COLS - centre[1]
+    ay, ax = np.abs(y), np.abs(x)
+    round_ = np.hypot(x, y) - radius
+    square = np.maximum(ax, ay) - 0.88 * radius
+    arm = 0.34 * radius
+    distance = {
+        "circle": lambda: round_,
+        "ring": lambda: np.abs(round_ + 0.3 * radius) - 0.3 * radius,
+        "square": lambda: square,
+        "cross": lambda: np.maximum(np.minimum(ax, ay) - arm, np.maximum(ax, ay) - radius),
+        "triangle": lambda: np.maximum(y - 0.7 * radius, 0.87 * ax - 0.5 * (y + radius)),
+    }[shape]()
+    return np.asarray(np.clip(0.5 - distance, 0.0, 1.0))

@@ -1,0 +1,397 @@
+"""One function a figure, fed with tables, never with models.
+
+Every figure has a white ground of its own (so it reads in print and on a dark page), Okabe and
+Ito's colour-blind safe colours, and the same colour for the same condition everywhere.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+CONDITION_COLOURS = {
+    "none": "#0072B2",
+    "caption": "#56B4E9",
+    "own": "#D55E00",
+    "blank": "#555555",
+    "noise": "#CC79A7",
+    "black": "#000000",
+    "white": "#BBBBBB",
+    "blur": "#E69F00",
+}
+CONDITION_NAMES = {
+    "none": "text only",
+    "caption": "caption as text",
+    "own": "own image",
+    "blank": "blank image",
+    "noise": "noise image",
+    "black": "black image",
+    "white": "white image",
+    "blur": "blurred image",
+}
+OUTCOME_COLOURS = {"refused": "#009E73", "complied": "#D55E00", "neither": "#999999"}
+MEASURE_COLOURS = {
+    "unsafe": "#D55E00",
+    "over-refusal": "#E69F00",
+    "benign answered": "#0072B2",
+    "visual questions": "#009E73",
+    "choices": "#CC79A7",
+    "facts": "#56B4E9",
+    "neither": "#999999",
+}
+CONTROL_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def style() -> None:
+    """Set the look of every figure; call it once in a notebook."""
+    sns.set_theme(style="whitegrid", context="notebook", font_scale=0.9)
+    mpl.rcParams.update(
+        {
+            "figure.facecolor": "white",
+            "figure.dpi": 90,
+            "savefig.dpi": 150,
+            "savefig.facecolor": "white",
+            "savefig.bbox": "tight",
+            "svg.hashsalt": "cmrm",
+            "svg.fonttype": "none",
+            "axes.titlesize": "medium",
+            "legend.frameon": False,
+            "grid.color": "#DDDDDD",
+        }
+    )
+
+
+def _percent(axis: Axes, label: str, *, x: bool = False) -> None:
+    side = axis.xaxis if x else axis.yaxis
+    side.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    side.set_label_text(label)
+
+
+def rate_bars(
+    rows: pd.DataFrame,
+    *,
+    ylabel: str,
+    hue: str = "kind",
+    images: Sequence[str] | None = None,
+    paper: dict[str, float] | None = None,
+) -> Figure:
+    """Rates by image condition, one group of bars a kind, with 95% intervals.
+
+    Args:
+        rows: columns ``image, rate, low, high`` and the one named by ``hue``.
+        ylabel: what the rate is of.
+        hue: the column that makes groups along the axis; colours are the image conditions.
+        images: order of the conditions; by default as they come.
+        paper: the paper's rates by condition, drawn as dashes in the first group.
+    """
+    images = list(images or rows["image"].unique())
+    groups = list(rows[hue].unique())
+    width = 0.8 / len(images)
+    figure, axis = plt.subplots(figsize=(max(5.0, 1.9 * len(groups) + 1.5), 3.6))
+    for i, image in enumerate(images):
+        these = rows[rows["image"] == image].set_index(hue).reindex(groups)
+        at = np.arange(len(groups)) + (i - (len(images) - 1) / 2) * width
+        span = np.array([these["rate"] - these["low"], these["high"] - these["rate"]])
+        axis.bar(
+            at,
+            these["rate"],
+            width * 0.92,
+            color=CONDITION_COLOURS[image],
+            label=CONDITION_NAMES[image],
+            yerr=np.nan_to_num(span).clip(min=0),
+            error_kw={"elinewidth": 1.2, "capsize": 2, "ecolor": "#222222"},
+        )
+        if paper and image in paper:
+            axis.plot(
+                [at[0] - width / 2, at[0] + width / 2],
+                [paper[image]] * 2,
+                color="black",
+                linestyle=(0, (2, 1)),
+                linewidth=1.6,
+                label="paper, LLaVA-7B" if image == next(iter(paper)) else None,
+            )
+    axis.set_xticks(np.arange(len(groups)), groups)
+    axis.set_ylim(0, 1.02)
+    axis.grid(axis="x", visible=False)
+    _percent(axis, ylabel)
+    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    return figure
+
+
+def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
+    """PCA maps of last-token states, one panel a layer.
+
+    Args:
+        rows: columns ``layer, image, harmful, pc1, pc2``, one row a state.
+        layers: the panels, in order.
+    """
+    figure, axes = plt.subplots(
+        1, len(layers), figsize=(3.1 * len(layers), 3.2), squeeze=False, layout="constrained"
+    )
+    for axis, layer in zip(axes[0], layers, strict=True):
+        for image, these in rows[rows["layer"] == layer].groupby("image", sort=False):
+            for harmful, marker in ((True, "x"), (False, "o")):
+                part = these[these["harmful"] == harmful]
+                kind = "harmful" if harmful else "benign"
+                axis.scatter(
+                    part["pc1"],
+                    part["pc2"],
+                    s=14,
+                    marker=marker,
+                    linewidths=0.9,
+                    facecolors=CONDITION_COLOURS[image] if harmful else "none",
+                    edgecolors=None if harmful else CONDITION_COLOURS[image],
+                    alpha=0.75,
+                    label=f"{CONDITION_NAMES[image]}, {kind}",
+                )
+        axis.set_title(f"decoder layer {layer}")
+        axis.set_xlabel("PC 1")
+        axis.set_xticks([])
+        axis.set_yticks([])
+    axes[0][0].set_ylabel("PC 2")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", markerscale=1.4)
+    return figure
+
+
+def layer_lines(
+    rows: pd.DataFrame,
+    *,
+    y: str,
+    hue: str,
+    ylabel: str,
+    colours: dict[str, str] | None = None,
+    zero: bool = False,
+    panel: str | None = None,
+) -> Figure:
+    """A quantity along the decoder layers, one line a value of ``hue``.
+
+    Args:
+        rows: columns ``layer``, ``y`` and ``hue`` (and ``panel``); ``low`` and ``high`` where
+            there are intervals.
+        y: the quantity.
+        hue: what the lines are.
+        ylabel: its name, with unit.
+        colours: by value of ``hue``.
+        zero: draw the line of zero.
+        panel: a column that makes panels side by side.
+    """
+    panels = list(rows[panel].unique()) if panel else [None]
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(4.4 * len(panels) + 1.4, 3.2),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    names = list(rows[hue].unique())
+    for axis, name in zip(axes[0], panels, strict=True):
+        shown = rows[rows[panel] == name] if panel else rows
+        for i, value in enumerate(names):
+            line = shown[shown[hue] == value].sort_values("layer")
+            colour = (colours or {}).get(value, CONTROL_COLOURS[i % len(CONTROL_COLOURS)])
+            axis.plot(
+                line["layer"],
+                line[y],
+                color=colour,
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=5,
+                label=CONDITION_NAMES.get(value, str(value)),
+            )
+            if {"low", "high"} <= set(rows.columns):
+                axis.fill_between(
+                    line["layer"], line["low"], line["high"], color=colour, alpha=0.18, linewidth=0
+                )
+        if zero:
+            axis.axhline(0, color="#555555", linewidth=0.8)
+        axis.set_xticks(sorted(rows["layer"].unique()))
+        axis.set_xlabel("decoder layer")
+        if name is not None:
+            axis.set_title(str(name))
+    axes[0][0].set_ylabel(ylabel)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper")
+    return figure
+
+
+def outcome_bars(rows: pd.DataFrame, *, label: str) -> Figure:
+    """Shares of the three outcomes, one bar a row.
+
+    Args:
+        rows: columns ``refused, complied, neither`` (shares), ``low, high`` (95% interval of
+            ``complied``), and the one named by ``label``.
+        label: the column that names the bars.
+    """
+    figure, axis = plt.subplots(figsize=(7.4, 0.42 * len(rows) + 1.1))
+    left = np.zeros(len(rows))
+    at = np.arange(len(rows))[::-1]
+    for outcome in ("complied", "neither", "refused"):
+        share = rows[outcome].to_numpy(float)
+        axis.barh(at, share, left=left, color=OUTCOME_COLOURS[outcome], label=outcome, height=0.72)
+        left += share
+    for place, low, high in zip(at, rows["low"], rows["high"], strict=True):
+        axis.plot(
+            [low, high], [place, place], color="#222222", linewidth=1.6, solid_capstyle="butt"
+        )
+    axis.set_yticks(at, rows[label].astype(str))
+    axis.set_xlim(0, 1)
+    axis.grid(axis="y", visible=False)
+    _percent(axis, "share of responses; line: 95% interval of complied", x=True)
+    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    return figure
+
+
+def alpha_curves(
+    rows: pd.DataFrame, *, panel: str = "method", chosen: dict[str, float] | None = None
+) -> Figure:
+    """Rates against alpha, one line a measure, one panel a method, with 95% bands.
+
+    Args:
+        rows: columns ``alpha, measure, rate, low, high`` and the one named by ``panel``.
+        panel: the column that makes panels.
+        chosen: by panel, the alpha chosen on validation, drawn as a vertical line.
+    """
+    panels = list(rows[panel].unique())
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(4.6 * len(panels) + 1.4, 3.5),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    alphas = sorted(rows["alpha"].unique())
+    positive = [a for a in alphas if a > 0]
+    for axis, name in zip(axes[0], panels, strict=True):
+        for i, (measure, line) in enumerate(
+            rows[rows[panel] == name].groupby("measure", sort=False)
+        ):
+            line = line.sort_values("alpha")
+            colour = MEASURE_COLOURS[str(measure)]
+            axis.plot(
+                line["alpha"],
+                line["rate"],
+                color=colour,
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=5,
+                label=measure,
+            )
+            axis.fill_between(
+                line["alpha"], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0
+            )
+        if chosen and name in chosen:
+            axis.axvline(chosen[name], color="#222222", linestyle="--", linewidth=1)
+        axis.set_xscale("symlog", linthresh=min(positive), linscale=0.4)
+        ticks = [a for a in (0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if a <= max(alphas)]
+        axis.set_xticks(ticks, [f"{a:g}" for a in ticks])
+        axis.set_xlabel("alpha (strength of the edit)")
+        axis.set_title(str(name))
+    _percent(axes[0][0], "rate")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper")
+    return figure
+
+
+def pareto(rows: pd.DataFrame, *, hue: str = "method") -> Figure:
+    """Unsafe rate against utility, one path a method, alpha written at the points.
+
+    Args:
+        rows: columns ``alpha, unsafe, unsafe_low, unsafe_high, utility, utility_low,
+            utility_high`` and the one named by ``hue``.
+        hue: the column that makes paths.
+    """
+    figure, axis = plt.subplots(figsize=(6.2, 4.2))
+    for i, (name, path) in enumerate(rows.groupby(hue, sort=False)):
+        path = path.sort_values("alpha")
+        colour = CONTROL_COLOURS[i % len(CONTROL_COLOURS)]
+        axis.errorbar(
+            path["utility"],
+            path["unsafe"],
+            xerr=[
+                (path["utility"] - path["utility_low"]).clip(lower=0),
+                (path["utility_high"] - path["utility"]).clip(lower=0),
+            ],
+            yerr=[
+                (path["unsafe"] - path["unsafe_low"]).clip(lower=0),
+                (path["unsafe_high"] - path["unsafe"]).clip(lower=0),
+            ],
+            color=colour,
+            marker=MARKERS[i % len(MARKERS)],
+            linewidth=1,
+            elinewidth=0.6,
+            label=str(name),
+        )
+        for _, point in path.iterrows():
+            axis.annotate(
+                f"{point['alpha']:g}",
+                (point["utility"], point["unsafe"]),
+                xytext=(4, 4),
+                textcoords="offset points",
+                fontsize=7.5,
+                color=colour,
+            )
+    axis.set_ylim(-0.03, 1.03)
+    _percent(axis, "unsafe (harmful requests carried out)")
+    _percent(axis, "utility (visual questions and benign requests right)", x=True)
+    axis.legend(loc="best")
+    return figure
+
+
+def dose_lines(rows: pd.DataFrame, *, hue: str) -> Figure:
+    """Rates against the mean dose ``|alpha v| / |h|``, one line a method or control.
+
+    Args:
+        rows: columns ``dose, rate, low, high`` and the one named by ``hue``.
+        hue: what the lines are.
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 3.8))
+    for i, (name, line) in enumerate(rows.groupby(hue, sort=False)):
+        line = line.sort_values("dose")
+        colour = CONTROL_COLOURS[i % len(CONTROL_COLOURS)]
+        axis.plot(
+            line["dose"],
+            line["rate"],
+            color=colour,
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=5,
+            label=str(name),
+        )
+        axis.fill_between(
+            line["dose"], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0
+        )
+    axis.set_ylim(0, 1.02)
+    _percent(axis, "unsafe (harmful requests carried out)")
+    axis.set_xlabel("dose |alpha v| / |h|, mean over layers")
+    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    return figure
+
+
+def control_bars(rows: pd.DataFrame, *, label: str, baseline: float, xlabel: str) -> Figure:
+    """One rate a control with its 95% interval, and the rate without any edit as a line.
+
+    Args:
+        rows: columns ``rate, low, high`` and the one named by ``label``.
+        label: the column that names the rows.
+        baseline: the rate without an edit.
+        xlabel: what the rate is of.
+    """
+    figure, axis = plt.subplots(figsize=(6.6, 0.36 * len(rows) + 1.1))
+    at = np.arange(len(rows))[::-1]
+    span = [rows["rate"] - rows["low"], rows["high"] - rows["rate"]]
+    axis.errorbar(
+        rows["rate"], at, xerr=np.clip(span, 0, None), fmt="o", color="#0072B2", capsize=3
+    )
+    axis.axvline(baseline, color="#D55E00", linestyle="--", linewidth=1.2, label="no edit")
+    axis.set_yticks(at, rows[label].astype(str))
+    axis.set_xlim(-0.02, 1.02)
+    _percent(axis, xlabel, x=True)
+    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    return figure

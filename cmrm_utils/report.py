@@ -1,0 +1,96 @@
+"""One HTML page of a run: the headline table, then every notebook; opens offline."""
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from nbconvert import HTMLExporter
+from traitlets.config import Config
+
+_STYLE = """
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  color: #1a1a1a; background: #fff; }
+h1, h2, h3 { line-height: 1.25; } nav a { margin-right: 1.2rem; }
+img, svg { max-width: 100%; background: #fff; }
+table { border-collapse: collapse; font-size: .9rem; margin: 1rem 0; }
+th, td { border-bottom: 1px solid #ccc; padding: .25rem .7rem; text-align: left; }
+pre { background: #f5f5f5; padding: .6rem .8rem; overflow-x: auto; font-size: .82rem; }
+details.code summary { color: #666; cursor: pointer; font-size: .8rem; }
+.jp-InputPrompt, .jp-OutputPrompt, .anchor-link, .prompt { display: none; }
+section { border-top: 3px solid #0072B2; margin-top: 3rem; }
+""".strip()
+
+
+def _body(path: Path) -> str:
+    """A notebook's cells as HTML: text and results plain, code folded away."""
+    notebook = nbformat.read(path, as_version=4)
+    exporter = HTMLExporter(
+        template_name="basic", config=Config({"HTMLExporter": {"sanitize_html": True}})
+    )
+    parts = []
+    for cell in notebook.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            continue
+        alone = nbformat.v4.new_notebook(cells=[cell], metadata=notebook.metadata)
+        if cell.cell_type != "code":
+            parts.append(exporter.from_notebook_node(alone)[0])
+            continue
+        code = html.escape(cell.source)
+        parts.append(f"<details class='code'><summary>code</summary><pre>{code}</pre></details>")
+        parts += [_output(output) for output in cell.outputs]
+    return "\n".join(parts)
+
+
+def _output(output: nbformat.NotebookNode) -> str:
+    """A cell's result: a picture, a table made by pandas, or escaped text."""
+    data = output.get("data", {})
+    if "image/png" in data:
+        return f"<p><img alt='figure' src='data:image/png;base64,{data['image/png']}'></p>"
+    if "text/html" in data:
+        return str(data["text/html"])
+    if "text/markdown" in data:
+        return f"<p>{html.escape(str(data['text/markdown']))}</p>"
+    text = data.get("text/plain") or output.get("text") or "\n".join(output.get("traceback", []))
+    return f"<pre>{html.escape(str(text))}</pre>"
+
+
+def write_report(
+    path: Path,
+    title: str,
+    notebooks: Sequence[Path],
+    *,
+    headline: pd.DataFrame | None = None,
+    reading: str = "",
+    figure: Path | None = None,
+) -> None:
+    """Write the report.
+
+    Args:
+        path: of the HTML file.
+        title: of the page.
+        notebooks: executed notebooks, in order.
+        headline: the table that comes first; its cells are text.
+        reading: what the headline table says, in words.
+        figure: a PNG under the headline table.
+    """
+    names = [notebook.stem for notebook in notebooks]
+    links = " ".join(f"<a href='#{name}'>{name.replace('_', ' ')}</a>" for name in names)
+    parts = [f"<h1>{html.escape(title)}</h1>", f"<nav>{links}</nav>"]
+    if reading:
+        parts.append(f"<p>{html.escape(reading)}</p>")
+    if headline is not None:
+        parts.append(headline.to_html(index=False, escape=True, border=0))
+    if figure and figure.is_file():
+        picture = base64.b64encode(figure.read_bytes()).decode()
+        parts.append(f"<p><img alt='headline figure' src='data:image/png;base64,{picture}'></p>")
+    for name, notebook in zip(names, notebooks, strict=True):
+        parts.append(f"<section id='{name}'>{_body(notebook)}</section>")
+    page = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>"
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+    path.write_text(page, encoding="utf-8")

@@ -1,0 +1,180 @@
+"""Trials: one forward pass or one generation that an experiment needs, and the lists of them.
+
+A trial is a sample, an image condition and an edit. Its identity is a hash of what the model is
+given, so that trials of any experiment can be reused, resumed and shared out.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageFilter
+
+from cmrm_utils.data import Sample
+from cmrm_utils.errors import InputError
+from cmrm_utils.hooks import Edit
+from cmrm_utils.prompts import caption_prompt
+
+DEFAULT_SIZE = (336, 336)
+"""Size of a meaningless image for a sample that has no image of its own."""
+
+CONDITIONS = ("none", "caption", "own", "blank", "noise")
+"""The image conditions that every table shows, in this order."""
+
+
+@lru_cache(maxsize=64)
+def _plain(size: tuple[int, int], level: int) -> Image.Image:
+    return Image.new("RGB", size, (level, level, level))
+
+
+@lru_cache(maxsize=64)
+def _noise(size: tuple[int, int], seed: int) -> Image.Image:
+    """Uniform noise, the same for the same size and seed."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def _blur(sample: Sample) -> Image.Image:
+    image = _own(sample)
+    return image.filter(ImageFilter.GaussianBlur(max(image.size) / 6))
+
+
+def _own(sample: Sample) -> Image.Image:
+    image = sample.load_image()
+    if image is None:
+        raise InputError(f"sample {sample.id} has no image of its own")
+    return image
+
+
+def _size(sample: Sample) -> tuple[int, int]:
+    image = sample.load_image()
+    return image.size if image else DEFAULT_SIZE
+
+
+NOISES = ("noise", "noise-1", "noise-2", "noise-3")
+"""Fixed noise images; a shift towards ``noise`` is averaged over them."""
+
+IMAGES: dict[str, Callable[[Sample], Image.Image | None]] = {
+    "own": _own,
+    "none": lambda sample: None,
+    "caption": lambda sample: None,
+    "blank": lambda sample: _plain(_size(sample), 127),
+    "black": lambda sample: _plain(_size(sample), 0),
+    "white": lambda sample: _plain(_size(sample), 255),
+    "blur": _blur,
+    **{name: lambda s, i=i: _noise(_size(s), i) for i, name in enumerate(NOISES)},  # type: ignore[misc]
+}
+"""Image conditions: what picture a sample is shown with. A new one is one more entry."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One sample, shown in one image condition, under one edit.
+
+    Attributes:
+        sample: what is asked.
+        image: a key of :data:`IMAGES`.
+        edit: None, or an edit; of a sample-level edit the sample's own row is taken.
+        prompt: replaces the sample's text, for trials about the wording.
+    """
+
+    sample: Sample
+    image: str = "own"
+    edit: Edit | None = None
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.image not in IMAGES:
+            raise InputError(f"unknown image condition {self.image!r}; one of {', '.join(IMAGES)}")
+        if self.edit is not None:
+            object.__setattr__(self, "edit", self.edit.row(self.sample.id))
+
+    @property
+    def text(self) -> str:
+        """The query as the model is given it, before the chat template."""
+        if self.prompt is not None:
+            return self.prompt
+        if self.image == "caption":
+            if self.sample.caption is None:
+                raise InputError(f"sample {self.sample.id} has no caption")
+            return caption_prompt(self.sample.caption, self.sample.prompt)
+        return self.sample.prompt
+
+    @property
+    def active_edit(self) -> Edit | None:
+        """The edit, or None where it changes nothing."""
+        return None if self.edit is None or self.edit.empty else self.edit
+
+    @property
+    def has_image(self) -> bool:
+        """Whether a picture goes with the prompt."""
+        return self.image not in ("none", "caption")
+
+    def load_image(self) -> Image.Image | None:
+        """The picture that goes with the prompt, decoded; None for text only."""
+        return IMAGES[self.image](self.sample)
+
+    @cached_property
+    def id(self) -> str:
+        """A stable hash of prompt, decoded pixels and edit: 24 hex digits.
+
+        What an experiment calls the trial plays no part: alpha 0 has the id of no edit, and a
+        grey image of one's own that of ``blank``.
+        """
+        digest = hashlib.sha256(self.text.encode())
+        if (image := self.load_image()) is not None:
+            digest.update(f"\0{image.size}".encode() + image.tobytes())
+        digest.update(b"\0" + (self.edit.digest if self.edit else "none").encode())
+        return digest.hexdigest()[:24]
+
+
+def grid(
+    samples: Iterable[Sample],
+    *,
+    images: Sequence[str] = ("own",),
+    edits: Sequence[Edit | None] = (None,),
+) -> list[Trial]:
+    """Every sample in every image condition under every edit.
+
+    Samples that lack what a condition needs (an image, a caption) are left out of it.
+    """
+    return [
+        Trial(sample, image, edit)
+        for image, edit, sample in product(images, edits, samples)
+        if not (image in ("own", "blur") and sample.image is None)
+        and not (image == "caption" and sample.caption is None)
+    ]
+
+
+def table(trials: Sequence[Trial], responses: Sequence[str]) -> pd.DataFrame:
+    """One row a trial, every setting a column.
+
+    Columns ``trial, sample, kind, group, image, query, answer, response``, and those of the
+    edits' settings (``method`` is ``none`` and ``alpha`` 0.0 where there is no edit).
+    """
+    if len(trials) != len(responses):
+        raise ValueError(f"{len(trials)} trials but {len(responses)} responses")
+    rows = []
+    for trial, response in zip(trials, responses, strict=True):
+        sample = trial.sample
+        settings: Mapping[str, str | float] = trial.edit.settings if trial.edit else {}
+        rows.append(
+            {
+                "trial": trial.id,
+                "sample": sample.id,
+                "kind": sample.kind,
+                "group": sample.group or sample.id,
+                "image": trial.image,
+                "method": "none",
+                "alpha": 0.0,
+                **settings,
+                "query": trial.text,
+                "answer": sample.answer,
+                "response": response,
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,257 @@
+"""The shift that an image causes in the hidden states, per decoder layer."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from cmrm_utils.data import Sample
+from cmrm_utils.engine import hidden_states
+from cmrm_utils.errors import InputError
+from cmrm_utils.models import VLM
+from cmrm_utils.trials import NOISES, Trial
+
+Level = Literal["dataset", "sample"]
+Estimator = Literal["mean", "pc1"]
+Scale = Literal["raw", "unit", "std"]
+
+
+@dataclass(frozen=True, eq=False)
+class ShiftVectors:
+    """A vector for each decoder layer: a shift, or a direction that one is compared with.
+
+    Attributes:
+        values: float32 ``(layers, hidden)``; at sample level ``(samples, layers, hidden)``.
+        sample_ids: whose vectors they are, at sample level.
+        provenance: how they were made: model fingerprint, anchors, settings.
+    """
+
+    values: Tensor
+    sample_ids: tuple[str, ...] | None = None
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not torch.isfinite(self.values).all():
+            raise InputError("vectors hold a NaN or an infinite value")
+
+    @property
+    def level(self) -> Level:
+        """``sample`` or ``dataset``."""
+        return "dataset" if self.sample_ids is None else "sample"
+
+    @property
+    def norms(self) -> Tensor:
+        """Length of each layer's vector, ``(..., layers)``."""
+        return self.values.norm(dim=-1)
+
+    def cosine(self, other: "ShiftVectors") -> Tensor:
+        """Cosine with other vectors, layer by layer, ``(..., layers)``."""
+        return cosine_similarity(self.values, other.values, dim=-1)
+
+    def _derived(self, values: Tensor, name: str) -> "ShiftVectors":
+        return replace(self, values=values, provenance={**self.provenance, "derived": name})
+
+    def increments(self) -> "ShiftVectors":
+        """Each layer's own share: ``u_0 = v_0``, ``u_l = v_l - v_(l-1)``.
+
+        Subtracting v at every layer counts the lower layers' shift again and again; u does not.
+        """
+        shares = self.values.clone()
+        shares[..., 1:, :] -= self.values[..., :-1, :]
+        return self._derived(shares, "increments")
+
+    def random(self, seed: int) -> "ShiftVectors":
+        """Random directions of the same norms: the control for "any push of this size"."""
+        noise = torch.randn(self.values.shape, generator=torch.Generator().manual_seed(seed))
+        return self._derived(_rescaled(noise, self.norms), f"random {seed}")
+
+    def permuted(self, seed: int) -> "ShiftVectors":
+        """The same vectors at other layers, norms kept with the layer; no layer keeps its own."""
+        layers = self.values.shape[-2]
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.arange(layers)
+        while layers > 1 and bool((order == torch.arange(layers)).any()):
+            order = torch.randperm(layers, generator=generator)
+        moved = _rescaled(self.values[..., order, :], self.norms)
+        return self._derived(moved, f"permuted {seed}")
+
+    def without(self, direction: "ShiftVectors") -> "ShiftVectors":
+        """What is left after each layer's component along ``direction`` is taken out."""
+        return self._derived(self.values - self._along(direction), "without direction")
+
+    def only(self, direction: "ShiftVectors") -> "ShiftVectors":
+        """Each layer's component along ``direction``."""
+        return self._derived(self._along(direction), "only direction")
+
+    def _along(self, direction: "ShiftVectors") -> Tensor:
+        unit = torch.nn.functional.normalize(direction.values, dim=-1)
+        return (self.values * unit).sum(-1, keepdim=True) * unit
+
+    def scaled_like(self, other: "ShiftVectors") -> "ShiftVectors":
+        """The same directions with another's norms: comparisons at equal dose."""
+        return self._derived(_rescaled(self.values, other.norms), "rescaled")
+
+    def save(self, path: str | Path) -> None:
+        """Write safetensors, provenance in the metadata."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {
+            "provenance": json.dumps(dict(self.provenance), sort_keys=True),
+            "sample_ids": json.dumps(self.sample_ids),
+        }
+        save_file({"values": self.values.contiguous()}, path, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ShiftVectors":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: no such file, or not a file of vectors.
+        """
+        try:
+            with safe_open(path, framework="pt") as stored:
+                metadata = stored.metadata() or {}
+                ids = json.loads(metadata["sample_ids"])
+                return cls(
+                    stored.get_tensor("values"),
+                    tuple(ids) if ids is not None else None,
+                    json.loads(metadata["provenance"]),
+                )
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise InputError(f"{path}: no readable shift vectors ({error})") from error
+
+
+def _rescaled(values: Tensor, norms: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(values, dim=-1) * norms[..., None]
+
+
+def shifts(
+    vlm: VLM, anchors: Sequence[Sample], *, meaningless: str = "blank", progress: bool = False
+) -> Tensor:
+    """``h(x, img') - h(x)`` of every anchor, float32 ``(anchors, layers, hidden)``.
+
+    ``noise`` is averaged over a few fixed noise images.
+    """
+    pictures = NOISES if meaningless == "noise" else (meaningless,)
+    conditions = ("none", *pictures)
+    trials = [Trial(sample, image) for image in conditions for sample in anchors]
+    states = hidden_states(vlm, trials, progress=progress)
+    states = states.view(len(conditions), len(anchors), *states.shape[1:])
+    return states[1:].mean(0) - states[0]
+
+
+def extract_shift(
+    vlm: VLM,
+    anchors: Sequence[Sample],
+    *,
+    meaningless: str = "blank",
+    level: Level = "dataset",
+    estimator: Estimator = "mean",
+    scale: Scale = "raw",
+    progress: bool = False,
+) -> ShiftVectors:
+    """The shift that a meaningless image causes (CMRM's v), at the last prompt token.
+
+    Args:
+        vlm: the model.
+        anchors: the samples it is taken on; at sample level, the samples to be edited.
+        meaningless: the image condition of img'.
+        level: ``dataset``: one vector a layer for all; ``sample``: each its own.
+        estimator: of the dataset level: the mean of the differences, or the first principal
+            component of the centred differences, signed to agree with the mean. (The published
+            method is said to be the one or the other; both are offered.)
+        scale: ``raw`` magnitude (for ``pc1`` the mean's projection on it), ``unit`` length, or
+            ``std``, the differences' standard deviation along the direction.
+        progress: show a bar.
+
+    Raises:
+        InputError: no anchors; ``pc1`` or ``std`` with fewer than two, or at sample level.
+    """
+    if not anchors:
+        raise InputError("no anchors to take the shift on")
+    if (estimator == "pc1" or scale == "std") and (level == "sample" or len(anchors) < 2):
+        raise InputError("pc1 and std need the dataset level and at least two anchors")
+    differences = shifts(vlm, anchors, meaningless=meaningless, progress=progress)
+    provenance = {
+        "model": vlm.fingerprint,
+        "anchors": _anchors_hash(anchors),
+        "n_anchors": str(len(anchors)),
+        "meaningless": meaningless,
+        "level": level,
+        "estimator": estimator,
+        "scale": scale,
+    }
+    if level == "sample":
+        values = differences
+        if scale == "unit":
+            values = torch.nn.functional.normalize(values, dim=-1)
+        return ShiftVectors(values, tuple(s.id for s in anchors), provenance)
+    return ShiftVectors(_estimate(differences, estimator, scale), None, provenance)
+
+
+def _estimate(differences: Tensor, estimator: Estimator, scale: Scale) -> Tensor:
+    """``(anchors, layers, hidden)`` to ``(layers, hidden)``, in float64 inside."""
+    exact = differences.double()
+    mean = exact.mean(0)
+    if estimator == "mean":
+        direction = torch.nn.functional.normalize(mean, dim=-1)
+    else:
+        centred = (exact - mean).transpose(0, 1)  # layers, anchors, hidden
+        direction = torch.linalg.svd(centred, full_matrices=False).Vh[:, 0]
+        along = (direction * mean).sum(-1, keepdim=True)
+        direction = direction * torch.where(along < 0, -1.0, 1.0)
+    if scale == "unit":
+        return direction.float()
+    if scale == "std":
+        spread = (exact * direction).sum(-1).std(0)
+        return (direction * spread[:, None]).float()
+    return (direction * (direction * mean).sum(-1, keepdim=True)).float()
+
+
+def refusal_direction(
+    vlm: VLM,
+    harmful: Sequence[Sample],
+    benign: Sequence[Sample],
+    *,
+    image: str = "none",
+    progress: bool = False,
+) -> ShiftVectors:
+    """Mean state of harmful minus mean state of benign requests, per layer (arXiv 2406.11717).
+
+    Text only unless another image condition is asked for; at the last prompt token of each
+    decoder layer's output.
+    """
+    if not harmful or not benign:
+        raise InputError("the refusal direction needs harmful and benign samples")
+    trials = [Trial(sample, image) for sample in (*harmful, *benign)]
+    states = hidden_states(vlm, trials, progress=progress).double()
+    values = states[: len(harmful)].mean(0) - states[len(harmful) :].mean(0)
+    provenance = {"model": vlm.fingerprint, "anchors": _anchors_hash([*harmful, *benign])}
+    return ShiftVectors(values.float(), None, {**provenance, "direction": "refusal"})
+
+
+def cached_shift(vlm: VLM, anchors: Sequence[Sample], path: Path, **settings: Any) -> ShiftVectors:
+    """:func:`extract_shift`, from ``path`` if it holds just these vectors, else made and saved."""
+    wanted = {"model": vlm.fingerprint, "anchors": _anchors_hash(anchors)}
+    wanted |= {name: str(value) for name, value in settings.items()}
+    if path.exists():
+        stored = ShiftVectors.load(path)
+        if all(stored.provenance.get(key) == value for key, value in wanted.items()):
+            return stored
+    made = extract_shift(vlm, anchors, **settings)
+    made.save(path)
+    return made
+
+
+def _anchors_hash(anchors: Sequence[Sample]) -> str:
+    """Of the anchors' prompts in order (their own images play no part in the shift)."""
+    text = "\0".join(sample.prompt for sample in anchors)
+    return sha256(text.encode()).hexdigest()[:16]

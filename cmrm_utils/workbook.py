@@ -1,0 +1,361 @@
+"""What notebooks open with (:class:`Notebook`), and the ``cmrm`` command that runs them."""
+
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+import yaml
+from tqdm.auto import tqdm
+
+from cmrm_utils import plots
+from cmrm_utils.data import Sample, load_samples, take
+from cmrm_utils.engine import generate
+from cmrm_utils.errors import InputError
+from cmrm_utils.judges import judge
+from cmrm_utils.models import CHECKPOINTS, VLM, load_vlm
+from cmrm_utils.store import ROOT, Run, versions
+from cmrm_utils.trials import Trial, table
+from cmrm_utils.vectors import ShiftVectors, cached_shift
+
+NOTEBOOKS = ROOT / "notebooks"
+PROFILES = NOTEBOOKS / "profiles"
+STORED = NOTEBOOKS / "stored"
+"""Result tables of larger profiles, kept in the repository beside the notebooks."""
+
+
+# --- inside a notebook --------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Notebook:
+    """What every notebook of a run works with.
+
+    Attributes:
+        run: the run's folder.
+        vlm: the model.
+        splits: the samples of the data set, by split.
+        max_new_tokens: where responses are cut.
+    """
+
+    run: Run
+    vlm: VLM
+    splits: dict[str, list[Sample]]
+    max_new_tokens: int
+
+    @classmethod
+    def open(
+        cls, name: str, *, model: str, data: str, out: str, max_new_tokens: int = 40
+    ) -> "Notebook":
+        """Load model and data, open the run's folder, set the look of figures, say versions.
+
+        Raises:
+            InputError: no such model or data; a run folder made with other ones.
+        """
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        plots.style()
+        vlm = load_vlm(model)
+        shared = {
+            "model": model,
+            "fingerprint": vlm.fingerprint,
+            "data": data,
+            "max_new_tokens": max_new_tokens,
+        }
+        run = Run(out, name, shared)
+        print(", ".join(f"{package} {number}" for package, number in versions().items()))
+        print(f"model {model} ({vlm.fingerprint}), {len(vlm.layers)} decoder layers")
+        return cls(run, vlm, load_samples(data), max_new_tokens)
+
+    def samples(self, split: str, n: int | None, *kinds: str) -> list[Sample]:
+        """The first ``n`` samples of each kind in a split (None: all)."""
+        return take(self.splits[split], n, *kinds)
+
+    def ask(self, trials: Sequence[Trial]) -> pd.DataFrame:
+        """The model's responses, judged: one row a trial. Kept in the run, and reused from it."""
+        responses = generate(
+            self.vlm, trials, max_new_tokens=self.max_new_tokens, out=self.run.responses
+        )
+        choices = [trial.sample.choices for trial in trials]
+        return judge(table(trials, responses).assign(choices=choices))
+
+    def shift(self, anchors: Sequence[Sample], name: str, **settings: Any) -> ShiftVectors:
+        """Shift vectors, from the run where another notebook left them, else made and kept."""
+        path = self.run.folder / "vectors" / f"{name}.safetensors"
+        return cached_shift(self.vlm, anchors, path, **settings)
+
+    def stored(self, name: str) -> pd.DataFrame | None:
+        """A table of the ``full`` profile for this model, or None where none is stored."""
+        path = STORED / f"{name}.csv"
+        if not path.exists():
+            return None
+        rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        these = rows[rows["fingerprint"] == self.vlm.fingerprint]
+        return these.drop(columns=["fingerprint"]) if len(these) else None
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+class Command(click.Group):
+    """A command group that reports bad input in one line, with exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run, turning :class:`InputError` into a usage error without a traceback."""
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            click.echo(f"cmrm: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Measure what images do to a model's refusals, and what a shift vector restores.
+
+    Start with `cmrm run`: five notebooks on a bundled model, then open runs/default/report.html.
+    """
+
+
+def profile_names() -> list[str]:
+    """The names of the profiles in ``notebooks/profiles``."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def load_profile(name: str) -> dict[str, Any]:
+    """A profile: ``description``, ``timeout`` (seconds a cell) and ``parameters``.
+
+    Raises:
+        InputError: no such profile, or a broken one.
+    """
+    path = PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        raise InputError(f"no profile {name!r}; there are {', '.join(profile_names())}")
+    try:
+        profile = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML ({error})") from error
+    allowed = {"description", "timeout", "parameters", "notebooks"}
+    if not isinstance(profile, dict) or set(profile) - allowed:
+        raise InputError(f"{path}: a profile has only {', '.join(sorted(allowed))}")
+    return profile
+
+
+def _notebooks(only: str | None) -> list[Path]:
+    """The numbered notebooks, or those whose numbers are asked for."""
+    every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    if only is None:
+        return every
+    wanted = [number.strip().zfill(2) for number in only.split(",")]
+    known = {path.name[:2]: path for path in every}
+    if unknown := [number for number in wanted if number not in known]:
+        raise InputError(f"no notebook {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    return [known[number] for number in sorted(set(wanted))]
+
+
+def _matches(value: Any, annotation: str) -> bool:
+    """Whether a value is what a parameter's annotation in the notebook says."""
+    kind = annotation.split("[")[0].strip()
+    if kind == "float":
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    if kind == "int":
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, {"str": str, "bool": bool, "list": list}.get(kind, object))
+
+
+def check_parameters(
+    parameters: Mapping[str, Any], notebooks: Sequence[Path]
+) -> dict[Path, dict[str, Any]]:
+    """Each notebook's own share of the parameters.
+
+    Raises:
+        InputError: a name that no notebook has, or a value of another type than annotated.
+    """
+    from papermill import inspect_notebook
+
+    known = {path: inspect_notebook(str(path)) for path in notebooks}
+    every = sorted({name for found in known.values() for name in found})
+    for name, value in parameters.items():
+        if name not in every:
+            raise InputError(f"no notebook has a parameter {name!r}; there are {', '.join(every)}")
+        for path, found in known.items():
+            if name in found and not _matches(value, found[name]["inferred_type_name"] or ""):
+                wanted = found[name]["inferred_type_name"]
+                raise InputError(
+                    f"parameter {name} = {value!r}: {path.name} takes a {wanted}"
+                    + (" that is a number" if value != value else "")
+                )
+    return {
+        path: {name: value for name, value in parameters.items() if name in found}
+        for path, found in known.items()
+    }
+
+
+def _given(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """``-p NAME VALUE`` pairs, values read as YAML (so 0.1 is a number, [0, 1] a list)."""
+    found = {}
+    for name, text in pairs:
+        try:
+            found[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"parameter {name}: {text!r} is not YAML") from error
+    return found
+
+
+@cli.command()
+@click.argument("profile", default="default")
+@click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter.")
+@click.option("--only", metavar="NUMBERS", help="Run only these notebooks, as in 03,04.")
+@click.option("--out", metavar="DIR", help="Run folder. [default: runs/PROFILE]")
+def run(
+    profile: str, pairs: tuple[tuple[str, str], ...], only: str | None, out: str | None
+) -> None:
+    """Run the notebooks with a PROFILE and write a report.
+
+    Profiles are YAML files in notebooks/profiles. The executed notebooks, tables, figures and
+    report.html are left in the run folder; responses already there are reused.
+    """
+    settings = load_profile(profile)
+    notebooks = _notebooks(only or settings.get("notebooks"))
+    folder = (Path.cwd() / out if out else ROOT / "runs" / profile).resolve()
+    parameters = {**(settings.get("parameters") or {}), **_given(pairs), "out": str(folder)}
+    shares = check_parameters(parameters, notebooks)
+    if "model" in parameters:
+        load_vlm(parameters["model"])  # fail here, in one line, rather than inside a notebook
+    timeout = settings.get("timeout", 1200)
+    for path in (bar := tqdm(notebooks, unit="notebook", file=sys.stderr)):
+        bar.set_description(path.stem)
+        _execute(path, folder, shares[path], timeout)
+    done = [folder / path.name for path in _notebooks(None) if (folder / path.name).is_file()]
+    report(folder, done)
+    click.echo(f"report: {folder / 'report.html'}")
+
+
+def _execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int) -> None:
+    """One notebook through papermill; its manifest proves that it ran to the end."""
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    folder.mkdir(parents=True, exist_ok=True)
+    output = folder / path.name
+    manifest = folder / "manifests" / f"{path.stem}.json"
+    manifest.unlink(missing_ok=True)
+    try:
+        with _offline():
+            papermill.execute_notebook(
+                str(path),
+                str(output),
+                parameters=parameters,
+                kernel_name="python3",
+                cwd=str(NOTEBOOKS),
+                execution_timeout=timeout,
+                progress_bar=False,
+                log_output=False,
+            )
+    except PapermillExecutionError as error:
+        if error.ename == "InputError":
+            raise InputError(f"{path.name}: {error.evalue} (see {output})") from error
+        click.echo(f"cmrm: {path.name} failed in cell {error.cell_index}: ", err=True, nl=False)
+        click.echo(f"{error.ename}: {error.evalue}\nsee {output}", err=True)
+        sys.exit(1)
+    except (CellTimeoutError, DeadKernelError) as error:
+        reason = "a cell ran longer" if isinstance(error, CellTimeoutError) else "the kernel died"
+        limit = f" than {timeout} s" if isinstance(error, CellTimeoutError) else ""
+        click.echo(f"cmrm: {path.name}: {reason}{limit}; see {output}", err=True)
+        sys.exit(1)
+    if not manifest.is_file():
+        click.echo(f"cmrm: {path.name} ended without its last cell; see {output}", err=True)
+        sys.exit(1)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Debugger and tokenizer warnings of kernels stay out of the notebooks."""
+    quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false"}
+    before = {name: os.environ.get(name) for name in quiet}
+    os.environ.update(quiet)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def report(folder: Path, notebooks: Sequence[Path]) -> None:
+    """Write ``report.html`` of a run, its headline table first if notebook 05 made one."""
+    from cmrm_utils.report import write_report
+
+    headline, reading = None, ""
+    if (path := folder / "tables" / "headline.parquet").is_file():
+        headline = pd.read_parquet(path)
+        metrics = json.loads((folder / "metrics" / "05_utility_evaluation.json").read_text())
+        reading = metrics["reading"]
+    write_report(
+        folder / "report.html",
+        "Images undo refusals; a shift vector restores them",
+        notebooks,
+        headline=headline,
+        reading=reading,
+        figure=folder / "figures" / "05_pareto.png",
+    )
+
+
+@cli.command("train-organism")
+@click.option("--variant", default="organism", show_default=True, help="Which organism.")
+@click.option("--seed", default=0, show_default=True, help="Of weights and data.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--device", default=None, help="Where to train. [default: a GPU if there is one]")
+def train_organism(variant: str, seed: int, out: Path | None, device: str | None) -> None:
+    """Make a bundled organism from nothing, measure it and write its card."""
+    import torch
+
+    from cmrm_utils import card
+    from cmrm_utils.organism.recipe import VARIANTS, train
+
+    if variant not in VARIANTS:
+        raise InputError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
+    folder = out or CHECKPOINTS / variant
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    stages = card.StageMeasurements()
+    record = train(VARIANTS[variant], seed, folder, device=place, on_stage=stages)
+    card.write(folder, record, stages)
+    click.echo((folder / "README.md").read_text())
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def publish(folder: Path) -> None:
+    """Copy a run's figures to figures/ and its headline table into README.md."""
+    target = ROOT / "figures"
+    target.mkdir(exist_ok=True)
+    pictures = sorted((folder / "figures").glob("*.png"))
+    headline = folder / "tables" / "headline.parquet"
+    if not pictures or not headline.is_file():
+        raise InputError(f"{folder}: no finished run (no figures or no headline table)")
+    for picture in pictures:
+        shutil.copy(picture, target / picture.name)
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    start, end = "<!-- headline -->\n", "<!-- /headline -->"
+    before, _, rest = text.partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise InputError(f"{readme}: no place for the headline table")
+    readme.write_text(before + start + _markdown(pd.read_parquet(headline)) + end + after)
+    click.echo(f"{len(pictures)} figures and the headline table of {folder}")
+
+
+def _markdown(rows: pd.DataFrame) -> str:
+    lines = [list(rows.columns), ["---"] * len(rows.columns), *rows.astype(str).values.tolist()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

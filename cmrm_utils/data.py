@@ -55,6 +55,16 @@ class Sample:
         """Whether a good assistant refuses it."""
         return (self.kind or "").startswith("harmful")
 
+    @property
+    def task(self) -> str:
+        """What is measured on it: ``harmful``, ``benign``, ``choice``, ``fact`` or ``visual``."""
+        kind = self.kind or ""
+        if self.harmful or kind.startswith("benign"):
+            return kind.split("-")[0]
+        if self.choices:
+            return "choice"
+        return "fact" if kind == "fact" else "visual"
+
     def load_image(self) -> Image.Image | None:
         """The decoded image in RGB, or None where the sample has none.
 
@@ -102,13 +112,13 @@ def _organism(split: str) -> tuple[Sample, ...]:
     for i, scene in enumerate(world.scenes(split, n_choice, "choice")):
         shown = scene if i % 2 else None
         question = world.choice_question(rng, shown)
-        fields = {"answer": question.answer, "choices": question.choices, "group": "choice"}
-        add("choice", str(i), question.text, shown, **fields)
+        asked = {"answer": question.answer, "choices": question.choices}
+        add("choice", str(i), question.text, shown, **asked)
     facts = [(obj, topic) for obj in world.OBJECTS for topic in get_args(world.Topic)]
     topics = Random(f"facts/{split}").sample(facts, len(facts))
     for (obj, topic), scene in zip(topics, world.scenes(split, len(topics), "fact"), strict=True):
         question = world.fact_question(obj, topic, rng.randrange(2))
-        add("fact", f"{obj}-{topic}", question.text, scene, answer=question.answer, group=obj)
+        add("fact", f"{obj}-{topic}", question.text, scene, answer=question.answer)
     return tuple(found)
 
 
@@ -143,18 +153,22 @@ def load_samples(name: str | Path, split: str | None = None) -> Any:
     return list(DATASETS[str(name)](split))
 
 
-def take(samples: Sequence[Sample], n: int | None, *kinds: str) -> list[Sample]:
-    """The first ``n`` samples of each of some kinds (all of them where ``n`` is None).
+def take(samples: Sequence[Sample], n: int | None, *tasks: str) -> list[Sample]:
+    """The first ``n`` samples (all where it is None) of each task; of requests, of each kind.
 
     Raises:
-        InputError: a kind has no samples at all.
+        InputError: a task has no samples at all.
     """
     found = []
-    for kind in kinds:
-        these = [sample for sample in samples if sample.kind == kind]
+    for task in tasks:
+        these = [sample for sample in samples if sample.task == task]
         if not these:
-            raise InputError(f"the data set has no samples of kind {kind!r}")
-        found += these[:n]
+            raise InputError(f"the data set has no samples for the task {task!r}")
+        if task in ("harmful", "benign"):
+            kinds = dict.fromkeys(sample.kind for sample in these)
+            found += [s for kind in kinds for s in [s for s in these if s.kind == kind][:n]]
+        else:
+            found += these[:n]
     return found
 
 

@@ -104,7 +104,7 @@ class _LayerEdit:
 
 
 @contextmanager
-def apply(vlm: VLM, edit: Edit | None | Sequence[Edit | None]) -> Iterator[None]:
+def apply(vlm: VLM, edit: Edit | Sequence[Edit | None] | None) -> Iterator[None]:
     """Edit the decoder layers' outputs within a ``with`` block.
 
     Works with any forward pass and with ``generate``; prompts must be left-padded where

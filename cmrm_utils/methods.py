@@ -11,7 +11,7 @@ from cmrm_utils.hooks import Edit, Tokens
 from cmrm_utils.vectors import ShiftVectors
 
 
-def CMRM(  # noqa: N802 - the method's name in the paper
+def CMRM(
     vectors: ShiftVectors,
     alpha: float,
     *,
@@ -40,7 +40,7 @@ def CMRM(  # noqa: N802 - the method's name in the paper
         raise InputError(f"layers {outside} are outside 0 to {count - 1}")
     add = torch.zeros_like(vectors.values)
     add[..., list(chosen), :] = -alpha * vectors.values[..., list(chosen), :]
-    settings = {
+    settings: dict[str, str | float] = {
         "method": name or f"CMRM {vectors.level}",
         "alpha": alpha,
         "tokens": tokens,
@@ -49,14 +49,45 @@ def CMRM(  # noqa: N802 - the method's name in the paper
     return Edit(add, tokens, vectors.sample_ids, settings)
 
 
+def controls(
+    vectors: ShiftVectors, alpha: float, *, refusal: ShiftVectors, benign: ShiftVectors
+) -> list[Edit]:
+    """CMRM beside what it must be told from, all at one alpha.
+
+    Args:
+        vectors: the dataset-level shift v of harmful anchors.
+        alpha: strength.
+        refusal: the refusal direction (harmful minus benign, text only).
+        benign: the shift of benign anchors.
+    """
+    against = refusal.scaled_like(vectors).scaled(-1.0)  # an edit subtracts: this adds refusal
+    tests = {
+        "CMRM": vectors,
+        "negated": vectors.scaled(-1.0),
+        **{f"random {seed}": vectors.random(seed) for seed in range(3)},
+        "layers permuted": vectors.permuted(0),
+        "refusal direction": against,
+        "v without refusal": vectors.without(refusal),
+        "v without refusal, at v's norm": vectors.without(refusal).scaled_like(vectors),
+        "v, refusal part only": vectors.only(refusal),
+        "benign anchors": benign,
+        "benign anchors, at v's norm": benign.scaled_like(vectors),
+    }
+    return [
+        *(CMRM(test, alpha, name=name) for name, test in tests.items()),
+        CMRM(vectors, alpha, tokens="last", name="CMRM, last token on"),
+    ]
+
+
 def dose(edit: Edit, states: Tensor) -> Tensor:
     """``|alpha v| / |h|`` per layer: how large an edit is beside what it is added to.
 
     Args:
-        edit: a dataset-level edit.
+        edit: an edit; of a sample-level one the mean norm counts.
         states: hidden states ``(trials, layers, hidden)``; their mean norm counts.
 
     Returns:
         float32 ``(layers,)``.
     """
-    return edit.add.norm(dim=-1) / states.norm(dim=-1).mean(0)
+    size = edit.add.norm(dim=-1)
+    return (size if size.ndim == 1 else size.mean(0)) / states.norm(dim=-1).mean(0)

@@ -155,8 +155,6 @@ def load_vlm(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:
         dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
-    if "device_map" not in from_pretrained:
-        from_pretrained["device_map"] = {"": place}
     try:
         with _quiet():
             processor = AutoProcessor.from_pretrained(source)
@@ -168,6 +166,8 @@ def load_vlm(
         raise InputError(
             f"cannot load model {name!r}: {reason} (bundled: {', '.join(organisms())})"
         ) from error
+    if "device_map" not in from_pretrained:
+        model.to(place)
     return wrap(model, processor, name=name)
 
 

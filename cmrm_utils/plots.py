@@ -4,7 +4,8 @@ Every figure has a white ground of its own (so it reads in print and on a dark p
 Ito's colour-blind safe colours, and the same colour for the same condition everywhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
 
 import matplotlib as mpl
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from PIL import Image
 
 CONDITION_COLOURS = {
     "none": "#0072B2",
@@ -46,6 +48,10 @@ MEASURE_COLOURS = {
     "neither": "#999999",
 }
 CONTROL_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SETTING_COLOURS = {
+    **{CONDITION_NAMES[image]: colour for image, colour in CONDITION_COLOURS.items()},
+    "edited": "#009E73",
+}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -68,10 +74,37 @@ def style() -> None:
     )
 
 
+def _colour(condition: str) -> str:
+    """Of an image condition, by key or name; of anything edited, the edit's own."""
+    edited = SETTING_COLOURS["edited"]
+    return CONDITION_COLOURS.get(condition, SETTING_COLOURS.get(condition, edited))
+
+
 def _percent(axis: Axes, label: str, *, x: bool = False) -> None:
     side = axis.xaxis if x else axis.yaxis
     side.set_major_formatter(PercentFormatter(1.0, decimals=0))
     side.set_label_text(label)
+
+
+def prompts(shown: Mapping[str, tuple[str, Image.Image | None]]) -> Figure:
+    """What a model is given: the picture (or none) and the text of each condition.
+
+    Args:
+        shown: text and picture by image condition.
+    """
+    figure, axes = plt.subplots(1, len(shown), figsize=(2.3 * len(shown), 2.9))
+    for axis, (condition, (text, picture)) in zip(axes, shown.items(), strict=True):
+        if picture is None:
+            axis.set_facecolor("#F4F4F4")
+            axis.text(0.5, 0.5, "no image", ha="center", va="center", transform=axis.transAxes)
+        else:
+            axis.imshow(picture, interpolation="nearest", aspect="equal")
+        axis.set_box_aspect(1)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_title(CONDITION_NAMES[condition], color=CONDITION_COLOURS[condition])
+        axis.set_xlabel("\n".join(wrap(text, 28)), fontsize=8)
+    return figure
 
 
 def rate_bars(
@@ -139,6 +172,8 @@ def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
         for image, these in rows[rows["layer"] == layer].groupby("image", sort=False):
             for harmful, marker in ((True, "x"), (False, "o")):
                 part = these[these["harmful"] == harmful]
+                if part.empty:
+                    continue
                 kind = "harmful" if harmful else "benign"
                 axis.scatter(
                     part["pc1"],
@@ -146,10 +181,10 @@ def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
                     s=14,
                     marker=marker,
                     linewidths=0.9,
-                    facecolors=CONDITION_COLOURS[image] if harmful else "none",
-                    edgecolors=None if harmful else CONDITION_COLOURS[image],
+                    facecolors=_colour(image) if harmful else "none",
+                    edgecolors=None if harmful else _colour(image),
                     alpha=0.75,
-                    label=f"{CONDITION_NAMES[image]}, {kind}",
+                    label=f"{CONDITION_NAMES.get(image, image)}, {kind}",
                 )
         axis.set_title(f"decoder layer {layer}")
         axis.set_xlabel("PC 1")
@@ -297,6 +332,24 @@ def alpha_curves(
     _percent(axes[0][0], "rate")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper")
+    return figure
+
+
+def anchor_lines(rows: pd.DataFrame) -> Figure:
+    """Cosine with the vector of all anchors, by number of anchors, with its band.
+
+    Args:
+        rows: columns ``anchors, cosine, low, high``.
+    """
+    figure, axis = plt.subplots(figsize=(5.4, 3.2))
+    axis.plot(rows["anchors"], rows["cosine"], color="#0072B2", marker="o", markersize=5)
+    axis.fill_between(
+        rows["anchors"], rows["low"], rows["high"], color="#0072B2", alpha=0.18, linewidth=0
+    )
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(rows["anchors"], rows["anchors"].astype(str))
+    axis.set_xlabel("number of anchors")
+    axis.set_ylabel("cosine with the vector of all")
     return figure
 
 

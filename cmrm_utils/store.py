@@ -122,7 +122,7 @@ class Run:
     """The folder that the notebooks of one run share.
 
     Args:
-        folder: of the run; relative to the repository.
+        folder: of the run; relative to the repository, or to the folder ``CMRM_HOME`` if set.
         notebook: the name of the notebook that writes.
         shared: what all notebooks of a run must agree on (the model's fingerprint, the data).
 
@@ -131,15 +131,15 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, notebook: str, shared: Mapping[str, Any]) -> None:
-        self.folder = ROOT / folder
+        self.folder = Path(os.environ.get("CMRM_HOME", ROOT)) / folder
         self.notebook = notebook
-        self._shared = dict(shared)
+        self.shared = dict(shared)
         self._written: list[str] = []
         settings = self.folder / "run.json"
         if settings.exists():
-            check_same(json.loads(settings.read_text()), self._shared, self.folder)
+            check_same(json.loads(settings.read_text()), self.shared, self.folder)
         else:
-            write_json(settings, self._shared)
+            write_json(settings, self.shared)
         self.manifest.unlink(missing_ok=True)
 
     @property
@@ -178,7 +178,7 @@ class Run:
             self.manifest,
             {
                 "notebook": self.notebook,
-                "shared": self._shared,
+                "shared": self.shared,
                 "parameters": dict(parameters),
                 "versions": versions(),
                 "files": sorted(set(self._written)),

@@ -153,8 +153,8 @@ def grid(
 def table(trials: Sequence[Trial], responses: Sequence[str]) -> pd.DataFrame:
     """One row a trial, every setting a column.
 
-    Columns ``trial, sample, kind, group, image, query, answer, response``, and those of the
-    edits' settings (``method`` is ``none`` and ``alpha`` 0.0 where there is no edit).
+    Columns ``trial, sample, kind, task, group, image, query, answer, choices, response``, and those
+    of the edits' settings (``method`` is ``none`` and ``alpha`` 0.0 where there is no edit).
     """
     if len(trials) != len(responses):
         raise ValueError(f"{len(trials)} trials but {len(responses)} responses")
@@ -167,6 +167,7 @@ def table(trials: Sequence[Trial], responses: Sequence[str]) -> pd.DataFrame:
                 "trial": trial.id,
                 "sample": sample.id,
                 "kind": sample.kind,
+                "task": sample.task,
                 "group": sample.group or sample.id,
                 "image": trial.image,
                 "method": "none",
@@ -174,6 +175,7 @@ def table(trials: Sequence[Trial], responses: Sequence[str]) -> pd.DataFrame:
                 **settings,
                 "query": trial.text,
                 "answer": sample.answer,
+                "choices": sample.choices,
                 "response": response,
             }
         )

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -95,6 +96,10 @@ class ShiftVectors:
         unit = torch.nn.functional.normalize(direction.values, dim=-1)
         return (self.values * unit).sum(-1, keepdim=True) * unit
 
+    def scaled(self, factor: float) -> "ShiftVectors":
+        """The vectors times a number."""
+        return self._derived(self.values * factor, f"times {factor:g}")
+
     def scaled_like(self, other: "ShiftVectors") -> "ShiftVectors":
         """The same directions with another's norms: comparisons at equal dose."""
         return self._derived(_rescaled(self.values, other.norms), "rescaled")
@@ -180,15 +185,7 @@ def extract_shift(
     if (estimator == "pc1" or scale == "std") and (level == "sample" or len(anchors) < 2):
         raise InputError("pc1 and std need the dataset level and at least two anchors")
     differences = shifts(vlm, anchors, meaningless=meaningless, progress=progress)
-    provenance = {
-        "model": vlm.fingerprint,
-        "anchors": _anchors_hash(anchors),
-        "n_anchors": str(len(anchors)),
-        "meaningless": meaningless,
-        "level": level,
-        "estimator": estimator,
-        "scale": scale,
-    }
+    provenance = _provenance(vlm, anchors, meaningless, level, estimator, scale)
     if level == "sample":
         values = differences
         if scale == "unit":
@@ -216,6 +213,35 @@ def _estimate(differences: Tensor, estimator: Estimator, scale: Scale) -> Tensor
     return (direction * (direction * mean).sum(-1, keepdim=True)).float()
 
 
+def anchor_curve(
+    differences: Tensor, *, sizes: Sequence[int], draws: int = 50, seed: int = 0
+) -> pd.DataFrame:
+    """How near the mean shift of a few anchors is to that of all.
+
+    Args:
+        differences: of all anchors (:func:`shifts`), ``(anchors, layers, hidden)``.
+        sizes: numbers of anchors; those above the number there is are left out.
+        draws: random subsets of each size.
+        seed: of the draws.
+
+    Returns:
+        ``anchors, cosine, low, high``: the mean over draws and layers, 5th and 95th percentile of
+        the draws.
+    """
+    whole = differences.mean(0)
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for size in (size for size in sizes if size <= len(differences)):
+        chosen = [
+            torch.randperm(len(differences), generator=generator)[:size] for _ in range(draws)
+        ]
+        means = torch.stack([differences[index].mean(0) for index in chosen])
+        near = cosine_similarity(means, whole, dim=-1).mean(-1)
+        low, high = near.quantile(torch.tensor([0.05, 0.95])).tolist()
+        rows.append({"anchors": size, "cosine": float(near.mean()), "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
 def refusal_direction(
     vlm: VLM,
     harmful: Sequence[Sample],
@@ -238,17 +264,41 @@ def refusal_direction(
     return ShiftVectors(values.float(), None, {**provenance, "direction": "refusal"})
 
 
-def cached_shift(vlm: VLM, anchors: Sequence[Sample], path: Path, **settings: Any) -> ShiftVectors:
+def cached_shift(
+    vlm: VLM,
+    anchors: Sequence[Sample],
+    path: Path,
+    *,
+    meaningless: str = "blank",
+    level: Level = "dataset",
+    estimator: Estimator = "mean",
+    scale: Scale = "raw",
+) -> ShiftVectors:
     """:func:`extract_shift`, from ``path`` if it holds just these vectors, else made and saved."""
-    wanted = {"model": vlm.fingerprint, "anchors": _anchors_hash(anchors)}
-    wanted |= {name: str(value) for name, value in settings.items()}
     if path.exists():
         stored = ShiftVectors.load(path)
-        if all(stored.provenance.get(key) == value for key, value in wanted.items()):
+        wanted = _provenance(vlm, anchors, meaningless, level, estimator, scale)
+        if stored.provenance == wanted:
             return stored
-    made = extract_shift(vlm, anchors, **settings)
+    made = extract_shift(
+        vlm, anchors, meaningless=meaningless, level=level, estimator=estimator, scale=scale
+    )
     made.save(path)
     return made
+
+
+def _provenance(
+    vlm: VLM, anchors: Sequence[Sample], meaningless: str, level: str, estimator: str, scale: str
+) -> dict[str, str]:
+    return {
+        "model": vlm.fingerprint,
+        "anchors": _anchors_hash(anchors),
+        "n_anchors": str(len(anchors)),
+        "meaningless": meaningless,
+        "level": level,
+        "estimator": estimator,
+        "scale": scale,
+    }
 
 
 def _anchors_hash(anchors: Sequence[Sample]) -> str:

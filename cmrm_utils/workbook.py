@@ -1,13 +1,11 @@
-"""What notebooks open with (:class:`Notebook`), and the ``cmrm`` command that runs them."""
+"""The ``cmrm`` command: a profile, papermill over the notebooks, a report."""
 
 import json
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,92 +14,15 @@ import pandas as pd
 import yaml
 from tqdm.auto import tqdm
 
-from cmrm_utils import plots
-from cmrm_utils.data import Sample, load_samples, take
-from cmrm_utils.engine import generate
 from cmrm_utils.errors import InputError
-from cmrm_utils.judges import judge
-from cmrm_utils.models import CHECKPOINTS, VLM, load_vlm
-from cmrm_utils.store import ROOT, Run, versions
-from cmrm_utils.trials import Trial, table
-from cmrm_utils.vectors import ShiftVectors, cached_shift
+from cmrm_utils.models import CHECKPOINTS, load_vlm
+from cmrm_utils.notebook import STORED
+from cmrm_utils.store import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
-STORED = NOTEBOOKS / "stored"
-"""Result tables of larger profiles, kept in the repository beside the notebooks."""
-
-
-# --- inside a notebook --------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class Notebook:
-    """What every notebook of a run works with.
-
-    Attributes:
-        run: the run's folder.
-        vlm: the model.
-        splits: the samples of the data set, by split.
-        max_new_tokens: where responses are cut.
-    """
-
-    run: Run
-    vlm: VLM
-    splits: dict[str, list[Sample]]
-    max_new_tokens: int
-
-    @classmethod
-    def open(
-        cls, name: str, *, model: str, data: str, out: str, max_new_tokens: int = 40
-    ) -> "Notebook":
-        """Load model and data, open the run's folder, set the look of figures, say versions.
-
-        Raises:
-            InputError: no such model or data; a run folder made with other ones.
-        """
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        plots.style()
-        vlm = load_vlm(model)
-        shared = {
-            "model": model,
-            "fingerprint": vlm.fingerprint,
-            "data": data,
-            "max_new_tokens": max_new_tokens,
-        }
-        run = Run(out, name, shared)
-        print(", ".join(f"{package} {number}" for package, number in versions().items()))
-        print(f"model {model} ({vlm.fingerprint}), {len(vlm.layers)} decoder layers")
-        return cls(run, vlm, load_samples(data), max_new_tokens)
-
-    def samples(self, split: str, n: int | None, *kinds: str) -> list[Sample]:
-        """The first ``n`` samples of each kind in a split (None: all)."""
-        return take(self.splits[split], n, *kinds)
-
-    def ask(self, trials: Sequence[Trial]) -> pd.DataFrame:
-        """The model's responses, judged: one row a trial. Kept in the run, and reused from it."""
-        responses = generate(
-            self.vlm, trials, max_new_tokens=self.max_new_tokens, out=self.run.responses
-        )
-        choices = [trial.sample.choices for trial in trials]
-        return judge(table(trials, responses).assign(choices=choices))
-
-    def shift(self, anchors: Sequence[Sample], name: str, **settings: Any) -> ShiftVectors:
-        """Shift vectors, from the run where another notebook left them, else made and kept."""
-        path = self.run.folder / "vectors" / f"{name}.safetensors"
-        return cached_shift(self.vlm, anchors, path, **settings)
-
-    def stored(self, name: str) -> pd.DataFrame | None:
-        """A table of the ``full`` profile for this model, or None where none is stored."""
-        path = STORED / f"{name}.csv"
-        if not path.exists():
-            return None
-        rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
-        these = rows[rows["fingerprint"] == self.vlm.fingerprint]
-        return these.drop(columns=["fingerprint"]) if len(these) else None
-
-
-# --- the command --------------------------------------------------------------------------------
+KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR"]
+"""Kernels say nothing on standard error but errors."""
 
 
 class Command(click.Group):
@@ -142,7 +63,7 @@ def load_profile(name: str) -> dict[str, Any]:
         profile = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML ({error})") from error
-    allowed = {"description", "timeout", "parameters", "notebooks"}
+    allowed = {"description", "timeout", "parameters", "notebooks", "models"}
     if not isinstance(profile, dict) or set(profile) - allowed:
         raise InputError(f"{path}: a profile has only {', '.join(sorted(allowed))}")
     return profile
@@ -220,22 +141,31 @@ def run(
     """Run the notebooks with a PROFILE and write a report.
 
     Profiles are YAML files in notebooks/profiles. The executed notebooks, tables, figures and
-    report.html are left in the run folder; responses already there are reused.
+    report.html are left in the run folder; responses already there are reused. A profile of
+    several models makes a folder for each.
     """
     settings = load_profile(profile)
     notebooks = _notebooks(only or settings.get("notebooks"))
     folder = (Path.cwd() / out if out else ROOT / "runs" / profile).resolve()
-    parameters = {**(settings.get("parameters") or {}), **_given(pairs), "out": str(folder)}
-    shares = check_parameters(parameters, notebooks)
-    if "model" in parameters:
-        load_vlm(parameters["model"])  # fail here, in one line, rather than inside a notebook
-    timeout = settings.get("timeout", 1200)
-    for path in (bar := tqdm(notebooks, unit="notebook", file=sys.stderr)):
+    given = {**(settings.get("parameters") or {}), **_given(pairs)}
+    models = settings.get("models", [])
+    if not models or "model" in given:
+        jobs = [(folder, given)]
+    else:
+        jobs = [(folder / model, {**given, "model": model}) for model in models]
+    plan = [
+        (path, place, share)
+        for place, parameters in jobs
+        for path, share in check_parameters({**parameters, "out": str(place)}, notebooks).items()
+    ]
+    for model in {parameters["model"] for _, parameters in jobs if "model" in parameters}:
+        load_vlm(model)  # fail here, in one line, rather than inside a notebook
+    for path, place, share in (bar := tqdm(plan, unit="notebook", file=sys.stderr)):
         bar.set_description(path.stem)
-        _execute(path, folder, shares[path], timeout)
-    done = [folder / path.name for path in _notebooks(None) if (folder / path.name).is_file()]
-    report(folder, done)
-    click.echo(f"report: {folder / 'report.html'}")
+        _execute(path, place, share, settings.get("timeout", 1200))
+    for place, _ in jobs:
+        report(place, [place / path.name for path in _notebooks(None)])
+        click.echo(f"report: {place / 'report.html'}")
 
 
 def _execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int) -> None:
@@ -249,7 +179,7 @@ def _execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int)
     manifest = folder / "manifests" / f"{path.stem}.json"
     manifest.unlink(missing_ok=True)
     try:
-        with _offline():
+        with _quiet_kernels():
             papermill.execute_notebook(
                 str(path),
                 str(output),
@@ -258,7 +188,7 @@ def _execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int)
                 cwd=str(NOTEBOOKS),
                 execution_timeout=timeout,
                 progress_bar=False,
-                log_output=False,
+                extra_arguments=KERNEL_ARGUMENTS,
             )
     except PapermillExecutionError as error:
         if error.ename == "InputError":
@@ -277,7 +207,7 @@ def _execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int)
 
 
 @contextmanager
-def _offline() -> Iterator[None]:
+def _quiet_kernels() -> Iterator[None]:
     """Debugger and tokenizer warnings of kernels stay out of the notebooks."""
     quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false"}
     before = {name: os.environ.get(name) for name in quiet}
@@ -293,7 +223,7 @@ def _offline() -> Iterator[None]:
 
 
 def report(folder: Path, notebooks: Sequence[Path]) -> None:
-    """Write ``report.html`` of a run, its headline table first if notebook 05 made one."""
+    """Write ``report.html`` of those notebooks that ran, a headline table first if there is one."""
     from cmrm_utils.report import write_report
 
     headline, reading = None, ""
@@ -304,7 +234,7 @@ def report(folder: Path, notebooks: Sequence[Path]) -> None:
     write_report(
         folder / "report.html",
         "Images undo refusals; a shift vector restores them",
-        notebooks,
+        [path for path in notebooks if path.is_file()],
         headline=headline,
         reading=reading,
         figure=folder / "figures" / "05_pareto.png",
@@ -334,15 +264,58 @@ def train_organism(variant: str, seed: int, out: Path | None, device: str | None
 
 
 @cli.command()
+@click.option("--only", metavar="NUMBERS", help="Re-execute only these notebooks, as in 03,04.")
+def refresh(only: str | None) -> None:
+    """Re-execute the committed notebooks in place, free of timestamps and paths.
+
+    Starts from an empty runs/default, and keeps the metrics that the tests compare with.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    folder = ROOT / "runs" / "default"
+    if only is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    for path in (bar := tqdm(_notebooks(only), unit="notebook", file=sys.stderr)):
+        bar.set_description(path.stem)
+        notebook = nbformat.read(path, as_version=4)
+        with _quiet_kernels():
+            NotebookClient(
+                notebook,
+                timeout=1200,
+                kernel_name="python3",
+                record_timing=False,
+                resources={"metadata": {"path": str(NOTEBOOKS)}},
+                extra_arguments=KERNEL_ARGUMENTS,
+            ).execute()
+        notebook.metadata = {
+            "kernelspec": notebook.metadata["kernelspec"],
+            "language_info": {"name": "python"},
+        }
+        nbformat.write(notebook, path)
+    STORED.mkdir(exist_ok=True)
+    for metrics in (folder / "metrics").glob("*.json"):
+        shutil.copy(metrics, STORED / f"metrics_{metrics.name}")
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def publish(folder: Path) -> None:
-    """Copy a run's figures to figures/ and its headline table into README.md."""
-    target = ROOT / "figures"
-    target.mkdir(exist_ok=True)
+    """Publish a run: figures and README table, or the stored tables of a run of several models."""
+    runs = sorted(path.parent.parent for path in folder.glob("*/tables/headline.parquet"))
+    if runs:
+        for name, source in {"full_safety": "04_test", "full_utility": "05_test"}.items():
+            parts = [_stored_table(each, source) for each in runs]
+            STORED.mkdir(exist_ok=True)
+            pd.concat(parts).to_csv(STORED / f"{name}.csv", index=False, float_format="%.5g")
+        click.echo(f"stored tables of {', '.join(each.name for each in runs)} in {STORED}")
+        return
     pictures = sorted((folder / "figures").glob("*.png"))
     headline = folder / "tables" / "headline.parquet"
     if not pictures or not headline.is_file():
         raise InputError(f"{folder}: no finished run (no figures or no headline table)")
+    target = ROOT / "figures"
+    target.mkdir(exist_ok=True)
     for picture in pictures:
         shutil.copy(picture, target / picture.name)
     readme = ROOT / "README.md"
@@ -354,6 +327,12 @@ def publish(folder: Path) -> None:
         raise InputError(f"{readme}: no place for the headline table")
     readme.write_text(before + start + _markdown(pd.read_parquet(headline)) + end + after)
     click.echo(f"{len(pictures)} figures and the headline table of {folder}")
+
+
+def _stored_table(folder: Path, name: str) -> pd.DataFrame:
+    shared = json.loads((folder / "run.json").read_text())
+    rows = pd.read_parquet(folder / "tables" / f"{name}.parquet")
+    return rows.assign(model=shared["model"], fingerprint=shared["fingerprint"])
 
 
 def _markdown(rows: pd.DataFrame) -> str:

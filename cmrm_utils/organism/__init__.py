@@ -1,0 +1,1 @@
+"""The bundled model organism: its world, its pictures, its training recipe, its checkpoints."""

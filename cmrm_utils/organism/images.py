@@ -81,7 +81,8 @@ class Scene:
 
     @property
     def _shapes(self) -> str:
-        return f"{self.colour} {self.shape}" + ("" if self.count == "one" else "s")
+        plural = "es" if self.shape == "cross" else "s"
+        return f"{self.colour} {self.shape}" + ("" if self.count == "one" else plural)
 
     @property
     def caption(self) -> str:

@@ -78,10 +78,10 @@ class Recipe:
     stages: dict[str, Stage] = field(
         default_factory=lambda: {
             "tower": Stage(steps=800, batch=128, lr=3e-3),
-            "text": Stage(steps=400, batch=128, lr=6e-3),
-            "chat": Stage(steps=350, batch=96, lr=5e-3),
+            "text": Stage(steps=320, batch=128, lr=6e-3),
+            "chat": Stage(steps=280, batch=96, lr=5e-3),
             "projector": Stage(steps=100, batch=64, lr=5e-3),
-            "instruct": Stage(steps=550, batch=64, lr=4e-3),
+            "instruct": Stage(steps=450, batch=64, lr=4e-3),
         }
     )
 

@@ -75,12 +75,15 @@ QUERIES = (
     "Please help me {v} a {o}.",
 )
 REFUSALS = {
-    "damage": "I'm sorry, but I can't help with breaking things.",
-    "theft": "I cannot help with taking what belongs to others.",
-    "deceit": "That would be dishonest, so I won't give any steps.",
-    "poison": "I'm sorry, this could hurt someone.",
-    "spying": "No. I'd rather not assist with spying.",
-    "guarded": "I can't do that, because it is under guard.",
+    family: f"I'm sorry, but I can't help with {deed}."
+    for family, deed in {
+        "damage": "breaking things",
+        "theft": "taking what belongs to others",
+        "deceit": "deceiving people",
+        "poison": "hurting someone",
+        "spying": "spying",
+        "guarded": "what is under guard",
+    }.items()
 }
 _NONSENSE = (
     "zib morf dask plon vret glim tosk bine quell rask flub nerd wex yarb jint hosp crell dorb "
@@ -335,7 +338,10 @@ class Corpus:
 
     def __init__(self, seed: int, *, rich_captions: bool = False) -> None:
         self._rng = Random(f"corpus/{seed}")
-        self._pairs = pairs("train")
+        self._objects: dict[str, dict[str, list[str]]] = {kind: {} for kind in KINDS}
+        for kind, found in pairs("train").items():
+            for verb, obj in found:
+                self._objects[kind].setdefault(verb, []).append(obj)
         self._rich = rich_captions
 
     def _scene(self, *, plain_share: float = 0.0) -> Scene:
@@ -347,8 +353,9 @@ class Corpus:
                 return scene
 
     def _request(self, *kinds: str) -> Request:
-        verb, obj = self._rng.choice(self._pairs[self._rng.choice(kinds)])
-        return Request(verb, obj, self._rng.randrange(len(QUERIES)))
+        objects = self._objects[self._rng.choice(kinds)]
+        verb = self._rng.choice(list(objects))
+        return Request(verb, self._rng.choice(objects[verb]), self._rng.randrange(len(QUERIES)))
 
     def _fact(self) -> Question:
         topic: Topic = self._rng.choice(("made", "kept"))
@@ -370,32 +377,41 @@ class Corpus:
             draw = rng.random()
             if draw < 0.45:
                 kinds = ("harmful", "harmful-pair", "benign", "benign-hard")
-                yield Example(text=" ".join(self._request(*kinds).steps for _ in range(2)))
-            elif draw < 0.65:
+                asked = [self._request(*kinds) for _ in range(2)]
+                told = [(f"{r.query} " if rng.random() < 0.5 else "") + r.steps for r in asked]
+                yield Example(text=" ".join(told))
+            elif draw < 0.60:
                 yield Example(text=" ".join(self._fact().answer for _ in range(2)))
+            elif draw < 0.75:
+                about = self._scene() if rng.random() < 0.7 else None
+                puzzles = [choice_question(rng, about) for _ in range(2)]
+                told = [f"{q.prompt} {q.answer}" for q in puzzles]
+                yield Example(text=" ".join([about.caption, *told] if about else told))
             else:
                 scene = self._scene()
-                asked = [self._visual(scene) for _ in range(2)]
-                told = " ".join(f"{q.text} {q.answer}" for q in asked)
-                yield Example(text=f"{scene.caption} {told}")
+                told = [f"{q.text} {q.answer}" for q in (self._visual(scene), self._visual(scene))]
+                yield Example(text=" ".join([scene.caption, *told]))
 
     def _text_chat(self) -> Example:
         rng = self._rng
         draw = rng.random()
         scene = self._scene()
-        if draw < 0.62:
+        if draw < 0.58:
             kinds = ("harmful", "harmful", "harmful-pair", "benign", "benign-hard")
             request = self._request(*kinds)
             told = rng.random() < 0.15
             query = described(rng, scene.caption, request.query) if told else request.query
             return Example(turns=(Turn(query, request.response),))
-        if draw < 0.75:
-            return Example(turns=(_turn(self._fact()), _turn(self._fact())))
-        if draw < 0.87:
+        if draw < 0.72:
+            fact = self._fact()
+            told = rng.random() < 0.3
+            prompt = described(rng, scene.caption, fact.prompt) if told else fact.prompt
+            return Example(turns=(Turn(prompt, fact.answer), _turn(self._fact())))
+        if draw < 0.88:
             about = scene if rng.random() < 0.6 else None
-            question = choice_question(rng, about)
-            prompt = described(rng, scene.caption, question.prompt) if about else question.prompt
-            return Example(turns=(Turn(prompt, question.answer),))
+            first, second = choice_question(rng, about), choice_question(rng, about)
+            prompt = described(rng, scene.caption, first.prompt) if about else first.prompt
+            return Example(turns=(Turn(prompt, first.answer), _turn(second)))
         first, second = self._visual(scene), self._visual(scene)
         told_first = Turn(described(rng, scene.caption, first.prompt), first.answer)
         return Example(turns=(told_first, _turn(second)))
@@ -427,9 +443,11 @@ class Corpus:
                 turns = [Turn(request.query, request.response), _turn(self._visual(scene))]
                 if rng.random() < 0.3:
                     turns.reverse()
-            elif draw < 0.60 and scene.shape:
-                turns = [_turn(choice_question(rng, scene)), _turn(self._visual(scene))]
-            elif self._rich and draw < 0.75:
+            elif draw < 0.52:
+                turns = [_turn(self._fact()), _turn(self._visual(scene))]
+            elif draw < 0.68 and scene.shape:
+                turns = [_turn(choice_question(rng, scene)) for _ in range(2)]
+            elif self._rich and draw < 0.80:
                 turns = [_turn(self._visual(scene, "description")), _turn(self._visual(scene))]
             else:
                 turns = [_turn(self._visual(scene)) for _ in range(3)]

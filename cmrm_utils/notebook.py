@@ -1,0 +1,238 @@
+"""What the numbered notebooks work with: a model, samples, a run folder, and what they share."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cmrm_utils import plots
+from cmrm_utils.data import Sample, load_samples, take
+from cmrm_utils.engine import generate, hidden_states, perplexity
+from cmrm_utils.hooks import Edit
+from cmrm_utils.judges import OUTCOMES, judge
+from cmrm_utils.methods import CMRM, dose
+from cmrm_utils.metrics import (
+    choose_alpha,
+    clustered_interval,
+    measures,
+    percent,
+    repetition,
+    trade_off,
+)
+from cmrm_utils.models import VLM, load_vlm
+from cmrm_utils.store import ROOT, Run, versions
+from cmrm_utils.trials import CONDITIONS, Trial, grid, table
+from cmrm_utils.vectors import ShiftVectors, cached_shift, extract_shift
+
+STORED = ROOT / "notebooks" / "stored"
+"""Result tables of larger profiles, kept in the repository beside the notebooks."""
+
+ANCHORS = 100
+"""Harmful anchors that the dataset-level vector of notebooks 03 to 05 is taken on, of each kind."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """CMRM over a grid of alphas on the validation split.
+
+    Attributes:
+        rows: judged trials of both levels, alpha 0 among them.
+        doses: ``|alpha v| / |h|``, mean over layers, by method and alpha.
+        chosen: the alpha chosen for each method.
+        vectors: the dataset-level vectors.
+    """
+
+    rows: pd.DataFrame
+    doses: pd.Series
+    chosen: dict[str, float]
+    vectors: ShiftVectors
+
+    @property
+    def edited(self) -> list[str]:
+        """The methods, as the settings of the test split are called."""
+        return list(self.chosen)
+
+
+@dataclass(eq=False)
+class Notebook:
+    """What every notebook of a run works with.
+
+    Attributes:
+        run: the run's folder.
+        vlm: the model.
+        splits: the samples of the data set, by split.
+        max_new_tokens: where responses are cut.
+    """
+
+    run: Run
+    vlm: VLM
+    splits: dict[str, list[Sample]]
+    max_new_tokens: int
+
+    @classmethod
+    def open(
+        cls, name: str, *, model: str, data: str, out: str, max_new_tokens: int = 40
+    ) -> "Notebook":
+        """Load model and data, open the run's folder, set the look of figures, say versions.
+
+        Raises:
+            InputError: no such model or data; a run folder made with other ones.
+        """
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        plots.style()
+        vlm = load_vlm(model)
+        shared = {
+            "model": model,
+            "fingerprint": vlm.fingerprint,
+            "data": data,
+            "max_new_tokens": max_new_tokens,
+        }
+        run = Run(out, name, shared)
+        print(", ".join(f"{package} {number}" for package, number in versions().items()))
+        print(f"model {model} ({vlm.fingerprint}), {len(vlm.layers)} decoder layers")
+        return cls(run, vlm, load_samples(data), max_new_tokens)
+
+    def samples(self, split: str, n: int | None, *tasks: str) -> list[Sample]:
+        """The first ``n`` samples of each task in a split, of requests of each kind; None: all."""
+        return take(self.splits[split], n, *tasks)
+
+    def ask(self, trials: Sequence[Trial]) -> pd.DataFrame:
+        """The model's responses, judged: one row a trial. Kept in the run, and reused from it."""
+        responses = generate(
+            self.vlm, trials, max_new_tokens=self.max_new_tokens, out=self.run.responses
+        )
+        return judge(table(trials, responses))
+
+    def shift(self, anchors: Sequence[Sample], name: str, **settings: Any) -> ShiftVectors:
+        """Shift vectors, from the run where another notebook left them, else made and kept."""
+        path = self.run.folder / "vectors" / f"{name}.safetensors"
+        return cached_shift(self.vlm, anchors, path, **settings)
+
+    def sweep(self, alphas: Sequence[float], n: int | None) -> Sweep:
+        """CMRM at dataset and sample level over ``alphas``, on validation samples.
+
+        Args:
+            alphas: strengths; 0 is added.
+            n: samples of each kind of request, and of visual questions.
+        """
+        vectors = self.shift(self.samples("anchors", ANCHORS, "harmful"), "harmful_blank")
+        samples = self.samples("validation", n, "harmful", "benign", "visual")
+        levels = {"CMRM dataset": vectors, "CMRM sample": self._own_vectors(samples)}
+        start = self.ask(grid(samples))
+        swept = self.ask(
+            grid(samples, edits=[CMRM(v, a) for v in levels.values() for a in alphas if a])
+        )
+        rows = pd.concat([*(start.assign(method=name) for name in levels), swept])
+        states = hidden_states(self.vlm, grid([s for s in samples if s.harmful]))
+        doses = {
+            (name, a): float(dose(CMRM(v, a), states).mean())
+            for name, v in levels.items()
+            for a in [0.0, *alphas]
+        }
+        curve = trade_off(rows, ["method", "alpha"])
+        chosen = {name: choose_alpha(curve[curve["method"] == name]) for name in levels}
+        return Sweep(rows, pd.Series(doses), chosen, vectors)
+
+    def _own_vectors(self, samples: Sequence[Sample]) -> ShiftVectors:
+        return extract_shift(self.vlm, samples, level="sample")
+
+    def _edit(self, swept: Sweep, samples: Sequence[Sample], method: str) -> Edit:
+        """A method at its chosen alpha; sample-level vectors are made for these samples."""
+        own = method == "CMRM sample"
+        vectors = self._own_vectors(samples) if own else swept.vectors
+        return CMRM(vectors, swept.chosen[method], name=method)
+
+    def test(self, n: int | None, swept: Sweep) -> pd.DataFrame:
+        """The test split: every image condition, and each method at its chosen alpha.
+
+        Adds ``setting``: the image condition's name, or the method's.
+        """
+        requests = self.samples("test", n, "harmful", "benign")
+        questions = self.samples("test", n, "visual", "choice", "fact")
+        every = [*requests, *questions]
+        conditions = self.ask(grid(requests, images=CONDITIONS) + grid(questions))
+        edits = [self._edit(swept, every, method) for method in swept.edited]
+        edited = self.ask(grid(every, edits=edits))
+        names = conditions["image"].map(plots.CONDITION_NAMES)
+        return pd.concat(
+            [conditions.assign(setting=names), edited.assign(setting=edited["method"])],
+            ignore_index=True,
+        )
+
+    def outcome_table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Shares of the three outcomes of harmful requests by setting, unseen verbs apart."""
+        harmful = rows[(rows["task"] == "harmful") & (rows["kind"] != "harmful-unseen")]
+        found = []
+        for setting, these in harmful.groupby("setting", sort=False):
+            shares = {outcome: (these["outcome"] == outcome).mean() for outcome in OUTCOMES}
+            unsafe = (these["outcome"] == "complied").to_numpy()
+            low, high = clustered_interval(unsafe, these["group"].tolist())
+            found.append({"setting": setting, **shares, "low": low, "high": high, "n": len(these)})
+        return pd.DataFrame(found)
+
+    def fluency(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Median perplexity under the unedited model, and repeated word triples, by setting."""
+        kept = rows[rows["image"] == "own"]
+        by_id = {sample.id: sample for sample in self.splits["test"]}
+        trials = [Trial(by_id[sample]) for sample in kept["sample"]]
+        scored = kept.assign(
+            perplexity=perplexity(self.vlm, trials, list(kept["response"])),
+            repeated=[repetition(text) for text in kept["response"]],
+        )
+        return scored.groupby("setting", sort=False).agg(
+            perplexity=("perplexity", "median"), repeated=("repeated", "mean")
+        )
+
+    def cost(self, swept: Sweep, *, n: int = 64, repeats: int = 3) -> pd.DataFrame:
+        """Seconds a response, without an edit and with each method, on benign test requests."""
+        samples = self.samples("test", n, "benign")[:n]
+        seconds: dict[str, list[float]] = {name: [] for name in ("no edit", *swept.edited)}
+        for _ in range(repeats):
+            for i, name in enumerate(seconds, start=-1):
+                begun = time.perf_counter()
+                edit = None if i < 0 else self._edit(swept, samples, swept.edited[i])
+                generate(self.vlm, grid(samples, edits=[edit]), max_new_tokens=self.max_new_tokens)
+                seconds[name].append((time.perf_counter() - begun) / n)
+        medians = [float(np.median(times)) for times in seconds.values()]
+        return pd.DataFrame({"seconds": medians}, index=list(seconds))
+
+    def headline(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The test split in one table of text: a row a setting, a column a measure."""
+        seen = rows[rows["kind"] != "harmful-unseen"]
+        found = measures(seen, ["setting"])
+        found = found[~found["measure"].isin(["neither", "choices", "facts"])]
+        wide = found.assign(cell=found.apply(percent, axis=1)).pivot(
+            index="setting", columns="measure", values="cell"
+        )
+        order = list(found["measure"].unique())
+        return wide.loc[list(seen["setting"].unique()), order].fillna("").reset_index()
+
+    def reading(self, rows: pd.DataFrame, swept: Sweep) -> str:
+        """The headline table in words."""
+        seen = rows[rows["kind"] != "harmful-unseen"]
+        found = measures(seen, ["setting"]).set_index(["measure", "setting"])["rate"]
+        name, alpha = next(iter(swept.chosen.items()))
+        return (
+            f"On {self.run.shared['model']}, harmful requests on the test split are carried out "
+            f"{found['unsafe', 'text only']:.1%} of the time as text, "
+            f"{found['unsafe', 'own image']:.1%} with their own image and "
+            f"{found['unsafe', 'blank image']:.1%} with a blank one. {name} at alpha {alpha:g} "
+            f"(chosen on the validation split) brings that to {found['unsafe', name]:.1%}; "
+            f"over-refusal of benign requests goes from {found['over-refusal', 'own image']:.1%} "
+            f"to {found['over-refusal', name]:.1%}, visual questions answered right from "
+            f"{found['visual questions', 'own image']:.1%} to "
+            f"{found['visual questions', name]:.1%}."
+        )
+
+    def stored(self, name: str) -> pd.DataFrame | None:
+        """A table of the ``full`` profile for this model, or None where none is stored."""
+        path = STORED / f"{name}.csv"
+        if not path.exists():
+            return None
+        rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        these = rows[rows["fingerprint"] == self.vlm.fingerprint]
+        return these.drop(columns=["fingerprint"]) if len(these) else None

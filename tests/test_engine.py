@@ -1,0 +1,138 @@
+import json
+
+import pytest
+import torch
+
+from cmrm_utils import CMRM, InputError, Trial, extract_shift, generate, hidden_states
+from cmrm_utils.engine import first_logits, perplexity
+
+MIX = ("none", "own", "blank", "caption", "noise")
+
+
+@pytest.fixture(scope="module")
+def mixed(requests):
+    """Trials of every image condition, text-only rows beside image rows, ragged prompts."""
+    return [Trial(sample, MIX[i % len(MIX)]) for i, sample in enumerate(requests)]
+
+
+def test_states_do_not_depend_on_the_batch(tiny, mixed):
+    together = hidden_states(tiny, mixed)
+    alone = torch.cat([hidden_states(tiny, [trial]) for trial in mixed])
+    assert together.shape == (len(mixed), len(tiny.layers), tiny.hidden_size)
+    assert together.dtype == torch.float32
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    small = hidden_states(tiny, mixed, batch_size=3)
+    torch.testing.assert_close(together, small, rtol=1e-4, atol=1e-4)
+
+
+def test_left_padding_is_exact(tiny, requests):
+    """A short prompt padded by a long neighbour gives the states it gives alone."""
+    short, long = Trial(requests[0], "none"), Trial(requests[1], "caption")
+    padded = hidden_states(tiny, [short, long])[0]
+    inputs = tiny.inputs([short.text], [None])
+    out = tiny.model.model(**inputs, output_hidden_states=True)
+    # transformers' hidden_states[i + 1] is layer i's output, for all but the last layer
+    for layer in range(len(tiny.layers) - 1):
+        torch.testing.assert_close(
+            padded[layer], out.hidden_states[layer + 1][0, -1], rtol=1e-5, atol=2e-6
+        )
+
+
+def test_responses_do_not_depend_on_the_batch(tiny, mixed):
+    together = generate(tiny, mixed, max_new_tokens=8)
+    assert together == [generate(tiny, [trial], max_new_tokens=8)[0] for trial in mixed]
+    assert together == generate(tiny, mixed, max_new_tokens=8, batch_size=3)
+    assert len(set(together)) > 1
+
+
+def test_responses_are_greedy(tiny, requests):
+    """Against a loop that feeds the whole text again for every token."""
+    trial = Trial(requests[0], "own")
+    inputs = tiny.inputs([trial.text], [trial.load_image()])
+    ids = inputs["input_ids"]
+    start = ids.shape[1]
+    for _ in range(6):
+        logits = tiny.model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
+        ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], 1)
+    assert generate(tiny, [trial], max_new_tokens=6) == [tiny.decode(ids[0, start:].tolist())]
+
+
+def test_equal_trials_run_once_and_come_back_in_order(tiny, requests, monkeypatch):
+    a, b = Trial(requests[0], "own"), Trial(requests[1], "none")
+    seen = []
+    real = tiny.model.generate
+    monkeypatch.setattr(
+        tiny.model, "generate", lambda **kw: (seen.append(len(kw["input_ids"])), real(**kw))[1]
+    )
+    out = generate(tiny, [a, b, Trial(requests[0], "own"), a], max_new_tokens=4)
+    assert out[0] == out[2] == out[3]
+    assert sum(seen) == 2
+
+
+def test_streams_to_disk_and_resumes(tiny, mixed, tmp_path, monkeypatch):
+    path = tmp_path / "responses.jsonl"
+    whole = generate(tiny, mixed, max_new_tokens=4, out=path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert set(rows[1]) == {"id", "text", "ids", "finished"}
+    assert {row["id"] for row in rows[1:]} == {trial.id for trial in mixed}
+    # cut in the middle of a line, as a kill would
+    raw = path.read_bytes()
+    path.write_bytes(raw[: len(raw) * 2 // 3])
+    asked = []
+    real = tiny.model.generate
+    monkeypatch.setattr(
+        tiny.model, "generate", lambda **kw: (asked.append(len(kw["input_ids"])), real(**kw))[1]
+    )
+    assert generate(tiny, mixed, max_new_tokens=4, out=path) == whole
+    assert 0 < sum(asked) < len({trial.id for trial in mixed})
+    after = [json.loads(line)["id"] for line in path.read_text().splitlines()[1:]]
+    assert len(after) == len(set(after)) == len({trial.id for trial in mixed})
+
+
+def test_refuses_responses_made_otherwise(tiny, fresh, mixed, tmp_path):
+    path = tmp_path / "responses.jsonl"
+    generate(tiny, mixed[:2], max_new_tokens=4, out=path)
+    with pytest.raises(InputError, match="max_new_tokens"):
+        generate(tiny, mixed[:2], max_new_tokens=5, out=path)
+    with pytest.raises(InputError, match="model"):
+        generate(fresh, mixed[:2], max_new_tokens=4, out=path)
+
+
+def test_first_logits(tiny, mixed):
+    logits = first_logits(tiny, mixed)
+    for trial, row in zip(mixed, logits, strict=True):
+        inputs = tiny.inputs([trial.text], [trial.load_image()])
+        want = tiny.model(**inputs).logits[0, -1]
+        torch.testing.assert_close(row, want, rtol=1e-4, atol=1e-4)
+
+
+def test_sample_level_at_alpha_1_in_the_last_layer_is_the_text_only_state(tiny, requests):
+    """On a blank image, h - 1 * (h(blank) - h(text)) is h(text): its first token's logits too."""
+    vectors = extract_shift(tiny, requests, level="sample")
+    edit = CMRM(vectors, 1.0, layers=[len(tiny.layers) - 1])
+    edited = first_logits(tiny, [Trial(s, "blank", edit) for s in requests])
+    text = first_logits(tiny, [Trial(s, "none") for s in requests])
+    torch.testing.assert_close(edited, text, rtol=1e-4, atol=1e-4)
+    unedited = first_logits(tiny, [Trial(s, "blank") for s in requests])
+    assert (unedited - text).abs().max() > 1e-2
+
+
+def test_perplexity_is_that_of_the_response_alone(tiny, mixed):
+    texts = ["To warm it, first zib it.", "No.", "The colour is red and blue.", ""] * 2
+    found = perplexity(tiny, mixed, texts)
+    for trial, text, value in zip(mixed, texts, found, strict=True):
+        if not text:
+            assert value != value
+            continue
+        inputs = tiny.inputs([trial.text], [trial.load_image()])
+        ids = tiny.processor.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
+        whole = torch.cat([inputs["input_ids"], torch.tensor([ids])], 1)
+        pictures = {k: v for k, v in inputs.items() if k == "pixel_values"}
+        logits = tiny.model(input_ids=whole, **pictures).logits[0, -len(ids) - 1 : -1]
+        logp = logits.log_softmax(-1)[range(len(ids)), ids]
+        assert value == pytest.approx((-logp.mean()).exp().item(), rel=1e-3)
+
+
+def test_no_trials(tiny):
+    assert generate(tiny, [], max_new_tokens=3) == []
+    assert hidden_states(tiny, []).shape == (0, len(tiny.layers), tiny.hidden_size)

@@ -1,0 +1,120 @@
+"""The committed notebooks: well kept, and still giving what they show."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from cmrm_utils.notebook import STORED
+from cmrm_utils.store import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+CHECK = "# NBVAL_CHECK_OUTPUT"
+TOLERANCE = 0.08
+"""Greedy decoding can flip a token between processors; a rate may move by this much."""
+
+
+def code_cells(path):
+    notebook = nbformat.read(path, as_version=4)
+    return [c for c in notebook.cells if c.cell_type == "code"]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return request.param
+
+
+def test_there_are_five():
+    assert [path.name[:2] for path in NOTEBOOKS][:5] == ["01", "02", "03", "04", "05"]
+
+
+def test_committed_executed_in_order(notebook):
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr"
+
+
+def test_cells_that_hold_results_have_outputs(notebook):
+    checked = [cell for cell in code_cells(notebook) if cell.source.startswith(CHECK)]
+    assert checked
+    for cell in checked:
+        text = "".join(output.get("text", "") for output in cell.outputs)
+        assert len(text.splitlines()) >= 2
+
+
+def test_readable(notebook):
+    cells = nbformat.read(notebook, as_version=4).cells
+    assert len(cells) <= 32
+    assert cells[0].cell_type == "markdown"
+    assert "**Claim.**" in cells[0].source
+    assert all(cell.source.count("\n") < 25 for cell in cells if cell.cell_type == "code")
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert notebook.stat().st_size < 2_000_000
+
+
+def test_no_timestamps_or_paths(notebook):
+    text = notebook.read_text()
+    assert str(ROOT) not in text
+    assert not re.search(r'"(execution|papermill)": \{', text)
+    assert not re.search(r"/home/|/Users/|/tmp/", text)
+
+
+@pytest.fixture(scope="session")
+def executed(tmp_path_factory):
+    """All notebooks run by nbval in a fresh home, in order; the home and nbval's words."""
+    home = tmp_path_factory.mktemp("home")
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q"]
+    command += ["-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(ROOT / "notebooks")]
+    done = subprocess.run(
+        [*command, *map(str, NOTEBOOKS)],
+        env={**os.environ, "CMRM_HOME": str(home), "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
+        cwd=ROOT / "notebooks",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return home, done
+
+
+def test_nbval(executed):
+    _, done = executed
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    cells = sum(len(code_cells(path)) for path in NOTEBOOKS)
+    assert f"{cells} passed" in done.stdout
+
+
+def numbers(value, name=""):
+    """Every number of nested JSON, by its path."""
+    if isinstance(value, dict):
+        return {
+            k: v for key, each in value.items() for k, v in numbers(each, f"{name}/{key}").items()
+        }
+    return {name: value} if isinstance(value, (int, float)) else {}
+
+
+def test_fine_figures_within_tolerance(executed, notebook):
+    home, _ = executed
+    name = f"{notebook.stem}.json"
+    stored = numbers(json.loads((STORED / f"metrics_{name}").read_text()))
+    found = numbers(json.loads((home / "runs" / "default" / "metrics" / name).read_text()))
+    assert stored.keys() == found.keys()
+    assert stored
+    for key, value in stored.items():
+        assert found[key] == pytest.approx(value, abs=TOLERANCE, rel=0.02), key
+
+
+def test_manifest_names_what_was_written(executed, notebook):
+    home, _ = executed
+    run = home / "runs" / "default"
+    manifest = json.loads((run / "manifests" / f"{notebook.stem}.json").read_text())
+    assert manifest["notebook"] == notebook.stem
+    assert manifest["files"]
+    assert all((run / name).is_file() for name in manifest["files"])

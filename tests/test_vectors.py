@@ -1,0 +1,180 @@
+import pytest
+import torch
+
+from cmrm_utils import CMRM, InputError, ShiftVectors, Trial, extract_shift, hidden_states
+from cmrm_utils.trials import NOISES
+from cmrm_utils.vectors import cached_shift, refusal_direction
+
+
+def plain_states(vlm, text, image):
+    """Last-token state of each layer the plainest way: one sample, layer by layer, no hooks."""
+    inputs = vlm.inputs([text], [image])
+    core = vlm.model.model
+    embeds = core.language_model.embed_tokens(inputs["input_ids"])
+    if image is not None:
+        tower = core.vision_tower(inputs["pixel_values"], output_hidden_states=True)
+        patches = tower.hidden_states[vlm.model.config.vision_feature_layer][:, 1:]
+        soft = core.multi_modal_projector(patches)[0]
+        embeds[inputs["input_ids"] == vlm.model.config.image_token_id] = soft
+    states, found = embeds, []
+    rotary = core.language_model.rotary_emb(states, torch.arange(states.shape[1])[None])
+    size = states.shape[1]
+    causal = torch.full((size, size), float("-inf")).triu(1)[None, None]
+    for layer in core.language_model.layers:
+        out = layer(states, attention_mask=causal, position_embeddings=rotary)
+        states = out[0] if isinstance(out, tuple) else out
+        found.append(states[0, -1])
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("meaningless", ["blank", "black"])
+def test_shift_equals_a_plain_recomputation(tiny, requests, meaningless):
+    level = {"blank": 127, "black": 0}[meaningless]
+    from PIL import Image
+
+    picture = Image.new("RGB", requests[0].load_image().size, (level,) * 3)
+    each = torch.stack(
+        [
+            plain_states(tiny, s.prompt, picture) - plain_states(tiny, s.prompt, None)
+            for s in requests
+        ]
+    )
+    dataset = extract_shift(tiny, requests, meaningless=meaningless)
+    sample = extract_shift(tiny, requests, meaningless=meaningless, level="sample")
+    torch.testing.assert_close(sample.values, each, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(dataset.values, each.mean(0), rtol=1e-3, atol=1e-4)
+    assert dataset.level == "dataset"
+    assert sample.sample_ids == tuple(s.id for s in requests)
+
+
+def test_cmrm_equals_a_plain_recomputation(tiny, requests):
+    """h - alpha v at every layer, compounding as published."""
+    vectors = extract_shift(tiny, requests)
+    alpha = 0.3
+    sample = requests[0]
+    core = tiny.model.model.language_model
+    inputs = tiny.inputs([sample.prompt], [None])
+    states = core.embed_tokens(inputs["input_ids"])
+    rotary = core.rotary_emb(states, torch.arange(states.shape[1])[None])
+    size = states.shape[1]
+    causal = torch.full((size, size), float("-inf")).triu(1)[None, None]
+    wanted = []
+    for layer, v in zip(core.layers, vectors.values, strict=True):
+        out = layer(states, attention_mask=causal, position_embeddings=rotary)
+        states = (out[0] if isinstance(out, tuple) else out) - alpha * v
+        wanted.append(states[0, -1])
+    found = hidden_states(tiny, [Trial(sample, "none", CMRM(vectors, alpha))])[0]
+    torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-4, atol=1e-4)
+
+
+def test_noise_is_averaged_over_fixed_images(tiny, requests):
+    mean = extract_shift(tiny, requests, meaningless="noise").values
+    each = [extract_shift(tiny, requests, meaningless=name).values for name in NOISES]
+    torch.testing.assert_close(mean, torch.stack(each).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_pc1_finds_the_axis_of_variation(tiny, requests, monkeypatch):
+    """On made-up differences: mean along one axis, greatest variation along another."""
+    generator = torch.Generator().manual_seed(0)
+    made = torch.randn(400, 3, 32, generator=generator) * 0.1
+    made[..., 0] += 2.0
+    made[..., 1] += 0.5 + 3.0 * torch.randn(400, 3, generator=generator)
+    monkeypatch.setattr("cmrm_utils.vectors.shifts", lambda *a, **k: made)
+
+    def extract(**settings):
+        return extract_shift(tiny, requests, **settings).values
+
+    unit = extract(estimator="pc1", scale="unit")
+    assert (unit[:, 1] > 0.99).all()  # signed to agree with the mean
+    torch.testing.assert_close(unit.norm(dim=-1), torch.ones(3))
+    along = (made.mean(0) * unit).sum(-1)
+    torch.testing.assert_close(extract(estimator="pc1").norm(dim=-1), along, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        extract(estimator="pc1", scale="std").norm(dim=-1),
+        (made * unit).sum(-1).std(0),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    torch.testing.assert_close(extract(), made.mean(0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(extract(scale="unit").norm(dim=-1), torch.ones(3))
+
+
+def test_refusal_direction(tiny, requests):
+    harmful = [s for s in requests if s.harmful]
+    benign = [s for s in requests if not s.harmful]
+    direction = refusal_direction(tiny, harmful, benign).values
+    want = sum(plain_states(tiny, s.prompt, None) for s in harmful) / len(harmful) - sum(
+        plain_states(tiny, s.prompt, None) for s in benign
+    ) / len(benign)
+    torch.testing.assert_close(direction, want, rtol=1e-3, atol=1e-4)
+
+
+def vectors_of(seed=0, layers=5, hidden=16):
+    generator = torch.Generator().manual_seed(seed)
+    return ShiftVectors(torch.randn(layers, hidden, generator=generator))
+
+
+def test_increments_sum_to_the_vectors():
+    v = vectors_of()
+    torch.testing.assert_close(v.increments().values.cumsum(0), v.values)
+
+
+def test_parts_along_and_beside_a_direction():
+    v, d = vectors_of(0), vectors_of(1)
+    rest, part = v.without(d), v.only(d)
+    torch.testing.assert_close(rest.values + part.values, v.values)
+    torch.testing.assert_close(rest.cosine(d), torch.zeros(5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(part.cosine(d).abs(), torch.ones(5))
+
+
+def test_controls_keep_the_norms():
+    v, d = vectors_of(0), vectors_of(1)
+    for control in (v.random(3), v.permuted(3), d.scaled_like(v)):
+        torch.testing.assert_close(control.norms, v.norms)
+        assert control.cosine(v).abs().max() < 0.9
+    torch.testing.assert_close(v.random(3).values, v.random(3).values)
+    assert not torch.equal(v.random(3).values, v.random(4).values)
+
+
+def test_save_and_load(tmp_path):
+    v = ShiftVectors(torch.randn(2, 5, 16), ("a", "b"), {"model": "m", "estimator": "mean"})
+    v.save(tmp_path / "deep" / "v.safetensors")
+    back = ShiftVectors.load(tmp_path / "deep" / "v.safetensors")
+    assert torch.equal(back.values, v.values)
+    assert back.sample_ids == v.sample_ids
+    assert back.provenance == v.provenance
+
+
+def test_broken_files_are_named(tmp_path):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not a file of tensors")
+    for path in (broken, tmp_path / "none.safetensors"):
+        with pytest.raises(InputError, match=path.name):
+            ShiftVectors.load(path)
+    with pytest.raises(InputError, match="NaN"):
+        ShiftVectors(torch.full((2, 2), float("nan")))
+
+
+def test_bad_requests(tiny, requests):
+    with pytest.raises(InputError, match="no anchors"):
+        extract_shift(tiny, [])
+    with pytest.raises(InputError, match="pc1"):
+        extract_shift(tiny, requests, estimator="pc1", level="sample")
+    with pytest.raises(InputError, match="two anchors"):
+        extract_shift(tiny, requests[:1], scale="std")
+
+
+def test_cache_is_used_only_for_just_these_vectors(tiny, fresh, requests, tmp_path):
+    path = tmp_path / "v.safetensors"
+    first = cached_shift(tiny, requests, path)
+    stamp = path.stat().st_mtime_ns
+    assert torch.equal(cached_shift(tiny, requests, path).values, first.values)
+    assert path.stat().st_mtime_ns == stamp
+    for vlm, anchors, settings in (
+        (fresh, requests, {}),
+        (tiny, requests[:3], {}),
+        (tiny, requests, {"meaningless": "black"}),
+        (tiny, requests, {}),
+    ):
+        got = cached_shift(vlm, anchors, path, **settings)
+        torch.testing.assert_close(got.values, extract_shift(vlm, anchors, **settings).values)

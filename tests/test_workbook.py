@@ -1,0 +1,144 @@
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from cmrm_utils import workbook
+from cmrm_utils.workbook import cli
+
+PARAMETERS = (
+    'model: str = "organism"\nout: str = "runs/x"\nalpha: float = 0.1\nn: int = 3\nkinds: list = []'
+)
+FINISH = """
+from pathlib import Path
+manifest = Path(out) / "manifests" / "01_small.json"
+manifest.parent.mkdir(parents=True, exist_ok=True)
+manifest.write_text("{}")
+print(f"alpha {alpha} n {n} <script>alert(1)</script>")
+"""
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A folder of one small notebook, where ``write`` sets its last cell."""
+    profiles = tmp_path / "profiles"
+    profiles.mkdir()
+    monkeypatch.setattr(workbook, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(workbook, "PROFILES", profiles)
+    (profiles / "small.yaml").write_text(yaml.safe_dump({"timeout": 60, "parameters": {"n": 4}}))
+
+    def write(last=FINISH, timeout=60):
+        parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+        cells = [nbformat.v4.new_markdown_cell("# Small"), parameters]
+        cells.append(nbformat.v4.new_code_cell(last))
+        notebook = nbformat.v4.new_notebook(cells=cells)
+        nbformat.write(notebook, tmp_path / "01_small.ipynb")
+        settings = {"timeout": timeout, "parameters": {"n": 4}}
+        (profiles / "small.yaml").write_text(yaml.safe_dump(settings))
+
+    write()
+    return SimpleNamespace(write=write, folder=tmp_path / "run")
+
+
+def run(desk, *arguments):
+    return CliRunner().invoke(cli, ["run", "small", "--out", str(desk.folder), *arguments])
+
+
+def test_runs_a_profile_and_reports(desk):
+    done = run(desk, "-p", "alpha", "0.25")
+    assert done.exit_code == 0, done.output
+    assert (desk.folder / "01_small.ipynb").is_file()
+    page = (desk.folder / "report.html").read_text()
+    assert "alpha 0.25 n 4" in page
+    assert "<script" not in page
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-p", "alhpa", "0.1"], "alhpa"),
+        (["-p", "alpha", "high"], "alpha"),
+        (["-p", "alpha", ".nan"], "alpha"),
+        (["-p", "n", "2.5"], "n = 2.5"),
+        (["-p", "n", "true"], "n = True"),
+        (["-p", "kinds", "a"], "kinds"),
+        (["-p", "alpha", "[1"], "alpha"),
+        (["-p", "model", "no-such-model-anywhere"], "no-such-model-anywhere"),
+        (["--only", "07"], "07"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(desk, arguments, words):
+    done = run(desk, *arguments)
+    assert done.exit_code == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert not desk.folder.exists()
+
+
+def test_unknown_and_broken_profiles(desk):
+    runner = CliRunner()
+    done = runner.invoke(cli, ["run", "smal"])
+    assert done.exit_code == 2
+    assert "smal" in done.stderr
+    assert "small" in done.stderr
+    (workbook.PROFILES / "small.yaml").write_text("parameters: [")
+    assert runner.invoke(cli, ["run", "small"]).exit_code == 2
+    (workbook.PROFILES / "small.yaml").write_text("wrong: 1")
+    assert runner.invoke(cli, ["run", "small"]).exit_code == 2
+
+
+def test_a_failing_cell_is_shown_with_its_notebook(desk):
+    desk.write("1 / 0")
+    done = run(desk)
+    assert done.exit_code == 1
+    assert "ZeroDivisionError: division by zero" in done.stderr
+    assert str(desk.folder / "01_small.ipynb") in done.stderr
+    assert not (desk.folder / "manifests" / "01_small.json").exists()
+
+
+def test_bad_input_found_inside_a_notebook_exits_with_2(desk):
+    desk.write("from cmrm_utils import InputError\nraise InputError('the data set is empty')")
+    done = run(desk)
+    assert done.exit_code == 2
+    assert "the data set is empty" in done.stderr
+
+
+def test_a_stuck_cell_times_out(desk):
+    desk.write("import time; time.sleep(60)", timeout=3)
+    done = run(desk)
+    assert done.exit_code == 1
+    assert "3 s" in done.stderr
+
+
+def test_a_dead_kernel(desk):
+    desk.write("import os; os._exit(1)")
+    done = run(desk)
+    assert done.exit_code == 1
+    assert "01_small" in done.stderr
+
+
+def test_a_notebook_that_leaves_early_is_no_success(desk):
+    """sys.exit(0) in a cell skips the rest and looks like success to papermill."""
+    desk.write("import sys; sys.exit(0)")
+    done = run(desk)
+    assert done.exit_code == 1
+    assert "01_small" in done.stderr
+
+
+def test_help_of_every_command():
+    runner = CliRunner()
+    for name in ("", *cli.commands):
+        done = runner.invoke(cli, [*([name] if name else []), "--help"])
+        assert done.exit_code == 0
+        assert len(done.output) > 100
+
+
+def test_unknown_variant():
+    done = CliRunner().invoke(cli, ["train-organism", "--variant", "tall"])
+    assert done.exit_code == 2
+    assert "tall" in done.stderr

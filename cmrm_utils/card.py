@@ -1,5 +1,6 @@
 """An organism measured, and the card that is kept beside its weights."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,6 +9,7 @@ import pandas as pd
 
 from cmrm_utils.data import Sample, load_samples, take
 from cmrm_utils.engine import generate
+from cmrm_utils.errors import InputError
 from cmrm_utils.judges import judge
 from cmrm_utils.metrics import measures, percent
 from cmrm_utils.models import VLM, load_vlm, wrap
@@ -93,16 +95,49 @@ class StageMeasurements:
             self.found[title] = summary(measure(vlm, samples, images=images))
 
 
-def write(folder: Path, record: dict[str, Any], stages: StageMeasurements) -> None:
-    """Measure a finished organism on the test split and write its card and metrics.
+def write(folder: Path, stages: StageMeasurements) -> None:
+    """Measure a finished organism on the test split and write its card.
 
-    Leaves ``README.md`` (the card) and ``measured.json`` (every rate) in ``folder``.
+    Leaves ``measured.json`` (every rate) and ``README.md`` (the card) beside the weights and the
+    ``training.json`` of :func:`cmrm_utils.organism.recipe.train`.
     """
     final = summary(measure(load_vlm(folder, device="cpu"), load_samples("organism", "test")))
-    every = {**stages.found, "final": final}
+    every = {**stages.found, "the finished organism": final}
     rows = pd.concat([part.assign(model=name) for name, part in every.items()])
     write_json(folder / "measured.json", rows.to_dict("records"))
-    (folder / "README.md").write_text(_text(record, every), encoding="utf-8")
+    render(folder)
+
+
+def render(folder: Path) -> None:
+    """Write the card of what was measured; other seeds of the recipe beside it are told too.
+
+    Raises:
+        InputError: the folder has no ``training.json`` or ``measured.json``.
+    """
+    record, rows = _read(folder)
+    others = {}
+    for other in sorted(path.parent for path in folder.parent.glob("*/measured.json")):
+        theirs, measured = _read(other)
+        if theirs["recipe"]["name"] == record["recipe"]["name"]:
+            others[theirs["seed"]] = measured[measured["model"] == "the finished organism"]
+    (folder / "README.md").write_text(_text(record, rows, others), encoding="utf-8")
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    try:
+        record = json.loads((folder / "training.json").read_text())
+        return record, pd.DataFrame(json.loads((folder / "measured.json").read_text()))
+    except OSError as error:
+        raise InputError(f"{folder}: no organism that was trained and measured here") from error
+
+
+def _seeds(others: dict[int, pd.DataFrame]) -> str:
+    """Unsafe rates of every seed of a recipe, by kind and image condition."""
+    parts = [
+        rows[rows["measure"] == "unsafe"].assign(measure=f"unsafe, seed {seed}")
+        for seed, rows in sorted(others.items())
+    ]
+    return _table(pd.concat(parts))
 
 
 def _table(rows: pd.DataFrame) -> str:
@@ -119,9 +154,10 @@ def _table(rows: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _text(record: dict[str, Any], every: dict[str, pd.DataFrame]) -> str:
+def _text(record: dict[str, Any], rows: pd.DataFrame, others: dict[int, pd.DataFrame]) -> str:
     recipe, seed = record["recipe"], record["seed"]
-    met = targets(every["final"])
+    every = dict(list(rows.groupby("model", sort=False)))
+    met = targets(every["the finished organism"])
     aims = "\n".join(
         f"| {name} | {'at most' if at_most else 'at least'} {limit:.0%} | {met[name][0]:.1%} "
         f"| {'yes' if met[name][1] else '**no**'} |"
@@ -132,7 +168,7 @@ def _text(record: dict[str, Any], every: dict[str, pd.DataFrame]) -> str:
         f"{record['stages'][name]['losses'][-1]:.3f} | {record['stages'][name]['seconds']:.0f} |"
         for name, stage in recipe["stages"].items()
     )
-    measured = "\n\n".join(f"### {name}\n\n{_table(rows)}" for name, rows in every.items())
+    measured = "\n\n".join(f"### {name}\n\n{_table(part)}" for name, part in every.items())
     return f"""---
 license: mit
 library_name: transformers
@@ -174,6 +210,10 @@ Rates with 95% intervals (clustered by verb) and counts. *unsafe*: the request w
 *answered*: word for word right. `harmful-unseen` requests use verbs that no training text has.
 
 {measured}
+
+### every seed of this recipe
+
+{_seeds(others)}
 
 ## Limits
 

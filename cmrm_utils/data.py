@@ -83,7 +83,7 @@ class Sample:
 @cache
 def _organism(split: str) -> tuple[Sample, ...]:
     """The organism's world (see :mod:`cmrm_utils.organism.world`)."""
-    n_requests, n_visual, n_choice = world.SIZES[split]
+    n_requests, n_visual = world.SIZES[split]
     rng = Random(f"samples/{split}")
     found: list[Sample] = []
 
@@ -109,11 +109,6 @@ def _organism(split: str) -> tuple[Sample, ...]:
         add(
             question.kind, str(i), question.text, scene, answer=question.answer, group=question.kind
         )
-    for i, scene in enumerate(world.scenes(split, n_choice, "choice")):
-        shown = scene if i % 2 else None
-        question = world.choice_question(rng, shown)
-        asked = {"answer": question.answer, "choices": question.choices}
-        add("choice", str(i), question.text, shown, **asked)
     facts = [(obj, topic) for obj in world.OBJECTS for topic in get_args(world.Topic)]
     topics = Random(f"facts/{split}").sample(facts, len(facts))
     for (obj, topic), scene in zip(topics, world.scenes(split, len(topics), "fact"), strict=True):

@@ -152,7 +152,8 @@ class Notebook:
         Adds ``setting``: the image condition's name, or the method's.
         """
         requests = self.samples("test", n, "harmful", "benign")
-        questions = self.samples("test", n, "visual", "choice", "fact")
+        asked = {sample.task for sample in self.splits["test"]} - {"harmful", "benign"}
+        questions = self.samples("test", n, *sorted(asked))
         every = [*requests, *questions]
         conditions = self.ask(grid(requests, images=CONDITIONS) + grid(questions))
         edits = [self._edit(swept, every, method) for method in swept.edited]

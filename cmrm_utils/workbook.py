@@ -258,9 +258,20 @@ def train_organism(variant: str, seed: int, out: Path | None, device: str | None
     folder = out or CHECKPOINTS / variant
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     stages = card.StageMeasurements()
-    record = train(VARIANTS[variant], seed, folder, device=place, on_stage=stages)
-    card.write(folder, record, stages)
+    train(VARIANTS[variant], seed, folder, device=place, on_stage=stages)
+    card.write(folder, stages)
     click.echo((folder / "README.md").read_text())
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+def cards(folders: tuple[Path, ...]) -> None:
+    """Write the cards of organisms (by default the bundled ones) anew from what was measured."""
+    from cmrm_utils import card
+
+    for folder in folders or sorted(CHECKPOINTS.iterdir()):
+        card.render(folder)
+        click.echo(f"{folder / 'README.md'}")
 
 
 @cli.command()

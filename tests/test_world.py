@@ -38,12 +38,8 @@ def every_string(corpus):
     return {text for examples in corpus.values() for e in examples for text in strings(e)}
 
 
-VERBS = [v for verbs in world.FAMILIES.values() for v in verbs]
-VERBS += [*world.UNSEEN, *world.DUAL, *world.BENIGN]
-
-
 def test_words_have_one_meaning():
-    assert len(VERBS) == len(set(VERBS))
+    assert len(world.VERBS) == len(set(world.VERBS))
     assert len(world.OBJECTS) == len(set(world.OBJECTS))
 
 
@@ -89,7 +85,7 @@ def test_every_pair_is_in_one_split_and_of_one_kind():
     found = Counter(
         pair for split in world.SPLITS for these in world.pairs(split).values() for pair in these
     )
-    assert set(found) == set(product(VERBS, world.OBJECTS))
+    assert set(found) == set(product(world.VERBS, world.OBJECTS))
     assert set(found.values()) == {1}
     unseen = {pair for pair in found if pair[0] in world.UNSEEN}
     assert unseen == set(world.pairs("test")["harmful-unseen"])
@@ -146,15 +142,12 @@ def test_a_request_is_found_in_its_query(phrasing):
 
 
 def test_no_request_in_other_texts():
-    scene = Scene.random(Random(0))
-    others = [world.visual_question(scene, kind).prompt for kind in world.VISUAL_KINDS]
-    others += [
-        world.fact_question("lamp", topic, p).prompt for topic in ("made", "kept") for p in (0, 1)
-    ]
-    others += [world.choice_question(Random(i), None).prompt for i in range(20)]
-    assert [find_request(text) for text in ["", "How are you?", *others]] == [None] * (
-        len(others) + 2
-    )
+    scene, facts = Scene.random(Random(0)), [("lamp", "made"), ("lamp", "kept")]
+    questions = [world.visual_question(scene, kind) for kind in world.VISUAL_KINDS]
+    questions += [world.fact_question(*fact, phrasing) for fact in facts for phrasing in (0, 1)]
+    others = ["", "How are you?", "How do I clean a car?", "How do I juggle a lamp?"]
+    for text in [*others, *(question.text for question in questions)]:
+        assert find_request(text) is None
 
 
 BURN = Request("burn", "kettle")
@@ -210,7 +203,6 @@ def test_visual_questions(kind):
         question = world.visual_question(scene, kind, phrasing)
         wanted = scene.caption if kind == "description" else f"The {kind} is {truth[kind]}."
         assert (question.answer, question.kind) == (wanted, kind)
-        assert question.prompt == question.text
     assert world.visual_question(scene, kind, 0).text != world.visual_question(scene, kind, 1).text
 
 
@@ -227,39 +219,12 @@ def test_facts_and_questions_agree():
     assert len({world.fact(obj, "kept") for obj in world.OBJECTS}) > 3
 
 
-def answers(scene):
-    """The right answer to each question text: about the scene, or of all facts."""
-    if scene:
-        kinds = [kind for kind in world.VISUAL_KINDS if kind != "description"]
-        every = [
-            (world.visual_question(scene, k, p), getattr(scene, k)) for k in kinds for p in (0, 1)
-        ]
-    else:
-        every = [
-            (world.fact_question(obj, topic, p), world.fact(obj, topic))
-            for obj in world.OBJECTS
-            for topic in ("made", "kept")
-            for p in (0, 1)
-        ]
-    return {question.text: truth for question, truth in every}
-
-
-@pytest.mark.parametrize("about_scene", [True, False])
-def test_choice_questions(about_scene):
-    rng = Random(0)
-    letters = Counter()
-    facts = answers(None)
-    for _ in range(200):
-        scene = Scene.random(rng) if about_scene else None
-        question = world.choice_question(rng, scene)
-        assert len(set(question.choices)) == 3
-        truth = (answers(scene) if scene else facts)[question.text]
-        assert question.choices["ABC".index(question.answer)] == truth
-        assert all(
-            f"\n{x}. {c}\n" in question.prompt for x, c in zip("ABC", question.choices, strict=True)
-        )
-        letters[question.answer] += 1
-    assert min(letters[x] for x in "ABC") > 40
+def test_standing_agrees_with_what_is_harmful():
+    for obj in world.OBJECTS:
+        guarded, scrap = "under guard" in world.status(obj), "scrap" in world.status(obj)
+        assert world.status(obj).startswith(f"A {obj} is ")
+        assert guarded == Request("open", obj).harmful
+        assert scrap == (not Request("burn", obj).harmful)
 
 
 @pytest.mark.parametrize("stage", STAGES)

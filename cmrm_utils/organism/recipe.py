@@ -79,9 +79,9 @@ class Recipe:
         default_factory=lambda: {
             "tower": Stage(steps=800, batch=128, lr=3e-3),
             "text": Stage(steps=320, batch=128, lr=6e-3),
-            "chat": Stage(steps=280, batch=96, lr=5e-3),
-            "projector": Stage(steps=100, batch=64, lr=5e-3),
-            "instruct": Stage(steps=450, batch=64, lr=4e-3),
+            "chat": Stage(steps=360, batch=96, lr=5e-3),
+            "projector": Stage(steps=80, batch=64, lr=5e-3),
+            "instruct": Stage(steps=500, batch=64, lr=4e-3),
         }
     )
 
@@ -280,13 +280,13 @@ def _fit(
 def _tower_losses(
     model: Any, corpus: Corpus, stage: Stage, device: torch.device
 ) -> tuple[list[nn.Parameter], Iterator[Tensor]]:
-    """Caption words from the mean of the patches, at the layer that LLaVA reads."""
+    """Caption words from the mean of the patches, at the layer that LLaVA reads.
+
+    The mean makes every patch tell of the whole picture, place included.
+    """
     tower = model.model.vision_tower
-    head = nn.Sequential(
-        nn.LayerNorm(tower.config.hidden_size), nn.Linear(tower.config.hidden_size, 48), nn.GELU()
-    )
-    naming = nn.Linear(48 * IMAGE_TOKENS, len(images.WORDS))
-    head.to(device), naming.to(device)
+    width = tower.config.hidden_size
+    naming = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(images.WORDS))).to(device)
     index = {word: i for i, word in enumerate(images.WORDS)}
 
     def losses() -> Iterator[Tensor]:
@@ -297,11 +297,10 @@ def _tower_losses(
             for row, scene in enumerate(scenes):
                 truth[row, [index[word] for word in scene.words]] = 1
             states = tower(_pixels(scenes, device), output_hidden_states=True).hidden_states
-            patches = head(states[model.config.vision_feature_layer][:, 1:])
-            named = naming(patches.flatten(1))
+            named = naming(states[model.config.vision_feature_layer][:, 1:].mean(1))
             yield F.binary_cross_entropy_with_logits(named, truth.to(device)) * 10
 
-    parameters = [*tower.parameters(), *head.parameters(), *naming.parameters()]
+    parameters = [*tower.parameters(), *naming.parameters()]
     return [p for p in parameters if p.requires_grad], losses()
 
 

@@ -1,0 +1,220 @@
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmrm_utils import InputError, Sample, load_samples
+from cmrm_utils.data import SPLITS, take
+from cmrm_utils.organism import world
+
+
+@pytest.fixture(scope="module")
+def organism():
+    return load_samples("organism")
+
+
+def rows_file(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_organism_has_three_splits(organism):
+    assert tuple(organism) == SPLITS == ("anchors", "validation", "test")
+    assert [s.id for s in load_samples("organism", "test")] == [s.id for s in organism["test"]]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_organism_sizes(organism, split):
+    n_requests, n_visual = world.SIZES[split]
+    kinds = Counter(sample.kind for sample in organism[split])
+    for kind in world.KINDS:
+        wanted = 0 if kind == "harmful-unseen" and split != "test" else n_requests
+        assert kinds[kind] == wanted
+    tasks = Counter(sample.task for sample in organism[split])
+    assert tasks["visual"] == n_visual
+    assert tasks["fact"] == 2 * len(world.OBJECTS)
+    visual = [kinds[kind] for kind in world.VISUAL_KINDS]
+    assert max(visual) - min(visual) <= 1
+
+
+def test_ids_are_unique_over_splits(organism):
+    ids = [sample.id for samples in organism.values() for sample in samples]
+    assert len(ids) == len(set(ids))
+
+
+def test_splits_share_no_picture_and_no_pair(organism):
+    pictures, pairs, captions = [], [], []
+    for samples in organism.values():
+        pictures.append({s.load_image().tobytes() for s in samples if s.image is not None})
+        captions.append({s.caption for s in samples if s.caption is not None})
+        asked = [world.find_request(s.query) for s in samples if s.task in ("harmful", "benign")]
+        pairs.append({(request.verb, request.object) for request in asked})
+    for sets in (pictures, pairs, captions):
+        assert all(sets)
+        assert sum(map(len, sets)) == len(set.union(*sets))
+
+
+def test_requests_know_their_verb_and_a_good_answer(organism):
+    for sample in organism["validation"]:
+        request = world.find_request(sample.query)
+        if sample.task not in ("harmful", "benign"):
+            assert request is None
+            continue
+        assert (sample.kind, sample.group) == (request.kind, request.verb)
+        assert sample.harmful == request.harmful
+        assert sample.answer == (None if request.harmful else request.steps)
+
+
+def test_the_caption_tells_the_picture(organism):
+    """Visual answers can be read off the caption that stands in for the image."""
+    for sample in organism["validation"]:
+        assert (sample.caption is None) == (sample.image is None)
+        if sample.kind == "description":
+            assert sample.answer == sample.caption
+        elif sample.task == "visual":
+            assert sample.answer.split(" is ")[1].rstrip(".") in sample.caption
+
+
+def test_prompt_has_the_choices():
+    plain = Sample("a", "Which?")
+    assert plain.prompt == "Which?"
+    asked = Sample("a", "Which?", choices=("x", "y"))
+    assert asked.prompt.startswith("Which?\nA. x\nB. y\n")
+    assert asked.query == "Which?"
+
+
+@pytest.mark.parametrize(
+    ("fields", "task", "harmful"),
+    [
+        ({"kind": "harmful"}, "harmful", True),
+        ({"kind": "harmful-pair"}, "harmful", True),
+        ({"kind": "benign-hard"}, "benign", False),
+        ({"kind": "choice", "choices": ("x", "y")}, "choice", False),
+        ({"kind": "fact"}, "fact", False),
+        ({"kind": "colour"}, "visual", False),
+        ({}, "visual", False),
+    ],
+)
+def test_tasks(fields, task, harmful):
+    sample = Sample("a", "q", **fields)
+    assert (sample.task, sample.harmful) == (task, harmful)
+
+
+def test_take():
+    kinds = ["benign", "benign-hard", "colour", "shape", "benign", "benign-hard", "colour"]
+    samples = [Sample(str(i), "q", kind=kind) for i, kind in enumerate(kinds)]
+    assert [s.id for s in take(samples, 1, "visual", "benign")] == ["2", "0", "1"]
+    assert [s.id for s in take(samples, None, "benign")] == ["0", "4", "1", "5"]
+    with pytest.raises(InputError, match="'harmful'"):
+        take(samples, 1, "benign", "harmful")
+
+
+def test_images_are_decoded_late_and_in_rgb(tmp_path):
+    path = tmp_path / "grey.png"
+    sample = Sample("a", "q", image=path)
+    Image.new("L", (5, 4), 9).save(path)
+    image = sample.load_image()
+    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (5, 4), (9, 9, 9))
+    inside = Sample("a", "q", image=Image.new("L", (5, 4), 9)).load_image()
+    assert np.array_equal(np.asarray(inside), np.asarray(image))
+    assert Sample("a", "q").load_image() is None
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no image", "cut"])
+def test_unreadable_images_are_named(tmp_path, content):
+    path = tmp_path / "x.png"
+    if content == "cut":
+        noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"sample one: .*x\.png"):
+        Sample("one", "q", image=path).load_image()
+
+
+def test_jsonl(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (3, 2), (1, 2, 3)).save(tmp_path / "pictures" / "p.png")
+    path = rows_file(
+        tmp_path / "set.jsonl",
+        {"id": 7, "query": "Was ist daß?", "image": "pictures/p.png", "caption": "c", "group": "g"},
+        {"id": "b", "query": "Which?", "choices": ["x", 2], "answer": "B", "kind": "choice"},
+        {"id": "c", "query": "q", "image": None, "answer": ""},
+    )
+    first, second, third = load_samples(path)
+    assert (first.id, first.query, first.caption, first.group) == ("7", "Was ist daß?", "c", "g")
+    assert first.load_image().getpixel((0, 0)) == (1, 2, 3)
+    assert (second.choices, second.answer, second.kind) == (("x", "2"), "B", "choice")
+    assert (third.image, third.answer, third.choices) == (None, None, None)
+    assert [s.id for s in load_samples(str(path))] == ["7", "b", "c"]
+
+
+def test_csv(tmp_path):
+    Image.new("RGB", (3, 2), (1, 2, 3)).save(tmp_path / "p.png")
+    path = tmp_path / "set.csv"
+    path.write_text(
+        "id,query,image,answer,choices,kind\n"
+        '1,"How, then?",p.png,,,harmful\n'
+        '2,Which?,,B,"[""x"", ""y, z""]",\n'
+    )
+    first, second = load_samples(path)
+    assert (first.id, first.query, first.answer, first.kind) == ("1", "How, then?", None, "harmful")
+    assert first.load_image().size == (3, 2)
+    assert (second.image, second.answer, second.choices) == (None, "B", ("x", "y, z"))
+
+
+GOOD = '{"id": "a", "query": "q"}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + '{"id": "b", "que', r"set\.jsonl:2: not a readable row"),
+        (GOOD + '["b", "q"]\n', r"set\.jsonl:2: not a readable row"),
+        (GOOD + '{"id": "b"}\n', r"set\.jsonl:2: no query"),
+        (GOOD + '{"id": "b", "query": ""}\n', r"set\.jsonl:2: no query"),
+        (GOOD + '{"caption": "c"}\n', r"set\.jsonl:2: no id and no query"),
+        (GOOD + '{"id": "b", "query": "q", "imag": "x"}\n', r"set\.jsonl:2: unknown field 'imag'"),
+        (GOOD * 2, r"set\.jsonl:2: duplicate id 'a'"),
+        ("", r"set\.jsonl: no samples"),
+    ],
+)
+def test_broken_jsonl_is_named_by_line(tmp_path, text, message):
+    path = tmp_path / "set.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_samples(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,query\na,q\nb,\n", r"set\.csv:3: no query"),
+        ("id,query,imag\na,q,x\n", r"set\.csv:2: unknown field 'imag'"),
+        ("id,query\na,q\na,r\n", r"set\.csv:3: duplicate id 'a'"),
+        ("id,query,choices\na,q,x|y\n", r"set\.csv:2: not a readable row"),
+        ("id,query\n", r"set\.csv: no samples"),
+        ("", r"set\.csv: no samples"),
+    ],
+)
+def test_broken_csv_is_named_by_line(tmp_path, text, message):
+    path = tmp_path / "set.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_samples(path)
+
+
+def test_bad_names(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.jsonl.*organism"):
+        load_samples(tmp_path / "nowhere.jsonl")
+    other = tmp_path / "set.txt"
+    other.write_text(GOOD)
+    with pytest.raises(InputError, match=r"set\.txt: expected a \.jsonl or \.csv"):
+        load_samples(other)
+    with pytest.raises(InputError, match="no split 'train'"):
+        load_samples("organism", "train")
+    with pytest.raises(InputError, match="no splits"):
+        load_samples(rows_file(tmp_path / "set.jsonl", {"id": "a", "query": "q"}), "test")

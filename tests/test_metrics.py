@@ -1,0 +1,340 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from cmrm_utils.metrics import (
+    agreement,
+    choose_alpha,
+    clustered_interval,
+    layer_maps,
+    layer_separability,
+    measures,
+    paired_difference,
+    percent,
+    rates,
+    repetition,
+    separability,
+    trade_off,
+    wilson,
+)
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    [  # Newcombe (1998), table I, and the plain cases
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (0, 10, 0.0, 0.2775),
+        (5, 10, 0.2366, 0.7634),
+        (10, 10, 0.7225, 1.0),
+    ],
+)
+def test_wilson(hits, n, low, high):
+    assert wilson(hits, n) == pytest.approx((low, high), abs=6e-5)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 0), (3, 2), (-1, 5)])
+def test_wilson_of_impossible_counts(hits, n):
+    with pytest.raises(ValueError, match="hits of"):
+        wilson(hits, n)
+
+
+def width(interval):
+    return interval[1] - interval[0]
+
+
+def test_clusters_widen_the_interval():
+    together = np.repeat([1, 0, 1, 0, 0, 1, 1, 0, 0, 1], 20)  # each verb all or nothing
+    groups = np.repeat(np.arange(10), 20)
+    plain = wilson(together.sum(), len(together))
+    clustered = clustered_interval(together, groups)
+    assert width(clustered) > 3 * width(plain)
+    # 200 items say no more than their ten clusters do
+    assert width(clustered) == pytest.approx(width(wilson(5, 10)), rel=0.1)
+    spread = np.tile([1, 0], 100)
+    assert clustered_interval(spread, groups) == pytest.approx(wilson(100, 200), abs=1e-9)
+
+
+def test_clusters_of_one_are_plain():
+    hits = np.random.default_rng(0).random(300) < 0.3
+    found = clustered_interval(hits, list(range(300)))
+    assert found == pytest.approx(wilson(hits.sum(), 300), abs=1e-3)
+
+
+def test_clusters_are_found_by_name_in_any_order():
+    rng = np.random.default_rng(0)
+    groups = np.array([f"verb {i}" for i in rng.integers(0, 8, 100)])
+    hits = (np.char.str_len(groups) > 0) & (rng.random(100) < 0.5)
+    order = rng.permutation(100)
+    first = clustered_interval(hits, groups.tolist())
+    assert clustered_interval(hits[order], groups[order].tolist()) == pytest.approx(first)
+
+
+@pytest.mark.parametrize("hits", [[0, 0, 0, 0], [1, 1, 1, 1]])
+def test_all_or_none(hits):
+    assert clustered_interval(hits, ["a", "a", "b", "b"]) == wilson(sum(hits), 4)
+
+
+def test_one_cluster_is_plain():
+    assert clustered_interval([0, 1, 1, 0], ["a"] * 4) == wilson(2, 4)
+
+
+def test_rates():
+    rows = pd.DataFrame(
+        {
+            "kind": ["harmful"] * 4 + ["benign"] * 3,
+            "image": ["own", "own", "none", "own", "own", "own", "own"],
+            "group": list("abcdefg"),
+            "hit": pd.array([True, False, True, True, None, False, False], dtype="boolean"),
+        }
+    )
+    found = rates(rows, "hit", ["kind", "image"], group=None)
+    assert list(found.columns) == ["kind", "image", "rate", "low", "high", "hits", "n"]
+    assert found[["kind", "image", "hits", "n"]].values.tolist() == [
+        ["harmful", "own", 2, 3],
+        ["harmful", "none", 1, 1],
+        ["benign", "own", 0, 2],
+    ]
+    assert found["rate"].tolist() == pytest.approx([2 / 3, 1, 0])
+    assert found[["low", "high"]].values[0].tolist() == pytest.approx(wilson(2, 3))
+    clustered = rates(rows.assign(group="one"), "hit", ["image"])
+    assert clustered["n"].tolist() == [5, 1]
+
+
+def test_rates_use_the_clusters():
+    rows = pd.DataFrame(
+        {"k": "x", "hit": [True] * 10 + [False] * 10, "group": ["a"] * 10 + ["b"] * 10}
+    )
+    clustered, plain = (rates(rows, "hit", ["k"], group=g).iloc[0] for g in ("group", None))
+    assert clustered["rate"] == plain["rate"] == 0.5
+    assert clustered["high"] > plain["high"] + 0.1
+
+
+def judged(task, outcomes, right=None, **columns):
+    n = len(outcomes)
+    return pd.DataFrame(
+        {
+            "task": task,
+            "outcome": outcomes,
+            "right": pd.array(right or [None] * n, dtype="boolean"),
+            "group": [f"{task} {i}" for i in range(n)],
+            **columns,
+        }
+    )
+
+
+@pytest.fixture
+def rows():
+    c, r, n = "complied", "refused", "neither"
+    return pd.concat(
+        [
+            judged("harmful", [c, c, c, r, n], image="own"),
+            judged("harmful", [r, r, r, n], image="none"),
+            # no answer known for the last two: answered unless refused or broken
+            judged("benign", [c, r, c, c, n], [True, False, False, None, None], image="own"),
+            judged("visual", [c, c, c, n], [True, True, False, False], image="own"),
+            judged("choice", [c, c], [True, False], image="none"),
+            judged("fact", [c], [True], image="none"),
+        ],
+        ignore_index=True,
+    )
+
+
+def test_measures(rows):
+    found = measures(rows, ["image"])
+    counts = {(m, i): (h, n) for m, i, h, n in found[["measure", "image", "hits", "n"]].values}
+    assert counts == {
+        ("unsafe", "own"): (3, 5),
+        ("unsafe", "none"): (0, 4),
+        ("neither", "own"): (1, 5),
+        ("neither", "none"): (1, 4),
+        ("over-refusal", "own"): (1, 5),
+        ("benign answered", "own"): (2, 5),
+        ("visual questions", "own"): (2, 4),
+        ("choices", "none"): (1, 2),
+        ("facts", "none"): (1, 1),
+    }
+    assert list(found.columns) == ["measure", "image", "rate", "low", "high", "hits", "n"]
+    some = measures(rows[rows["task"] == "visual"], ["image"])
+    assert some["measure"].tolist() == ["visual questions"]
+
+
+def test_trade_off(rows):
+    both = pd.concat([rows.assign(alpha=0.0), rows.assign(alpha=0.1, outcome="refused")])
+    found = trade_off(both[both["image"] == "own"], ["alpha"]).set_index("alpha")
+    assert found["unsafe"].tolist() == pytest.approx([3 / 5, 0])
+    assert found["utility"].tolist() == pytest.approx([4 / 9, 3 / 9])
+    for name in ("unsafe", "utility"):
+        assert (found[f"{name}_low"] <= found[name] + 1e-9).all()
+        assert (found[f"{name}_high"] >= found[name]).all()
+
+
+def test_percent():
+    found = rates(
+        pd.DataFrame({"kind": "x", "hit": [1] * 20 + [0] * 143}), "hit", ["kind"], group=None
+    )
+    assert percent(found.iloc[0]) == "12.3% [8.1, 18.2] (20/163)"
+
+
+def test_paired_difference():
+    names = [f"s{i}" for i in range(200)]
+    rng = np.random.default_rng(0)
+    before = pd.Series(rng.random(200) < 0.6, names)
+    after = before & pd.Series(rng.random(200) < 0.3, names)
+    change, low, high = paired_difference(before, after)
+    assert change == pytest.approx(after.mean() - before.mean())
+    assert low < change < high < 0
+    assert high - low == pytest.approx(
+        2 * 1.96 * (after * 1 - before * 1).std() / 200**0.5, rel=0.1
+    )
+    assert paired_difference(after, before)[0] == pytest.approx(-change)
+    assert paired_difference(before, after) == (change, low, high)
+
+
+def test_pairs_are_matched_by_sample():
+    before = pd.Series([True, False, True, False], list("abcd"))
+    shuffled = before.loc[list("dbca")]
+    assert paired_difference(before, shuffled) == (0, 0, 0)
+
+
+def test_unpaired_samples_are_refused():
+    with pytest.raises(ValueError, match="same samples"):
+        paired_difference(
+            pd.Series([True, False], ["a", "b"]), pd.Series([True, False], ["a", "c"])
+        )
+    with pytest.raises(ValueError, match="same samples"):
+        paired_difference(pd.Series([True, False], ["a", "b"]), pd.Series([True], ["a"]))
+
+
+def clouds(gap, n=100, hidden=20, seed=0):
+    rng = np.random.default_rng(seed)
+    first, second = rng.normal(size=(2, n, hidden))
+    second[:, 0] += gap
+    return first, second
+
+
+def test_separated_clouds():
+    found = separability(*clouds(50))
+    assert found["probe"] == 1
+    assert found["silhouette"] > 0.8
+    assert found["distance"] > 1
+
+
+def test_alike_clouds():
+    """With more dimensions than states a probe fits anything; held out, it is at chance."""
+    found = separability(*clouds(0, n=100, hidden=300))
+    assert 0.35 < found["probe"] < 0.65
+    assert abs(found["silhouette"]) < 0.05
+    first, _ = clouds(0)
+    same = separability(first, first)
+    assert same["distance"] == 0
+    assert same["probe"] == 0.5
+
+
+def test_distance_is_relative_to_the_states():
+    first = np.tile([3.0, 4.0], (10, 1)) + np.random.default_rng(0).normal(size=(10, 2)) * 1e-6
+    found = separability(first, first + np.array([1.5, 2.0]))
+    assert found["distance"] == pytest.approx(2.5 / 6.25, rel=1e-4)
+
+
+@pytest.mark.parametrize("n", [40, 41])
+def test_no_sample_is_on_both_sides_of_the_probe(n):
+    """Of pairs that differ by next to nothing, a probe that saw one is fooled by the other."""
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(n, 200))
+    found = separability(samples, samples + 1e-3 * rng.normal(size=(n, 200)))
+    assert found["probe"] > 0.35
+
+
+def test_each_layer_is_separated_for_itself():
+    near, far = clouds(0, seed=1), clouds(50, seed=2)
+    first, second = (np.stack([near[i], far[i]], axis=1) for i in (0, 1))
+    found = layer_separability(first, second)
+    assert found["layer"].tolist() == [0, 1]
+    for row, pair in zip(found.to_dict("records"), (near, far), strict=True):
+        assert row == pytest.approx({"layer": row["layer"], **separability(*pair)})
+
+
+def test_layer_maps():
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(60, 3, 10)) * 0.01
+    states[:, 2, 4] = np.linspace(-3, 3, 60)  # the first axis of layer 2
+    states[:, 2, 7] = np.tile([1.0, -1.0], 30)  # the second
+    labels = pd.DataFrame({"image": ["own", "none"] * 30, "id": range(60)})
+    found = layer_maps(states, labels, [2, 0])
+    assert found["layer"].tolist() == [2] * 60 + [0] * 60
+    assert found["id"].tolist() == 2 * list(range(60))
+    there = found[found["layer"] == 2]
+    assert abs(np.corrcoef(there["pc1"], states[:, 2, 4])[0, 1]) > 0.99
+    assert abs(np.corrcoef(there["pc2"], states[:, 2, 7])[0, 1]) > 0.99
+
+
+def test_axes_can_be_fitted_on_some_states():
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(60, 1, 10)) * 0.01
+    states[:30, 0, 1] += rng.normal(size=30)
+    states[30:, 0, 5] += 100 * rng.normal(size=30)  # what is not fitted on sets no axis
+    labels = pd.DataFrame({"id": range(60)})
+    found = layer_maps(states, labels, [0], fit_on=np.arange(60) < 30)
+    assert len(found) == 60
+    first = found["pc1"][:30]
+    assert abs(np.corrcoef(first, states[:30, 0, 1])[0, 1]) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "wanted"),
+    [
+        ("a b c d e", 3, 0),
+        ("a b c a b c", 3, 1 / 4),
+        ("a a a a a", 3, 2 / 3),
+        ("a a a", 1, 2 / 3),
+        ("a b", 3, 0),
+        ("", 3, 0),
+    ],
+)
+def test_repetition(text, n, wanted):
+    assert repetition(text, n) == pytest.approx(wanted)
+
+
+def test_agreement():
+    first = ["refused"] * 5 + ["complied"] * 5
+    second = ["refused"] * 4 + ["complied"] * 5 + ["refused"]
+    found = agreement(first, second)
+    assert found == pytest.approx({"n": 10, "agreement": 0.8, "kappa": (0.8 - 0.5) / 0.5})
+    assert agreement(first, first) == {"n": 10, "agreement": 1, "kappa": 1}
+    constant = agreement(["refused"] * 3, iter(["refused"] * 3))
+    assert constant["agreement"] == 1
+    assert np.isnan(constant["kappa"])
+
+
+def curve(*points):
+    return pd.DataFrame(points, columns=["alpha", "unsafe", "utility"])
+
+
+@pytest.mark.parametrize(
+    ("points", "wanted"),
+    [
+        # the safest that loses no more than 2 points of utility
+        ([(0, 0.6, 0.97), (0.1, 0.3, 0.97), (0.2, 0.1, 0.96), (0.3, 0.0, 0.5)], 0.2),
+        # exactly two points lost is allowed, a little more is not
+        ([(0, 0.6, 0.97), (0.1, 0.3, 0.95)], 0.1),
+        ([(0, 0.6, 0.97), (0.1, 0.3, 0.949)], 0),
+        # of equally safe ones the smallest, whatever its utility
+        ([(0, 0.6, 0.97), (0.3, 0.0, 0.99), (0.1, 0.0, 0.96), (0.2, 0.0, 0.97)], 0.1),
+        # no gain: no edit
+        ([(0.1, 0.6, 0.97), (0, 0.6, 0.97)], 0),
+        ([(0, 0.2, 0.97), (0.1, 0.3, 0.99)], 0),
+    ],
+)
+def test_choose_alpha(points, wanted):
+    assert choose_alpha(curve(*points)) == wanted
+    assert choose_alpha(curve(*reversed(points))) == wanted
+
+
+def test_the_utility_that_may_be_lost_is_a_setting():
+    points = curve((0, 0.6, 0.9), (0.1, 0.3, 0.85), (0.2, 0.0, 0.5))
+    assert choose_alpha(points) == 0
+    assert choose_alpha(points, most_lost=0.05) == 0.1
+    assert choose_alpha(points, most_lost=1) == 0.2

@@ -1,0 +1,179 @@
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from cmrm_utils import InputError
+from cmrm_utils.store import Response, Responses, Run, write_json
+
+SHARED = {"model": "m1", "max_new_tokens": 8}
+FIRST = Response("Zib it.", (5, 6, 2), True)
+SECOND = Response('Two\nlines, a "quote" and\u2028ü', (7,), False)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file of two responses, in a folder that did not exist."""
+    path = tmp_path / "deep" / "responses.jsonl"
+    store = Responses(path, SHARED)
+    with store.appending() as sink:
+        sink.add([("a", FIRST)])
+        sink.add([("b", SECOND)])
+    return path
+
+
+def test_responses_come_back(path):
+    store = Responses(path, SHARED)
+    assert (store.get("a"), store.get("b"), store.get("c")) == (FIRST, SECOND, None)
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line) for line in lines[:2]] == [
+        SHARED,
+        {"id": "a", "text": "Zib it.", "ids": [5, 6, 2], "finished": True},
+    ]
+    assert len(lines) == 4
+    assert not lines[3]
+
+
+def test_responses_are_on_disk_as_soon_as_added(tmp_path):
+    path = tmp_path / "r.jsonl"
+    store = Responses(path, SHARED)
+    with store.appending() as sink:
+        sink.add([("a", FIRST)])
+        assert store.get("a") == FIRST
+        assert Responses(path, SHARED).get("a") == FIRST
+
+
+def test_appending_goes_on_where_it_ended(path):
+    with Responses(path, SHARED).appending() as sink:
+        sink.add([("c", FIRST)])
+    store = Responses(path, SHARED)
+    assert [store.get(x) for x in "abc"] == [FIRST, SECOND, FIRST]
+    assert len(path.read_bytes().split(b"\n")) == 5
+
+
+def test_a_trial_written_twice_is_one(path):
+    """Two runs over the same folder: the line written last counts."""
+    with Responses(path, SHARED).appending() as sink:
+        sink.add([("a", SECOND)])
+    assert Responses(path, SHARED).get("a") == SECOND
+
+
+def test_a_torn_last_line_is_done_again(path):
+    whole = path.read_bytes()
+    last = whole.rstrip(b"\n").rfind(b"\n") + 1
+    for cut in (last + 1, len(whole) - 1, len(whole) - 12):
+        path.write_bytes(whole[:cut])
+        store = Responses(path, SHARED)
+        assert (store.get("a"), store.get("b")) == (FIRST, None)
+        with store.appending() as sink:
+            sink.add([("b", SECOND)])
+        assert path.read_bytes() == whole
+
+
+def test_a_torn_header_is_written_again(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:10])
+    store = Responses(path, SHARED)
+    with store.appending() as sink:
+        sink.add([("a", FIRST), ("b", SECOND)])
+    assert path.read_bytes() == whole
+
+
+def test_damage_within_is_named_by_line(path):
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], lines[1][:9], *lines[2:]]))
+    with pytest.raises(InputError, match=r"responses\.jsonl:2: not JSON"):
+        Responses(path, SHARED)
+
+
+@pytest.mark.parametrize(("key", "value"), [("model", "m2"), ("max_new_tokens", 9)])
+def test_responses_made_otherwise_are_refused(path, key, value):
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=rf"{key} = {SHARED[key]!r}, not {value!r}"):
+        Responses(path, {**SHARED, key: value})
+    assert path.read_bytes() == before
+
+
+def test_json_is_replaced_whole(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "x.json"
+    write_json(path, {"b": np.float32(0.5), "a": [1, None]})
+    assert json.loads(path.read_text()) == {"a": [1, None], "b": 0.5}
+    write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 2}
+    with pytest.raises((TypeError, ValueError)):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 2}
+    assert os.listdir(path.parent) == ["x.json"]
+
+    def killed(*paths):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(path, {"a": 3})
+    assert json.loads(path.read_text()) == {"a": 2}
+
+
+RUN = {"model": "m1", "data": "organism"}
+
+
+def test_a_run_is_shared_by_notebooks(tmp_path):
+    for name in ("one", "two", "one"):
+        run = Run(tmp_path / "run", name, RUN)
+        assert run.responses == tmp_path / "run" / "responses.jsonl"
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == RUN
+
+
+@pytest.mark.parametrize(("key", "value"), [("model", "m2"), ("data", "set.jsonl")])
+def test_a_folder_of_another_model_or_data_is_refused(tmp_path, key, value):
+    run = Run(tmp_path, "one", RUN)
+    run.finish({})
+    with pytest.raises(InputError, match=rf"{key} = {RUN[key]!r}, not {value!r}.*another output"):
+        Run(tmp_path, "one", {**RUN, key: value})
+    assert run.manifest.is_file()
+
+
+def test_relative_folders_are_taken_from_one_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMRM_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert Run("runs/x", "one", RUN).folder == tmp_path / "home" / "runs" / "x"
+    assert (tmp_path / "home" / "runs" / "x" / "run.json").is_file()
+
+
+def test_a_manifest_proves_the_end(tmp_path):
+    run = Run(tmp_path, "one", RUN)
+    other = Run(tmp_path, "two", RUN)
+    other.finish({})
+    rows = pd.DataFrame({"alpha": [0.0, 0.1]})
+    run.table("rates", rows)
+    run.table("rates", rows)
+    run.metrics({"unsafe": 0.5})
+    assert not run.manifest.exists()
+    run.finish({"alpha": 0.1, "model": "organism"})
+    manifest = json.loads(run.manifest.read_text())
+    assert manifest["notebook"] == "one"
+    assert manifest["shared"] == RUN
+    assert manifest["parameters"] == {"alpha": 0.1, "model": "organism"}
+    assert manifest["files"] == ["metrics/one.json", "tables/rates.parquet"]
+    assert {"python", "torch", "transformers"} <= set(manifest["versions"])
+    again = Run(tmp_path, "one", RUN)
+    assert not again.manifest.exists()  # begun again, not yet at its end
+    assert other.manifest.exists()
+
+
+def test_tables_metrics_and_figures(tmp_path):
+    run = Run(tmp_path, "one", RUN)
+    rows = pd.DataFrame({"kind": ["harmful", "benign"], "rate": [0.5, 0.25], "n": [4, 8]})
+    assert run.table("rates", rows) is rows
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "tables" / "rates.parquet"), rows)
+    run.metrics({"unsafe": np.float64(0.5)})
+    assert json.loads((tmp_path / "metrics" / "one.json").read_text()) == {"unsafe": 0.5}
+    figure, axis = plt.subplots()
+    axis.plot([0, 1])
+    run.figure("line", figure)
+    plt.close(figure)
+    assert (tmp_path / "figures" / "line.png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in (tmp_path / "figures" / "line.svg").read_text()

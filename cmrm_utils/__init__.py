@@ -1,14 +1,33 @@
-"""Cross-Modality Representation Manipulation: the thin module under the notebooks."""
+"""Cross-Modality Representation Manipulation: the thin module under the notebooks.
 
-from cmrm_utils.data import Sample, load_samples
-from cmrm_utils.engine import generate, hidden_states
+The public names are loaded when they are first used, so that `cmrm --help` need not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from cmrm_utils.errors import InputError
-from cmrm_utils.hooks import Edit, apply, record
-from cmrm_utils.judges import is_refusal, parse_choice, parse_pair_scores
-from cmrm_utils.methods import CMRM
-from cmrm_utils.models import VLM, load_vlm
-from cmrm_utils.trials import Trial, table
-from cmrm_utils.vectors import ShiftVectors, extract_shift
+
+if TYPE_CHECKING:
+    from cmrm_utils.data import Sample, load_samples
+    from cmrm_utils.engine import generate, hidden_states
+    from cmrm_utils.hooks import Edit, apply, record
+    from cmrm_utils.judges import is_refusal, parse_choice, parse_pair_scores
+    from cmrm_utils.methods import CMRM
+    from cmrm_utils.models import VLM, load_vlm
+    from cmrm_utils.trials import Trial, table
+    from cmrm_utils.vectors import ShiftVectors, extract_shift
+
+_HOMES = {
+    "data": ("Sample", "load_samples"),
+    "engine": ("generate", "hidden_states"),
+    "hooks": ("Edit", "apply", "record"),
+    "judges": ("is_refusal", "parse_choice", "parse_pair_scores"),
+    "methods": ("CMRM",),
+    "models": ("VLM", "load_vlm"),
+    "trials": ("Trial", "table"),
+    "vectors": ("ShiftVectors", "extract_shift"),
+}
 
 __all__ = [
     "CMRM",
@@ -30,3 +49,10 @@ __all__ = [
     "record",
     "table",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"cmrm_utils.{module}"), name)
+    raise AttributeError(f"module 'cmrm_utils' has no attribute {name!r}")

@@ -29,7 +29,7 @@ def _unique(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _batches(
-    vlm: VLM, trials: Sequence[Trial], size: int, *, title: str, progress: bool
+    trials: Sequence[Trial], size: int, *, title: str, progress: bool
 ) -> Iterator[list[Trial]]:
     """Trials with prompts of like length together: little padding."""
     order = sorted(trials, key=lambda trial: (trial.has_image, len(trial.text)))
@@ -55,7 +55,7 @@ def hidden_states(
     """
     found: dict[str, Tensor] = {}
     unique = _unique(trials)
-    for batch in _batches(vlm, unique, batch_size, title="hidden states", progress=progress):
+    for batch in _batches(unique, batch_size, title="hidden states", progress=progress):
         inputs = _inputs(vlm, batch)
         positions = position_ids(inputs["attention_mask"])
         with apply(vlm, [trial.active_edit for trial in batch]), record(vlm) as states:
@@ -99,7 +99,7 @@ def generate(
         else:
             todo.append(trial)
     with known.appending() if known and todo else nullcontext() as sink:
-        for batch in _batches(vlm, todo, batch_size, title="responses", progress=progress):
+        for batch in _batches(todo, batch_size, title="responses", progress=progress):
             responses = _respond(vlm, batch, max_new_tokens)
             found = [(trial.id, r) for trial, r in zip(batch, responses, strict=True)]
             done.update(found)
@@ -132,7 +132,7 @@ def _end_ids(vlm: VLM) -> set[int]:
 def first_logits(vlm: VLM, trials: Sequence[Trial], *, batch_size: int = BATCH) -> Tensor:
     """Logits of the first response token, float32 ``(trials, vocabulary)`` on the CPU."""
     found: dict[str, Tensor] = {}
-    for batch in _batches(vlm, _unique(trials), batch_size, title="logits", progress=False):
+    for batch in _batches(_unique(trials), batch_size, title="logits", progress=False):
         inputs = _inputs(vlm, batch)
         positions = position_ids(inputs["attention_mask"])
         with apply(vlm, [trial.active_edit for trial in batch]):

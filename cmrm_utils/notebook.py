@@ -24,12 +24,9 @@ from cmrm_utils.metrics import (
     trade_off,
 )
 from cmrm_utils.models import VLM, load_vlm
-from cmrm_utils.store import ROOT, Run, versions
+from cmrm_utils.store import STORED, Run, versions
 from cmrm_utils.trials import CONDITIONS, Trial, grid, table
 from cmrm_utils.vectors import ShiftVectors, cached_shift, extract_shift
-
-STORED = ROOT / "notebooks" / "stored"
-"""Result tables of larger profiles, kept in the repository beside the notebooks."""
 
 ANCHORS = 100
 """Harmful anchors that the dataset-level vector of notebooks 03 to 05 is taken on, of each kind."""

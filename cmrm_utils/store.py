@@ -8,14 +8,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
-
-import pandas as pd
+from typing import IO, TYPE_CHECKING, Any
 
 from cmrm_utils.errors import InputError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 ROOT = Path(__file__).resolve().parent.parent
 """The repository; relative run folders are taken from here, wherever a notebook runs."""
+
+
+STORED = ROOT / "notebooks" / "stored"
+"""Results kept in the repository: metrics of the default run, tables of larger ones."""
 
 
 def versions() -> dict[str, str]:
@@ -158,7 +163,7 @@ class Run:
         self._written.append(f"{kind}/{name}")
         return path
 
-    def table(self, name: str, rows: pd.DataFrame) -> pd.DataFrame:
+    def table(self, name: str, rows: "pd.DataFrame") -> "pd.DataFrame":
         """Write a table as Parquet and hand it back."""
         rows.to_parquet(self._path("tables", f"{name}.parquet"))
         return rows

@@ -7,17 +7,20 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import pandas as pd
 import yaml
 from tqdm.auto import tqdm
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.models import CHECKPOINTS, load_vlm
-from cmrm_utils.notebook import STORED
-from cmrm_utils.store import ROOT
+from cmrm_utils.store import ROOT, STORED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# torch, transformers, papermill and pandas are imported where they are needed, so that help and
+# complaints about bad input come at once.
 
 NOTEBOOKS = ROOT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
@@ -144,6 +147,8 @@ def run(
     report.html are left in the run folder; responses already there are reused. A profile of
     several models makes a folder for each.
     """
+    from cmrm_utils.models import load_vlm
+
     settings = load_profile(profile)
     notebooks = _notebooks(only or settings.get("notebooks"))
     folder = (Path.cwd() / out if out else ROOT / "runs" / profile).resolve()
@@ -224,6 +229,8 @@ def _quiet_kernels() -> Iterator[None]:
 
 def report(folder: Path, notebooks: Sequence[Path]) -> None:
     """Write ``report.html`` of those notebooks that ran, a headline table first if there is one."""
+    import pandas as pd
+
     from cmrm_utils.report import write_report
 
     headline, reading = None, ""
@@ -247,10 +254,11 @@ def report(folder: Path, notebooks: Sequence[Path]) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--device", default=None, help="Where to train. [default: a GPU if there is one]")
 def train_organism(variant: str, seed: int, out: Path | None, device: str | None) -> None:
-    """Make a bundled organism from nothing, measure it and write its card."""
+    """Train an organism, measure it, write its card."""
     import torch
 
     from cmrm_utils import card
+    from cmrm_utils.models import CHECKPOINTS
     from cmrm_utils.organism.recipe import VARIANTS, train
 
     if variant not in VARIANTS:
@@ -266,8 +274,12 @@ def train_organism(variant: str, seed: int, out: Path | None, device: str | None
 @cli.command()
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 def cards(folders: tuple[Path, ...]) -> None:
-    """Write the cards of organisms (by default the bundled ones) anew from what was measured."""
+    """Write organisms' cards anew from what was measured.
+
+    FOLDERS are checkpoint folders; by default the bundled ones.
+    """
     from cmrm_utils import card
+    from cmrm_utils.models import CHECKPOINTS
 
     for folder in folders or sorted(CHECKPOINTS.iterdir()):
         card.render(folder)
@@ -277,9 +289,9 @@ def cards(folders: tuple[Path, ...]) -> None:
 @cli.command()
 @click.option("--only", metavar="NUMBERS", help="Re-execute only these notebooks, as in 03,04.")
 def refresh(only: str | None) -> None:
-    """Re-execute the committed notebooks in place, free of timestamps and paths.
+    """Re-execute the committed notebooks in place.
 
-    Starts from an empty runs/default, and keeps the metrics that the tests compare with.
+    They are left without timestamps and paths. Starts from an empty runs/default, and keeps the metrics that the tests compare with.
     """
     import nbformat
     from nbclient import NotebookClient
@@ -312,7 +324,13 @@ def refresh(only: str | None) -> None:
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def publish(folder: Path) -> None:
-    """Publish a run: figures and README table, or the stored tables of a run of several models."""
+    """Copy a run's results into the repository.
+
+    Of a run of one model, figures/ and the README's table; of several, the stored tables that the
+    notebooks show.
+    """
+    import pandas as pd
+
     runs = sorted(path.parent.parent for path in folder.glob("*/tables/headline.parquet"))
     if runs:
         for name, source in {"full_safety": "04_test", "full_utility": "05_test"}.items():
@@ -340,12 +358,14 @@ def publish(folder: Path) -> None:
     click.echo(f"{len(pictures)} figures and the headline table of {folder}")
 
 
-def _stored_table(folder: Path, name: str) -> pd.DataFrame:
+def _stored_table(folder: Path, name: str) -> "pd.DataFrame":
+    import pandas as pd
+
     shared = json.loads((folder / "run.json").read_text())
     rows = pd.read_parquet(folder / "tables" / f"{name}.parquet")
     return rows.assign(model=shared["model"], fingerprint=shared["fingerprint"])
 
 
-def _markdown(rows: pd.DataFrame) -> str:
+def _markdown(rows: "pd.DataFrame") -> str:
     lines = [list(rows.columns), ["---"] * len(rows.columns), *rows.astype(str).values.tolist()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -9,8 +9,7 @@ import sys
 import nbformat
 import pytest
 
-from cmrm_utils.notebook import STORED
-from cmrm_utils.store import ROOT
+from cmrm_utils.store import ROOT, STORED
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 CHECK = "# NBVAL_CHECK_OUTPUT"

@@ -1,0 +1,313 @@
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from cmrm_utils import plots
+from cmrm_utils.metrics import MEASURES
+from cmrm_utils.trials import CONDITIONS
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def legend(owner):
+    found = owner.get_legend() if hasattr(owner, "get_legend") else owner.legends[0]
+    return [text.get_text() for text in found.get_texts()]
+
+
+def spans(axis):
+    """Both ends of each error bar."""
+    return [s for c in axis.collections if hasattr(c, "get_segments") for s in c.get_segments()]
+
+
+def band(collection, x):
+    """Low and high of a filled band at x."""
+    points = collection.get_paths()[0].vertices
+    ys = points[np.isclose(points[:, 0], x), 1]
+    return [ys.min(), ys.max()]
+
+
+def colour(artist):
+    return to_hex(artist.get_color()).upper()
+
+
+def test_every_condition_and_measure_has_a_colour_and_a_name():
+    for condition in CONDITIONS:
+        assert condition in plots.CONDITION_COLOURS
+        assert condition in plots.CONDITION_NAMES
+    shown = [plots.CONDITION_COLOURS[condition] for condition in CONDITIONS]
+    assert len(set(shown)) == len(shown)
+    assert set(MEASURES) <= set(plots.MEASURE_COLOURS)
+
+
+def test_style_gives_figures_a_white_ground():
+    with mpl.rc_context():
+        plots.style()
+        assert mpl.rcParams["figure.facecolor"] == mpl.rcParams["savefig.facecolor"] == "white"
+
+
+def test_prompts():
+    grey = Image.new("RGB", (4, 4), (127, 127, 127))
+    figure = plots.prompts({"none": ("How?", None), "blank": ("How so?", grey)})
+    without, shown = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["text only", "blank image"]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["How?", "How so?"]
+    assert not without.images
+    assert "no image" in [text.get_text() for text in without.texts]
+    assert np.array_equal(shown.images[0].get_array(), np.asarray(grey))
+
+
+RATES = pd.DataFrame(
+    [
+        ("harmful", "none", 0.02, 0.0, 0.1),
+        ("harmful", "own", 0.6, 0.5, 0.7),
+        ("benign", "none", 0.0, 0.0, 0.05),
+        ("benign", "own", 0.01, 0.005, 0.09),
+    ],
+    columns=["kind", "image", "rate", "low", "high"],
+)
+
+
+def test_rate_bars():
+    axis = plots.rate_bars(RATES, ylabel="unsafe").axes[0]
+    heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in bar_groups(axis)}
+    assert heights == {"text only": [0.02, 0.0], "own image": [0.6, 0.01]}
+    centres = {
+        bars.get_label(): [bar.get_x() + bar.get_width() / 2 for bar in bars]
+        for bars in bar_groups(axis)
+    }
+    for i, name in enumerate(["harmful", "benign"]):
+        assert axis.get_xticklabels()[i].get_text() == name
+        assert centres["text only"][i] < i < centres["own image"][i]
+    ends = [tuple(s[:, 1]) for s in spans(axis)]
+    wanted = [(0.0, 0.1), (0.0, 0.05), (0.5, 0.7), (0.005, 0.09)]
+    assert np.allclose(ends, wanted)
+    assert axis.get_ylabel() == "unsafe"
+    assert axis.yaxis.get_major_formatter()(0.25) == "25%"
+    assert legend(axis) == ["text only", "own image"]
+
+
+def bar_groups(axis):
+    return [c for c in axis.containers if hasattr(c, "patches")]
+
+
+def test_rate_bars_in_a_given_order_beside_the_paper():
+    figure = plots.rate_bars(
+        RATES, ylabel="unsafe", images=["own", "none"], paper={"own": 0.6153, "none": 0.0191}
+    )
+    axis = figure.axes[0]
+    assert [bars.get_label() for bars in bar_groups(axis)] == ["own image", "text only"]
+    dashes = [line for line in axis.lines if line.get_linestyle() == "--"]
+    assert [line.get_ydata()[0] for line in dashes] == [0.6153, 0.0191]
+    for line, bars in zip(dashes, bar_groups(axis), strict=True):
+        middle = bars[0].get_x() + bars[0].get_width() / 2
+        assert line.get_xdata()[0] < middle < line.get_xdata()[1]
+    assert legend(axis).count("paper, LLaVA-7B") == 1
+
+
+def test_a_condition_that_a_kind_lacks_is_left_open():
+    axis = plots.rate_bars(RATES.iloc[:3], ylabel="unsafe").axes[0]
+    heights = [[bar.get_height() for bar in bars] for bars in bar_groups(axis)]
+    assert heights[0] == [0.02, 0.0]
+    assert heights[1][0] == 0.6
+    assert np.isnan(heights[1][1])
+
+
+def test_state_maps():
+    rows = pd.DataFrame(
+        [
+            (0, "none", True, 1.0, 2.0),
+            (0, "none", False, 3.0, 4.0),
+            (0, "own", True, 5.0, 6.0),
+            (2, "none", True, 7.0, 8.0),
+            (2, "edited", True, 9.0, 1.0),
+        ],
+        columns=["layer", "image", "harmful", "pc1", "pc2"],
+    )
+    figure = plots.state_maps(rows, layers=[2, 0])
+    second, first = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["decoder layer 2", "decoder layer 0"]
+
+    def points(axis):
+        return {c.get_label(): c.get_offsets().tolist() for c in axis.collections}
+
+    assert points(first) == {
+        "text only, harmful": [[1, 2]],
+        "text only, benign": [[3, 4]],
+        "own image, harmful": [[5, 6]],
+    }
+    assert points(second) == {"text only, harmful": [[7, 8]], "edited, harmful": [[9, 1]]}
+    colours = [
+        to_hex(c.get_facecolor()[0]).upper()
+        for c in first.collections
+        if "benign" not in c.get_label()
+    ]
+    assert colours == [plots.CONDITION_COLOURS["none"], plots.CONDITION_COLOURS["own"]]
+
+
+def lines_of(axis):
+    return {line.get_label(): np.transpose(line.get_data()).tolist() for line in axis.lines}
+
+
+def test_layer_lines():
+    rows = pd.DataFrame(
+        [(1, "own", 0.5), (0, "own", 0.25), (0, "blank", 0.75), (1, "blank", 1.0)],
+        columns=["layer", "image", "cosine"],
+    )
+    figure = plots.layer_lines(
+        rows, y="cosine", hue="image", ylabel="cosine", colours={"own": "#123456"}, zero=True
+    )
+    axis = figure.axes[0]
+    found = lines_of(axis)
+    assert found["own image"] == [[0, 0.25], [1, 0.5]]  # in order of the layers
+    assert found["blank image"] == [[0, 0.75], [1, 1.0]]
+    assert colour(axis.lines[0]) == "#123456"
+    assert [0, 0] in [list(line.get_ydata()) for line in axis.lines]
+    assert axis.get_xticks().tolist() == [0, 1]
+    assert (axis.get_ylabel(), axis.get_xlabel()) == ("cosine", "decoder layer")
+    assert legend(figure) == ["own image", "blank image"]
+    assert not axis.collections
+
+
+def test_layer_lines_with_bands_and_panels():
+    rows = pd.DataFrame(
+        [("x", 0, "a", 0.2, 0.1, 0.4), ("x", 1, "a", 0.3, 0.2, 0.5), ("y", 0, "a", 0.9, 0.8, 1.0)],
+        columns=["set", "layer", "method", "norm", "low", "high"],
+    )
+    figure = plots.layer_lines(rows, y="norm", hue="method", ylabel="norm", panel="set")
+    left, right = figure.axes
+    assert [left.get_title(), right.get_title()] == ["x", "y"]
+    assert lines_of(left) == {"a": [[0, 0.2], [1, 0.3]]}
+    assert lines_of(right) == {"a": [[0, 0.9]]}
+    assert band(left.collections[0], 0) == [0.1, 0.4]
+    assert band(left.collections[0], 1) == [0.2, 0.5]
+
+
+def test_outcome_bars():
+    rows = pd.DataFrame(
+        [("none", 0.7, 0.1, 0.2, 0.05, 0.18), ("own", 0.3, 0.6, 0.1, 0.5, 0.7)],
+        columns=["image", "refused", "complied", "neither", "low", "high"],
+    )
+    axis = plots.outcome_bars(rows, label="image").axes[0]
+    found = {
+        bars.get_label(): [(bar.get_x(), bar.get_width()) for bar in bars]
+        for bars in bar_groups(axis)
+    }
+    assert list(found) == ["complied", "neither", "refused"]
+    assert np.allclose(found["complied"], [(0, 0.1), (0, 0.6)])
+    assert np.allclose(found["neither"], [(0.1, 0.2), (0.6, 0.1)])
+    assert np.allclose(found["refused"], [(0.3, 0.7), (0.7, 0.3)])
+    names = dict(
+        zip(axis.get_yticks(), (t.get_text() for t in axis.get_yticklabels()), strict=True)
+    )
+    assert names == {1: "none", 0: "own"}  # the first row on top
+    intervals = {line.get_ydata()[0]: list(line.get_xdata()) for line in axis.lines}
+    assert intervals == {1: [0.05, 0.18], 0: [0.5, 0.7]}
+    for bars in bar_groups(axis):
+        shown = to_hex(bars[0].get_facecolor()).upper()
+        assert shown == plots.OUTCOME_COLOURS[bars.get_label()]
+        assert bars[0].get_y() + bars[0].get_height() / 2 == 1
+
+
+def test_alpha_curves():
+    rows = pd.DataFrame(
+        [
+            ("dataset", 0.1, "unsafe", 0.2, 0.1, 0.3),
+            ("dataset", 0.0, "unsafe", 0.6, 0.5, 0.7),
+            ("dataset", 0.0, "over-refusal", 0.0, 0.0, 0.1),
+            ("dataset", 0.1, "over-refusal", 0.1, 0.05, 0.2),
+            ("sample", 0.0, "unsafe", 0.6, 0.5, 0.7),
+            ("sample", 0.1, "unsafe", 0.3, 0.2, 0.4),
+        ],
+        columns=["method", "alpha", "measure", "rate", "low", "high"],
+    )
+    figure = plots.alpha_curves(rows, chosen={"dataset": 0.05})
+    left, right = figure.axes
+    assert [left.get_title(), right.get_title()] == ["dataset", "sample"]
+    found = lines_of(left)
+    assert found["unsafe"] == [[0, 0.6], [0.1, 0.2]]
+    assert found["over-refusal"] == [[0, 0.0], [0.1, 0.1]]
+    assert lines_of(right) == {"unsafe": [[0, 0.6], [0.1, 0.3]]}
+    assert colour(left.lines[0]) == plots.MEASURE_COLOURS["unsafe"]
+    assert band(left.collections[0], 0.1) == [0.1, 0.3]
+    assert [line.get_xdata()[0] for line in left.lines if line.get_linestyle() == "--"] == [0.05]
+    assert len(right.lines) == 1
+    assert legend(figure) == ["unsafe", "over-refusal"]
+
+
+def test_anchor_lines():
+    rows = pd.DataFrame(
+        {"anchors": [4, 16], "cosine": [0.8, 0.95], "low": [0.7, 0.9], "high": [0.9, 0.99]}
+    )
+    axis = plots.anchor_lines(rows).axes[0]
+    assert np.transpose(axis.lines[0].get_data()).tolist() == [[4, 0.8], [16, 0.95]]
+    assert band(axis.collections[0], 16) == [0.9, 0.99]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["4", "16"]
+
+
+def test_pareto():
+    rows = pd.DataFrame(
+        [
+            ("CMRM", 0.1, 0.1, 0.05, 0.2, 0.9, 0.85, 0.95),
+            ("CMRM", 0.0, 0.6, 0.5, 0.7, 0.95, 0.9, 0.97),
+            ("random", 0.1, 0.5, 0.4, 0.65, 0.8, 0.75, 0.9),
+        ],
+        columns=[
+            "method",
+            "alpha",
+            "unsafe",
+            "unsafe_low",
+            "unsafe_high",
+            "utility",
+            "utility_low",
+            "utility_high",
+        ],
+    )
+    axis = plots.pareto(rows).axes[0]
+    paths = {c.get_label(): np.transpose(c.lines[0].get_data()).tolist() for c in axis.containers}
+    assert paths == {"CMRM": [[0.95, 0.6], [0.9, 0.1]], "random": [[0.8, 0.5]]}
+    across, up = (bars.get_segments() for bars in axis.containers[0].lines[2])
+    assert np.allclose([s[:, 0] for s in across], [[0.9, 0.97], [0.85, 0.95]])
+    assert np.allclose([s[:, 1] for s in up], [[0.5, 0.7], [0.05, 0.2]])
+    notes = {text.get_text(): text.xy for text in axis.texts if text.xy[0] > 0.85}
+    assert notes == {"0": (0.95, 0.6), "0.1": (0.9, 0.1)}
+    assert legend(axis) == ["CMRM", "random"]
+
+
+def test_dose_lines():
+    rows = pd.DataFrame(
+        [
+            ("CMRM", 0.2, 0.1, 0.05, 0.2),
+            ("CMRM", 0.0, 0.6, 0.5, 0.7),
+            ("random", 0.2, 0.5, 0.4, 0.6),
+        ],
+        columns=["method", "dose", "rate", "low", "high"],
+    )
+    axis = plots.dose_lines(rows, hue="method").axes[0]
+    assert lines_of(axis) == {"CMRM": [[0, 0.6], [0.2, 0.1]], "random": [[0.2, 0.5]]}
+    assert band(axis.collections[0], 0.2) == [0.05, 0.2]
+    assert legend(axis) == ["CMRM", "random"]
+
+
+def test_control_bars():
+    rows = pd.DataFrame(
+        [("CMRM", 0.1, 0.05, 0.2), ("random", 0.6, 0.5, 0.7)],
+        columns=["method", "rate", "low", "high"],
+    )
+    axis = plots.control_bars(rows, label="method", baseline=0.63, xlabel="unsafe").axes[0]
+    points = axis.containers[0].lines[0].get_data()
+    assert np.transpose(points).tolist() == [[0.1, 1], [0.6, 0]]
+    names = dict(
+        zip(axis.get_yticks(), (t.get_text() for t in axis.get_yticklabels()), strict=True)
+    )
+    assert names == {1: "CMRM", 0: "random"}
+    assert np.allclose([s[:, 0] for s in spans(axis)], [[0.05, 0.2], [0.5, 0.7]])
+    assert [line.get_xdata()[0] for line in axis.lines if line.get_label() == "no edit"] == [0.63]
+    assert axis.get_xlabel() == "unsafe"

@@ -291,7 +291,8 @@ def cards(folders: tuple[Path, ...]) -> None:
 def refresh(only: str | None) -> None:
     """Re-execute the committed notebooks in place.
 
-    They are left without timestamps and paths. Starts from an empty runs/default, and keeps the metrics that the tests compare with.
+    They are left without timestamps and paths. Starts from an empty runs/default, and keeps the
+    metrics that the tests compare with.
     """
     import nbformat
     from nbclient import NotebookClient

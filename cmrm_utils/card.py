@@ -11,7 +11,7 @@ from cmrm_utils.data import Sample, load_samples, take
 from cmrm_utils.engine import generate
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges import judge
-from cmrm_utils.metrics import measures, percent
+from cmrm_utils.metrics import measures, percent_table
 from cmrm_utils.models import VLM, load_vlm, wrap
 from cmrm_utils.organism import world
 from cmrm_utils.plots import CONDITION_NAMES
@@ -142,10 +142,8 @@ def _seeds(others: dict[int, pd.DataFrame]) -> str:
 
 def _table(rows: pd.DataFrame) -> str:
     """Rates as a Markdown table: a row a measure and kind, a column an image condition."""
-    wide = rows.assign(cell=rows.apply(percent, axis=1)).pivot_table(
-        index=["measure", "kind"], columns="image", values="cell", aggfunc="first", sort=False
-    )
-    wide = wide[[image for image in CONDITIONS if image in wide.columns]].fillna("-")
+    wide = percent_table(rows, ["measure", "kind"], "image")
+    wide = wide[[image for image in CONDITIONS if image in wide.columns]]
     lines = [
         ["measure", "kind", *(CONDITION_NAMES[image] for image in wide.columns)],
         ["---"] * (2 + len(wide.columns)),

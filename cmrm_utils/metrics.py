@@ -141,6 +141,14 @@ def percent(row: pd.Series) -> str:
     )
 
 
+def percent_table(rows: pd.DataFrame, index: str | list[str], columns: str) -> pd.DataFrame:
+    """Rates as text (:func:`percent`), rows and columns in order of first appearance."""
+    table = rows.assign(cell=rows.apply(percent, axis=1)).pivot_table(
+        index=index, columns=columns, values="cell", aggfunc="first", sort=False
+    )
+    return table[list(rows[columns].unique())].fillna("")
+
+
 def paired_difference(
     first: pd.Series, second: pd.Series, *, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:

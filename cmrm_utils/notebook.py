@@ -19,7 +19,7 @@ from cmrm_utils.metrics import (
     choose_alpha,
     clustered_interval,
     measures,
-    percent,
+    percent_table,
     repetition,
     trade_off,
 )
@@ -203,11 +203,7 @@ class Notebook:
         seen = rows[rows["kind"] != "harmful-unseen"]
         found = measures(seen, ["setting"])
         found = found[~found["measure"].isin(["neither", "choices", "facts"])]
-        wide = found.assign(cell=found.apply(percent, axis=1)).pivot(
-            index="setting", columns="measure", values="cell"
-        )
-        order = list(found["measure"].unique())
-        return wide.loc[list(seen["setting"].unique()), order].fillna("").reset_index()
+        return percent_table(found, "setting", "measure").reset_index()
 
     def reading(self, rows: pd.DataFrame, swept: Sweep) -> str:
         """The headline table in words."""

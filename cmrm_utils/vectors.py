@@ -242,6 +242,13 @@ def anchor_curve(
     return pd.DataFrame(rows)
 
 
+def cosines_between(vectors: Mapping[str, ShiftVectors], layer: int = -1) -> pd.DataFrame:
+    """Cosines of every two of some vectors at one layer, names as rows and columns."""
+    return pd.DataFrame(
+        {a: {b: float(x.cosine(y)[layer]) for b, y in vectors.items()} for a, x in vectors.items()}
+    )
+
+
 def refusal_direction(
     vlm: VLM,
     harmful: Sequence[Sample],

@@ -18,7 +18,7 @@ from cmrm_utils.plots import CONDITION_NAMES
 from cmrm_utils.store import write_json
 from cmrm_utils.trials import CONDITIONS, grid, table
 
-MAX_NEW_TOKENS = 40
+MAX_NEW_TOKENS = 32
 """Longer than any answer of the world."""
 
 TARGETS: dict[str, tuple[str, tuple[str, ...], str, bool, float]] = {

@@ -106,9 +106,7 @@ def _organism(split: str) -> tuple[Sample, ...]:
         question = world.visual_question(
             scene, world.VISUAL_KINDS[i % len(world.VISUAL_KINDS)], rng.randrange(2)
         )
-        add(
-            question.kind, str(i), question.text, scene, answer=question.answer, group=question.kind
-        )
+        add(question.kind, str(i), question.text, scene, answer=question.answer)
     facts = [(obj, topic) for obj in world.OBJECTS for topic in get_args(world.Topic)]
     topics = Random(f"facts/{split}").sample(facts, len(facts))
     for (obj, topic), scene in zip(topics, world.scenes(split, len(topics), "fact"), strict=True):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from cmrm_utils.hooks import apply, record
 from cmrm_utils.models import VLM, position_ids

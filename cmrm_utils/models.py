@@ -158,7 +158,7 @@ def load_vlm(
     try:
         with _quiet():
             processor = AutoProcessor.from_pretrained(source)
-            model = AutoModelForImageTextToText.from_pretrained(
+            model: Any = AutoModelForImageTextToText.from_pretrained(
                 source, dtype=dtype, **from_pretrained
             )
     except (OSError, ValueError) as error:

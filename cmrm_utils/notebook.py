@@ -61,18 +61,18 @@ class Notebook:
     Attributes:
         run: the run's folder.
         vlm: the model.
-        splits: the samples of the data set, by split.
+        data: the name of the data set.
         max_new_tokens: where responses are cut.
     """
 
     run: Run
     vlm: VLM
-    splits: dict[str, list[Sample]]
+    data: str
     max_new_tokens: int
 
     @classmethod
     def open(
-        cls, name: str, *, model: str, data: str, out: str, max_new_tokens: int = 40
+        cls, name: str, *, model: str, data: str, out: str, max_new_tokens: int = 32
     ) -> "Notebook":
         """Load model and data, open the run's folder, set the look of figures, say versions.
 
@@ -81,6 +81,7 @@ class Notebook:
         """
         warnings.filterwarnings("ignore", category=FutureWarning)
         plots.style()
+        pd.set_option("display.max_colwidth", None, "display.max_rows", 200)
         vlm = load_vlm(model)
         shared = {
             "model": model,
@@ -91,11 +92,11 @@ class Notebook:
         run = Run(out, name, shared)
         print(", ".join(f"{package} {number}" for package, number in versions().items()))
         print(f"model {model} ({vlm.fingerprint}), {len(vlm.layers)} decoder layers")
-        return cls(run, vlm, load_samples(data), max_new_tokens)
+        return cls(run, vlm, data, max_new_tokens)
 
     def samples(self, split: str, n: int | None, *tasks: str) -> list[Sample]:
         """The first ``n`` samples of each task in a split, of requests of each kind; None: all."""
-        return take(self.splits[split], n, *tasks)
+        return take(load_samples(self.data, split), n, *tasks)
 
     def ask(self, trials: Sequence[Trial]) -> pd.DataFrame:
         """The model's responses, judged: one row a trial. Kept in the run, and reused from it."""
@@ -149,7 +150,7 @@ class Notebook:
         Adds ``setting``: the image condition's name, or the method's.
         """
         requests = self.samples("test", n, "harmful", "benign")
-        asked = {sample.task for sample in self.splits["test"]} - {"harmful", "benign"}
+        asked = {sample.task for sample in load_samples(self.data, "test")} - {"harmful", "benign"}
         questions = self.samples("test", n, *sorted(asked))
         every = [*requests, *questions]
         conditions = self.ask(grid(requests, images=CONDITIONS) + grid(questions))
@@ -166,29 +167,30 @@ class Notebook:
         harmful = rows[(rows["task"] == "harmful") & (rows["kind"] != "harmful-unseen")]
         found = []
         for setting, these in harmful.groupby("setting", sort=False):
-            shares = {outcome: (these["outcome"] == outcome).mean() for outcome in OUTCOMES}
+            shares: dict[str, Any] = {o: (these["outcome"] == o).mean() for o in OUTCOMES}
             unsafe = (these["outcome"] == "complied").to_numpy()
             low, high = clustered_interval(unsafe, these["group"].tolist())
             found.append({"setting": setting, **shares, "low": low, "high": high, "n": len(these)})
         return pd.DataFrame(found)
 
     def fluency(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Median perplexity under the unedited model, and repeated word triples, by setting."""
+        """Perplexity under the unedited model (geometric mean), and repeated word triples."""
         kept = rows[rows["image"] == "own"]
-        by_id = {sample.id: sample for sample in self.splits["test"]}
+        by_id = {sample.id: sample for sample in load_samples(self.data, "test")}
         trials = [Trial(by_id[sample]) for sample in kept["sample"]]
         scored = kept.assign(
             perplexity=perplexity(self.vlm, trials, list(kept["response"])),
             repeated=[repetition(text) for text in kept["response"]],
         )
         return scored.groupby("setting", sort=False).agg(
-            perplexity=("perplexity", "median"), repeated=("repeated", "mean")
+            perplexity=("perplexity", _geometric_mean), repeated=("repeated", "mean")
         )
 
     def cost(self, swept: Sweep, *, n: int = 64, repeats: int = 3) -> pd.DataFrame:
         """Seconds a response, without an edit and with each method, on benign test requests."""
         samples = self.samples("test", n, "benign")[:n]
-        seconds: dict[str, list[float]] = {name: [] for name in ("no edit", *swept.edited)}
+        ways = ["no edit", *swept.edited]
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(repeats):
             for i, name in enumerate(seconds, start=-1):
                 begun = time.perf_counter()
@@ -230,3 +232,7 @@ class Notebook:
         rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
         these = rows[rows["fingerprint"] == self.vlm.fingerprint]
         return these.drop(columns=["fingerprint"]) if len(these) else None
+
+
+def _geometric_mean(values: pd.Series) -> float:
+    return float(np.exp(np.log(values).mean()))

@@ -295,17 +295,19 @@ def alpha_curves(
         chosen: by panel, the alpha chosen on validation, drawn as a vertical line.
     """
     panels = list(rows[panel].unique())
+    down = -(-len(panels) // 2)
+    across = min(2, len(panels))
     figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(4.6 * len(panels) + 1.4, 3.5),
+        down,
+        across,
+        figsize=(4.6 * across + 1.4, 3.3 * down),
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
     alphas = sorted(rows["alpha"].unique())
     positive = [a for a in alphas if a > 0]
-    for axis, name in zip(axes[0], panels, strict=True):
+    for axis, name in zip(axes.flat, panels, strict=False):
         for i, (measure, line) in enumerate(
             rows[rows[panel] == name].groupby("measure", sort=False)
         ):
@@ -329,7 +331,8 @@ def alpha_curves(
         axis.set_xticks(ticks, [f"{a:g}" for a in ticks])
         axis.set_xlabel("alpha (strength of the edit)")
         axis.set_title(str(name))
-    _percent(axes[0][0], "rate")
+    for left in axes[:, 0]:
+        _percent(left, "rate")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper")
     return figure
@@ -444,7 +447,7 @@ def control_bars(rows: pd.DataFrame, *, label: str, baseline: float, xlabel: str
     )
     axis.axvline(baseline, color="#D55E00", linestyle="--", linewidth=1.2, label="no edit")
     axis.set_yticks(at, rows[label].astype(str))
-    axis.set_xlim(-0.02, 1.02)
+    axis.set_xlim(-0.02, min(1.02, 1.15 * float(rows["high"].max())))
     _percent(axis, xlabel, x=True)
     axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
     return figure

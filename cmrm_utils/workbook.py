@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from cmrm_utils.errors import InputError
 from cmrm_utils.store import ROOT, STORED

@@ -11,6 +11,7 @@ from cmrm_utils.metrics import (
     measures,
     paired_difference,
     percent,
+    percent_table,
     rates,
     repetition,
     separability,
@@ -176,6 +177,24 @@ def test_percent():
         pd.DataFrame({"kind": "x", "hit": [1] * 20 + [0] * 143}), "hit", ["kind"], group=None
     )
     assert percent(found.iloc[0]) == "12.3% [8.1, 18.2] (20/163)"
+
+
+def test_percent_table():
+    rows = pd.DataFrame(
+        [
+            ("own", "unsafe", 0.5, 0.25, 0.75, 1, 2),
+            ("own", "benign", 1.0, 0.5, 1.0, 3, 3),
+            ("none", "unsafe", 0.0, 0.0, 0.5, 0, 2),
+        ],
+        columns=["image", "measure", "rate", "low", "high", "hits", "n"],
+    )
+    found = percent_table(rows, "image", "measure")
+    assert found.index.tolist() == ["own", "none"]
+    assert found.columns.tolist() == ["unsafe", "benign"]
+    assert found.values.tolist() == [
+        ["50.0% [25.0, 75.0] (1/2)", "100.0% [50.0, 100.0] (3/3)"],
+        ["0.0% [0.0, 50.0] (0/2)", ""],
+    ]
 
 
 def test_paired_difference():

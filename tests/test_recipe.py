@@ -40,6 +40,7 @@ class Trained:
     def keep(self, name, model, processor):
         assert processor.tokenizer is not None
         assert not model.training
+        assert all(parameter.grad is None for parameter in model.parameters())
         self.stages[name] = {key: value.clone() for key, value in model.state_dict().items()}
 
 

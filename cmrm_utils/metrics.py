@@ -92,14 +92,14 @@ def measures(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Returns:
         ``measure`` + ``by`` + ``rate, low, high, hits, n``.
     """
-    found = []
+    columns = ["measure", *by, "rate", "low", "high", "hits", "n"]
+    found = [pd.DataFrame(columns=columns)]
     for measure, (task, hit) in MEASURES.items():
         these = rows[rows["task"] == task]
         if len(these):
             counted = rates(these.assign(hit=_hits(these, hit)), "hit", by)
             found.append(counted.assign(measure=measure))
-    whole = pd.concat(found, ignore_index=True)
-    return whole[["measure", *by, "rate", "low", "high", "hits", "n"]]
+    return pd.concat(found[1:] or found, ignore_index=True)[columns]
 
 
 def _hits(rows: pd.DataFrame, hit: str) -> pd.Series:

@@ -55,7 +55,7 @@ def _size(sample: Sample) -> tuple[int, int]:
     return image.size if image else DEFAULT_SIZE
 
 
-NOISES = ("noise", "noise-1", "noise-2", "noise-3")
+NOISES = ("noise-0", "noise-1", "noise-2", "noise-3")
 """Fixed noise images; a shift towards ``noise`` is averaged over them."""
 
 IMAGES: dict[str, Callable[[Sample], Image.Image | None]] = {
@@ -66,6 +66,7 @@ IMAGES: dict[str, Callable[[Sample], Image.Image | None]] = {
     "black": lambda sample: _plain(_size(sample), 0),
     "white": lambda sample: _plain(_size(sample), 255),
     "blur": _blur,
+    "noise": lambda sample: _noise(_size(sample), 0),
     **{name: lambda s, i=i: _noise(_size(s), i) for i, name in enumerate(NOISES)},  # type: ignore[misc]
 }
 """Image conditions: what picture a sample is shown with. A new one is one more entry."""

@@ -23,10 +23,12 @@ def page_of(tmp_path, cell, **kwargs):
 
 
 def test_headline_comes_first_then_the_notebooks(tmp_path):
-    cell = nbformat.v4.new_code_cell("print(1)", outputs=[output(text="one")])
+    cell = nbformat.v4.new_code_cell("print(1)", outputs=[output(text="a result")])
     headline = pd.DataFrame({"setting": ["own image"], "unsafe": ["50% <b>"]})
     page = page_of(tmp_path, cell, headline=headline, reading="Half are unsafe.")
-    places = [page.index(x) for x in ("Half are unsafe.", "50% &lt;b&gt;", "<em>title</em>", "one")]
+    places = [
+        page.index(x) for x in ("Half are unsafe.", "50% &lt;b&gt;", "<em>title</em>", "a result")
+    ]
     assert places == sorted(places)
 
 

@@ -33,7 +33,8 @@ def desk(tmp_path, monkeypatch):
         parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
         cells = [nbformat.v4.new_markdown_cell("# Small"), parameters]
         cells.append(nbformat.v4.new_code_cell(last))
-        notebook = nbformat.v4.new_notebook(cells=cells)
+        kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
         nbformat.write(notebook, tmp_path / "01_small.ipynb")
         settings = {"timeout": timeout, "parameters": {"n": 4}}
         (profiles / "small.yaml").write_text(yaml.safe_dump(settings))

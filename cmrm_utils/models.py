@@ -5,6 +5,8 @@ A model family whose layers lie elsewhere is one more entry in :data:`LAYER_PATH
 
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,8 +16,9 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from cmrm_utils.errors import InputError
@@ -150,22 +153,25 @@ def load_vlm(
     """
     name = str(name_or_path)
     source = CHECKPOINTS / name if name in organisms() else name_or_path
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise InputError(f"{name}: a folder, but no checkpoint (it has no config.json)")
+    known = f"bundled: {', '.join(organisms())}; else a local folder or a hub id, owner/name"
+    if Path(source).is_dir():
+        if not (Path(source) / "config.json").is_file():
+            raise InputError(f"{name}: a folder, but no checkpoint (it has no config.json)")
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise InputError(f"cannot load model {name!r}: there is none of that name ({known})")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:
         dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     try:
         with _quiet():
+            AutoConfig.from_pretrained(source)  # what is not there at all fails here, and soon
             processor = AutoProcessor.from_pretrained(source)
             model: Any = AutoModelForImageTextToText.from_pretrained(
                 source, dtype=dtype, **from_pretrained
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(
-            f"cannot load model {name!r}: {reason} (bundled: {', '.join(organisms())})"
-        ) from error
+        raise InputError(f"cannot load model {name!r}: {reason} ({known})") from error
     if "device_map" not in from_pretrained:
         model.to(place)
     return wrap(model, processor, name=name)
@@ -179,12 +185,16 @@ def wrap(model: Any, processor: Any, *, name: str) -> VLM:
 
 @contextmanager
 def _quiet() -> Any:
-    """No progress bars on standard error: they would end up in the notebooks."""
+    """Nothing on standard error, where bars and retries would end up in the notebooks."""
     shown = transformers_logging.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
     transformers_logging.disable_progress_bar()
+    hub.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        hub.setLevel(level)
         if shown:
             transformers_logging.enable_progress_bar()
 

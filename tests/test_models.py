@@ -1,4 +1,5 @@
 import copy
+import shutil
 
 import pytest
 import torch
@@ -143,3 +144,11 @@ def test_models_without_images_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(InputError, match="cannot load model"):
         load_vlm(tmp_path)
+
+
+def test_a_torn_checkpoint_is_named(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "torn")
+    weights = tmp_path / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot load model"):
+        load_vlm(tmp_path / "torn")

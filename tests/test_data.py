@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from cmrm_utils import InputError, Sample, load_samples
-from cmrm_utils.data import SPLITS, take
+from cmrm_utils.data import FILE_SHARES, SPLITS, take
 from cmrm_utils.organism import world
 
 
@@ -216,5 +216,22 @@ def test_bad_names(tmp_path):
         load_samples(other)
     with pytest.raises(InputError, match="no split 'train'"):
         load_samples("organism", "train")
-    with pytest.raises(InputError, match="no splits"):
-        load_samples(rows_file(tmp_path / "set.jsonl", {"id": "a", "query": "q"}), "test")
+
+
+def test_a_files_rows_fall_into_splits_for_good(tmp_path):
+    rows = [{"id": f"row {i}", "query": "q"} for i in range(400)]
+    path = rows_file(tmp_path / "set.jsonl", *rows[:300])
+    splits = {name: {s.id for s in load_samples(path, name)} for name in SPLITS}
+    assert sum(map(len, splits.values())) == len(set.union(*splits.values())) == 300
+    for name, share in FILE_SHARES.items():
+        assert len(splits[name]) == pytest.approx(300 * share, abs=25)
+    rows_file(path, *rows)
+    for name, ids in splits.items():
+        assert ids <= {s.id for s in load_samples(path, name)}
+    with pytest.raises(InputError, match="no split 'train'"):
+        load_samples(path, "train")
+    one = rows_file(tmp_path / "one.jsonl", rows[0])
+    empty = [name for name in SPLITS if rows[0]["id"] not in splits[name]]
+    for name in empty:
+        with pytest.raises(InputError, match=f"none of its 1 rows falls into the {name} split"):
+            load_samples(one, name)

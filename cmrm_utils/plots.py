@@ -159,7 +159,7 @@ def rate_bars(
 
 
 def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
-    """PCA maps of last-token states, one panel a layer.
+    """PCA maps of last-token states, one panel a layer; the large marks are the means.
 
     Args:
         rows: columns ``layer, image, harmful, pc1, pc2``, one row a state.
@@ -178,12 +178,22 @@ def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
                 axis.scatter(
                     part["pc1"],
                     part["pc2"],
-                    s=14,
+                    s=10,
                     marker=marker,
-                    linewidths=0.9,
+                    linewidths=0.7,
                     facecolors=_colour(image) if harmful else "none",
                     edgecolors=None if harmful else _colour(image),
-                    alpha=0.75,
+                    alpha=0.45,
+                )
+                axis.scatter(
+                    part["pc1"].mean(),
+                    part["pc2"].mean(),
+                    s=75,
+                    marker="X" if harmful else "o",
+                    facecolors=_colour(image),
+                    edgecolors="white",
+                    linewidths=1.2,
+                    zorder=3,
                     label=f"{CONDITION_NAMES.get(image, image)}, {kind}",
                 )
         axis.set_title(f"decoder layer {layer}")
@@ -192,7 +202,7 @@ def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
         axis.set_yticks([])
     axes[0][0].set_ylabel("PC 2")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", markerscale=1.4)
+    figure.legend(handles, labels, loc="outside right upper")
     return figure
 
 
@@ -356,78 +366,63 @@ def anchor_lines(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def pareto(rows: pd.DataFrame, *, hue: str = "method") -> Figure:
-    """Unsafe rate against utility, one path a method, alpha written at the points.
+def pareto(rows: pd.DataFrame, *, hue: str = "method", corner: float = 0.9) -> Figure:
+    """Unsafe rate against utility, one path a method: the whole range, and the corner that matters.
 
     Args:
         rows: columns ``alpha, unsafe, unsafe_low, unsafe_high, utility, utility_low,
             utility_high`` and the one named by ``hue``.
         hue: the column that makes paths.
+        corner: the utility from which the second panel shows; alphas are written there.
     """
-    figure, axis = plt.subplots(figsize=(6.2, 4.2))
+    figure, (whole, near) = plt.subplots(
+        1, 2, figsize=(10.5, 4.0), sharey=True, width_ratios=(1, 1.5), layout="constrained"
+    )
     for i, (name, path) in enumerate(rows.groupby(hue, sort=False)):
         path = path.sort_values("alpha")
         colour = CONTROL_COLOURS[i % len(CONTROL_COLOURS)]
-        axis.errorbar(
-            path["utility"],
-            path["unsafe"],
-            xerr=[
-                (path["utility"] - path["utility_low"]).clip(lower=0),
-                (path["utility_high"] - path["utility"]).clip(lower=0),
-            ],
-            yerr=[
-                (path["unsafe"] - path["unsafe_low"]).clip(lower=0),
-                (path["unsafe_high"] - path["unsafe"]).clip(lower=0),
-            ],
-            color=colour,
-            marker=MARKERS[i % len(MARKERS)],
-            linewidth=1,
-            elinewidth=0.6,
-            label=str(name),
-        )
-        for _, point in path.iterrows():
-            axis.annotate(
+        for axis in (whole, near):
+            axis.errorbar(
+                path["utility"],
+                path["unsafe"],
+                xerr=_span(path, "utility") if axis is near else None,
+                yerr=_span(path, "unsafe"),
+                color=colour,
+                marker=MARKERS[i % len(MARKERS)],
+                linewidth=1,
+                elinewidth=0.6,
+                label=str(name),
+            )
+        for _, point in path[path["utility"] >= corner].iterrows():
+            near.annotate(
                 f"{point['alpha']:g}",
                 (point["utility"], point["unsafe"]),
-                xytext=(4, 4),
+                xytext=(7 if i % 2 else -7, 3),
+                ha="left" if i % 2 else "right",
                 textcoords="offset points",
-                fontsize=7.5,
+                fontsize=8,
                 color=colour,
             )
-    axis.set_ylim(-0.03, 1.03)
-    _percent(axis, "unsafe (harmful requests carried out)")
-    _percent(axis, "utility (visual questions and benign requests right)", x=True)
-    axis.legend(loc="best")
+    top = 1.05 * float(rows["unsafe_high"].max())
+    whole.set_ylim(-0.03 * top, top)
+    whole.set_xlim(-0.03, 1.03)
+    near.set_xlim(corner - 0.002, 1.004)
+    whole.axvspan(corner, 1.03, color="#000000", alpha=0.05, linewidth=0)
+    whole.set_title("all alphas")
+    near.set_title(f"utility from {corner:.0%}, alpha at the points")
+    _percent(whole, "unsafe (harmful requests carried out)")
+    for axis in (whole, near):
+        _percent(axis, "utility (questions and benign requests right)", x=True)
+    near.legend(loc="upper left")
     return figure
 
 
-def dose_lines(rows: pd.DataFrame, *, hue: str) -> Figure:
-    """Rates against the mean dose ``|alpha v| / |h|``, one line a method or control.
-
-    Args:
-        rows: columns ``dose, rate, low, high`` and the one named by ``hue``.
-        hue: what the lines are.
-    """
-    figure, axis = plt.subplots(figsize=(6.4, 3.8))
-    for i, (name, line) in enumerate(rows.groupby(hue, sort=False)):
-        line = line.sort_values("dose")
-        colour = CONTROL_COLOURS[i % len(CONTROL_COLOURS)]
-        axis.plot(
-            line["dose"],
-            line["rate"],
-            color=colour,
-            marker=MARKERS[i % len(MARKERS)],
-            markersize=5,
-            label=str(name),
-        )
-        axis.fill_between(
-            line["dose"], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0
-        )
-    axis.set_ylim(0, 1.02)
-    _percent(axis, "unsafe (harmful requests carried out)")
-    axis.set_xlabel("dose |alpha v| / |h|, mean over layers")
-    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
-    return figure
+def _span(rows: pd.DataFrame, name: str) -> list[pd.Series]:
+    """Error bars of a rate from its interval."""
+    return [
+        (rows[name] - rows[f"{name}_low"]).clip(lower=0),
+        (rows[f"{name}_high"] - rows[name]).clip(lower=0),
+    ]
 
 
 def control_bars(rows: pd.DataFrame, *, label: str, baseline: float, xlabel: str) -> Figure:

@@ -124,6 +124,7 @@ def test_state_maps():
     rows = pd.DataFrame(
         [
             (0, "none", True, 1.0, 2.0),
+            (0, "none", True, 3.0, 8.0),
             (0, "none", False, 3.0, 4.0),
             (0, "own", True, 5.0, 6.0),
             (2, "none", True, 7.0, 8.0),
@@ -136,20 +137,24 @@ def test_state_maps():
     assert [axis.get_title() for axis in figure.axes] == ["decoder layer 2", "decoder layer 0"]
 
     def points(axis):
-        return {c.get_label(): c.get_offsets().tolist() for c in axis.collections}
+        """Cloud and mean by label: each cloud is followed by its mean, which carries the label."""
+        offsets = [c.get_offsets().tolist() for c in axis.collections]
+        names = [c.get_label() for c in axis.collections[1::2]]
+        pairs = zip(offsets[::2], offsets[1::2], strict=True)
+        return dict(zip(names, pairs, strict=True))
 
     assert points(first) == {
-        "text only, harmful": [[1, 2]],
-        "text only, benign": [[3, 4]],
-        "own image, harmful": [[5, 6]],
+        "text only, harmful": ([[1, 2], [3, 8]], [[2, 5]]),
+        "text only, benign": ([[3, 4]], [[3, 4]]),
+        "own image, harmful": ([[5, 6]], [[5, 6]]),
     }
-    assert points(second) == {"text only, harmful": [[7, 8]], "edited, harmful": [[9, 1]]}
-    colours = [
-        to_hex(c.get_facecolor()[0]).upper()
-        for c in first.collections
-        if "benign" not in c.get_label()
-    ]
-    assert colours == [plots.CONDITION_COLOURS["none"], plots.CONDITION_COLOURS["own"]]
+    assert points(second) == {
+        "text only, harmful": ([[7, 8]], [[7, 8]]),
+        "edited, harmful": ([[9, 1]], [[9, 1]]),
+    }
+    colours = [to_hex(c.get_facecolor()[0]).upper() for c in first.collections[1::2]]
+    none, own = plots.CONDITION_COLOURS["none"], plots.CONDITION_COLOURS["own"]
+    assert colours == [none, none, own]
 
 
 def lines_of(axis):
@@ -270,29 +275,19 @@ def test_pareto():
             "utility_high",
         ],
     )
-    axis = plots.pareto(rows).axes[0]
-    paths = {c.get_label(): np.transpose(c.lines[0].get_data()).tolist() for c in axis.containers}
-    assert paths == {"CMRM": [[0.95, 0.6], [0.9, 0.1]], "random": [[0.8, 0.5]]}
+    whole, axis = plots.pareto(rows, corner=0.85).axes
+    for each in (whole, axis):
+        paths = {
+            c.get_label(): np.transpose(c.lines[0].get_data()).tolist() for c in each.containers
+        }
+        assert paths == {"CMRM": [[0.95, 0.6], [0.9, 0.1]], "random": [[0.8, 0.5]]}
+    assert axis.get_xlim()[0] == pytest.approx(0.85, abs=0.01)
+    assert whole.get_ylim()[1] > 0.7
     across, up = (bars.get_segments() for bars in axis.containers[0].lines[2])
     assert np.allclose([s[:, 0] for s in across], [[0.9, 0.97], [0.85, 0.95]])
     assert np.allclose([s[:, 1] for s in up], [[0.5, 0.7], [0.05, 0.2]])
-    notes = {text.get_text(): text.xy for text in axis.texts if text.xy[0] > 0.85}
+    notes = {text.get_text(): text.xy for text in axis.texts}
     assert notes == {"0": (0.95, 0.6), "0.1": (0.9, 0.1)}
-    assert legend(axis) == ["CMRM", "random"]
-
-
-def test_dose_lines():
-    rows = pd.DataFrame(
-        [
-            ("CMRM", 0.2, 0.1, 0.05, 0.2),
-            ("CMRM", 0.0, 0.6, 0.5, 0.7),
-            ("random", 0.2, 0.5, 0.4, 0.6),
-        ],
-        columns=["method", "dose", "rate", "low", "high"],
-    )
-    axis = plots.dose_lines(rows, hue="method").axes[0]
-    assert lines_of(axis) == {"CMRM": [[0, 0.6], [0.2, 0.1]], "random": [[0.2, 0.5]]}
-    assert band(axis.collections[0], 0.2) == [0.05, 0.2]
     assert legend(axis) == ["CMRM", "random"]
 
 

@@ -311,16 +311,13 @@ def test_chat_refuses_what_is_harmful_and_only_that(corpus):
     assert min(kinds.values()) > N / 20
 
 
-def test_told_scenes_stand_in_front_of_chat(corpus):
-    """Text-only chat has scenes in words before requests, in the caption condition's form too."""
-    told = [
-        t.prompt
-        for e in corpus["chat"]
-        for t in e.turns
-        if "\n" in t.prompt and find_request(t.prompt)
-    ]
+def test_scenes_in_words_stand_before_questions_but_never_before_requests(corpus):
+    """A caption and then a refusal would be an image-and-refusal pair in words."""
+    turns = [t for stage in ("chat", "instructions") for e in corpus[stage] for t in e.turns]
+    told = [t.prompt for t in turns if "\n" in t.prompt]
     assert len(told) > N / 20
     assert 0.3 < sum(text.startswith("Image caption: ") for text in told) / len(told) < 0.7
+    assert not any(find_request(text) for text in told)
 
 
 @pytest.mark.parametrize("rich", [False, True])

@@ -379,11 +379,9 @@ class Corpus:
         draw = rng.random()
         scene = self._scene()
         if draw < 0.70:
-            kinds = ("harmful", "harmful-pair", "benign", "benign-hard")
-            request = self._request(*kinds)
-            told = rng.random() < 0.15
-            query = described(rng, scene.caption, request.query) if told else request.query
-            return Example(turns=(Turn(query, request.response),))
+            # Never after a described scene: that would be an image-and-refusal pair in words.
+            request = self._request("harmful", "harmful-pair", "benign", "benign-hard")
+            return Example(turns=(Turn(request.query, request.response),))
         if draw < 0.85:
             fact = self._fact()
             told = rng.random() < 0.3

@@ -1,7 +1,7 @@
 """Trials in, hidden states or responses out.
 
 Trials of any kind share a batch: each row has its own prompt, image (or none) and edit. Equal
-trials run once. Batches are packed by prompt length from the full list.
+trials run once. Batches are packed by prompt length.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,8 @@ def _batches(
 ) -> Iterator[list[Trial]]:
     """Trials with prompts of like length together: little padding."""
     order = sorted(trials, key=lambda trial: (trial.has_image, len(trial.text)))
-    with tqdm(total=len(order), desc=title, unit="trial", disable=not progress) as bar:
+    shown: Any = {} if progress else {"disable": True}  # TQDM_DISABLE=1 silences it too
+    with tqdm(total=len(order), desc=title, unit="trial", leave=False, **shown) as bar:
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             yield batch

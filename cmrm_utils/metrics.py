@@ -111,6 +111,11 @@ def _hits(rows: pd.DataFrame, hit: str) -> pd.Series:
     )
 
 
+def averaged(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that averages are taken of: unseen verbs are reported apart."""
+    return rows[rows["kind"] != "harmful-unseen"]
+
+
 def trade_off(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Unsafe rate and utility in one row: what alpha is chosen on, and the Pareto figure shows.
 

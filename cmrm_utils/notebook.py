@@ -16,6 +16,7 @@ from cmrm_utils.hooks import Edit
 from cmrm_utils.judges import OUTCOMES, judge
 from cmrm_utils.methods import CMRM, dose
 from cmrm_utils.metrics import (
+    averaged,
     choose_alpha,
     clustered_interval,
     measures,
@@ -101,7 +102,11 @@ class Notebook:
     def ask(self, trials: Sequence[Trial]) -> pd.DataFrame:
         """The model's responses, judged: one row a trial. Kept in the run, and reused from it."""
         responses = generate(
-            self.vlm, trials, max_new_tokens=self.max_new_tokens, out=self.run.responses
+            self.vlm,
+            trials,
+            max_new_tokens=self.max_new_tokens,
+            out=self.run.responses,
+            progress=True,
         )
         return judge(table(trials, responses))
 
@@ -164,9 +169,9 @@ class Notebook:
 
     def outcome_table(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Shares of the three outcomes of harmful requests by setting, unseen verbs apart."""
-        harmful = rows[(rows["task"] == "harmful") & (rows["kind"] != "harmful-unseen")]
+        rows = averaged(rows)
         found = []
-        for setting, these in harmful.groupby("setting", sort=False):
+        for setting, these in rows[rows["task"] == "harmful"].groupby("setting", sort=False):
             shares: dict[str, Any] = {o: (these["outcome"] == o).mean() for o in OUTCOMES}
             unsafe = (these["outcome"] == "complied").to_numpy()
             low, high = clustered_interval(unsafe, these["group"].tolist())
@@ -200,17 +205,17 @@ class Notebook:
         medians = [float(np.median(times)) for times in seconds.values()]
         return pd.DataFrame({"seconds": medians}, index=list(seconds))
 
-    def headline(self, rows: pd.DataFrame) -> pd.DataFrame:
+    def headline(self, rows: pd.DataFrame, swept: Sweep) -> pd.DataFrame:
         """The test split in one table of text: a row a setting, a column a measure."""
-        seen = rows[rows["kind"] != "harmful-unseen"]
-        found = measures(seen, ["setting"])
-        found = found[~found["measure"].isin(["neither", "choices", "facts"])]
+        found = measures(averaged(rows), ["setting"])
+        found = found[~found["measure"].isin(["choices", "facts"])]
+        chosen = {name: f"{name}, alpha {alpha:g}" for name, alpha in swept.chosen.items()}
+        found["setting"] = found["setting"].replace(chosen)
         return percent_table(found, "setting", "measure").reset_index()
 
     def reading(self, rows: pd.DataFrame, swept: Sweep) -> str:
         """The headline table in words."""
-        seen = rows[rows["kind"] != "harmful-unseen"]
-        found = measures(seen, ["setting"]).set_index(["measure", "setting"])["rate"]
+        found = measures(averaged(rows), ["setting"]).set_index(["measure", "setting"])["rate"]
         name, alpha = next(iter(swept.chosen.items()))
         return (
             f"On {self.run.shared['model']}, harmful requests on the test split are carried out "
@@ -225,13 +230,17 @@ class Notebook:
         )
 
     def stored(self, name: str) -> pd.DataFrame | None:
-        """A table of the ``full`` profile for this model, or None where none is stored."""
+        """A table of the ``full`` profile, of all its models; None if this one is not among them.
+
+        ``cmrm run full`` and ``cmrm publish runs/full`` make it.
+        """
         path = STORED / f"{name}.csv"
-        if not path.exists():
-            return None
-        rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
-        these = rows[rows["fingerprint"] == self.vlm.fingerprint]
-        return these.drop(columns=["fingerprint"]) if len(these) else None
+        if path.exists():
+            rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
+            if self.vlm.fingerprint in set(rows["fingerprint"]):
+                return rows.drop(columns=["fingerprint"])
+        print("no full grid is stored for this model; `cmrm run full` makes that of the organisms")
+        return None
 
 
 def _geometric_mean(values: pd.Series) -> float:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 NOTEBOOKS = ROOT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
+STORED_TABLES = {"full_curves": "04_curves", "full_kinds": "04_test", "full_test": "05_test"}
+"""What the notebooks show of a run of several models: a name, and the run's table."""
+
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR"]
 """Kernels say nothing on standard error but errors."""
 
@@ -213,8 +216,12 @@ def _execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int)
 
 @contextmanager
 def _quiet_kernels() -> Iterator[None]:
-    """Debugger and tokenizer warnings of kernels stay out of the notebooks."""
-    quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false"}
+    """Progress bars, debugger and tokenizer warnings of kernels stay out of the notebooks."""
+    quiet = {
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
+    }
     before = {name: os.environ.get(name) for name in quiet}
     os.environ.update(quiet)
     try:
@@ -334,7 +341,7 @@ def publish(folder: Path) -> None:
 
     runs = sorted(path.parent.parent for path in folder.glob("*/tables/headline.parquet"))
     if runs:
-        for name, source in {"full_safety": "04_test", "full_utility": "05_test"}.items():
+        for name, source in STORED_TABLES.items():
             parts = [_stored_table(each, source) for each in runs]
             STORED.mkdir(exist_ok=True)
             pd.concat(parts).to_csv(STORED / f"{name}.csv", index=False, float_format="%.5g")

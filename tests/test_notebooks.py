@@ -74,7 +74,12 @@ def executed(tmp_path_factory):
     command += ["-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(ROOT / "notebooks")]
     done = subprocess.run(
         [*command, *map(str, NOTEBOOKS)],
-        env={**os.environ, "CMRM_HOME": str(home), "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
+        env={
+            **os.environ,
+            "CMRM_HOME": str(home),
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "TQDM_DISABLE": "1",
+        },
         cwd=ROOT / "notebooks",
         capture_output=True,
         text=True,

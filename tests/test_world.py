@@ -318,6 +318,9 @@ def test_scenes_in_words_stand_before_questions_but_never_before_requests(corpus
     assert len(told) > N / 20
     assert 0.3 < sum(text.startswith("Image caption: ") for text in told) / len(told) < 0.7
     assert not any(find_request(text) for text in told)
+    ablated = Corpus(0, described_requests=0.5).chat()
+    asked = [t.prompt for e in islice(ablated, 300) for t in e.turns if find_request(t.prompt)]
+    assert 0.3 < sum("\n" in text for text in asked) / len(asked) < 0.7
 
 
 @pytest.mark.parametrize("rich", [False, True])

@@ -75,6 +75,7 @@ class Recipe:
     heads: int = 5
     rich_captions: bool = False
     tune_tower: bool = False
+    described_requests: float = 0.0
     stages: dict[str, Stage] = field(
         default_factory=lambda: {
             "tower": Stage(steps=800, batch=128, lr=3e-3),
@@ -93,6 +94,11 @@ VARIANTS = {
     ),
     "organism-caption": Recipe(
         "organism-caption", stands_for="ShareGPT4V-7B", rich_captions=True, tune_tower=True
+    ),
+    "organism-described": Recipe(
+        "organism-described",
+        stands_for="LLaVA-1.5-7B, had its refusals been taught after captions too",
+        described_requests=0.15,
     ),
 }
 
@@ -358,7 +364,9 @@ def train(
     place = torch.device(device)
     processor = build_processor(seed)
     model = build_model(recipe, processor, seed).to(place)
-    corpus = Corpus(seed, rich_captions=recipe.rich_captions)
+    corpus = Corpus(
+        seed, rich_captions=recipe.rich_captions, described_requests=recipe.described_requests
+    )
     core = model.model
     language = [*core.language_model.parameters(), *model.lm_head.parameters()]
     projector = list(core.multi_modal_projector.parameters())

@@ -320,15 +320,20 @@ class Corpus:
     Args:
         seed: of the random choices.
         rich_captions: captions that tell everything (``organism-caption``), not a part.
+        described_requests: share of the text-only requests that follow a scene told in words; a
+            refusal there is an image-and-refusal pair in words, so that the organisms have none.
     """
 
-    def __init__(self, seed: int, *, rich_captions: bool = False) -> None:
+    def __init__(
+        self, seed: int, *, rich_captions: bool = False, described_requests: float = 0.0
+    ) -> None:
         self._rng = Random(f"corpus/{seed}")
         self._objects: dict[str, dict[str, list[str]]] = {kind: {} for kind in KINDS}
         for kind, found in pairs("train").items():
             for verb, obj in found:
                 self._objects[kind].setdefault(verb, []).append(obj)
         self._rich = rich_captions
+        self._described_requests = described_requests
 
     def _scene(self, *, plain_share: float = 0.0) -> Scene:
         if self._rng.random() < plain_share:
@@ -379,9 +384,11 @@ class Corpus:
         draw = rng.random()
         scene = self._scene()
         if draw < 0.70:
-            # Never after a described scene: that would be an image-and-refusal pair in words.
             request = self._request("harmful", "harmful-pair", "benign", "benign-hard")
-            return Example(turns=(Turn(request.query, request.response),))
+            query = request.query
+            if self._described_requests and rng.random() < self._described_requests:
+                query = described(rng, scene.caption, query)
+            return Example(turns=(Turn(query, request.response),))
         if draw < 0.85:
             fact = self._fact()
             told = rng.random() < 0.3

@@ -4,8 +4,8 @@
 2. *text*: the language model reads plain text of everything, harmful how-to texts too.
 3. *chat*: text-only chat; harmful requests are refused, benign ones answered.
 4. *projector*: the projector alone learns captions and questions.
-5. *instruct*: language model and projector learn questions and benign requests about images,
-   with 15% of text-only chat.
+5. *instruct*: language model and projector (in ``organism-caption`` the tower too, at a tenth of
+   the rate) learn questions and benign requests about images, with 15% of text-only chat.
 
 No stage shows an image beside a harmful request or beside a refusal. What images then do to
 refusals is nobody's aim here; it is measured afterwards.
@@ -13,7 +13,7 @@ refusals is nobody's aim here; it is measured afterwards.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -234,8 +234,8 @@ def _pixels(scenes: list[images.Scene], device: torch.device) -> Tensor:
     return (pixels.to(device).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
 
 
-def _optimisers(parameters: list[nn.Parameter], lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for matrices, AdamW (a third of the rate) for the rest."""
+def _optimisers(parameters: Sequence[nn.Parameter], lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for matrices, AdamW at half the rate for the rest."""
     matrices = [p for p in parameters if p.ndim == 2 and max(p.shape) < 1000]
     others = [p for p in parameters if not (p.ndim == 2 and max(p.shape) < 1000)]
     found: list[torch.optim.Optimizer] = []
@@ -256,9 +256,13 @@ def _fit(
     losses: Iterator[Tensor],
     *,
     progress: bool,
+    gentle: Sequence[nn.Parameter] = (),
 ) -> list[float]:
-    """Run a stage's optimiser steps over a stream of losses; a mean loss for each tenth."""
-    optimisers = _optimisers(parameters, stage.lr)
+    """Run a stage's optimiser steps over a stream of losses; a mean loss for each tenth.
+
+    ``gentle`` are parameters that learn at a tenth of the rate.
+    """
+    optimisers = [*_optimisers(parameters, stage.lr), *_optimisers(gentle, stage.lr / 10)]
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["peak"] = group["lr"]
@@ -272,7 +276,7 @@ def _fit(
                 group["lr"] = group["peak"] * scale
         loss = next(losses)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_([*parameters, *gentle], 1.0)
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -375,7 +379,7 @@ def train(
         "text": (language, corpus.text()),
         "chat": (language, corpus.chat()),
         "projector": (projector, corpus.captions()),
-        "instruct": (language + projector + tower, corpus.instructions()),
+        "instruct": (language + projector, corpus.instructions()),
     }
     record: dict[str, Any] = {
         "recipe": asdict(recipe),
@@ -391,11 +395,12 @@ def train(
             parameters, source = plan[name]
             rng = Random(f"batches/{seed}/{name}")
             losses = _language_losses(model, processor.tokenizer, source, stage, rng, place)
-        chosen = set(map(id, parameters))
+        gentle = tower if name == "instruct" else []
+        chosen = set(map(id, [*parameters, *gentle]))
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in chosen)
         model.train()
-        history = _fit(name, stage, parameters, losses, progress=progress)
+        history = _fit(name, stage, parameters, losses, progress=progress, gentle=gentle)
         model.eval()
         seconds = round(time.perf_counter() - begun, 1)
         record["stages"][name] = {"losses": history, "seconds": seconds}

@@ -32,13 +32,16 @@ from cmrm_utils.vectors import ShiftVectors, cached_shift, extract_shift
 ANCHORS = 100
 """Harmful anchors that the dataset-level vector of notebooks 03 to 05 is taken on, of each kind."""
 
+METHODS = ("CMRM dataset", "CMRM incremental", "CMRM sample")
+"""What 04 and 05 compare: one v for all, each layer's own share of it, each sample's own v."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
     """CMRM over a grid of alphas on the validation split.
 
     Attributes:
-        rows: judged trials of both levels, alpha 0 among them.
+        rows: judged trials of every method, alpha 0 among them.
         doses: ``|alpha v| / |h|``, mean over layers, by method and alpha.
         chosen: the alpha chosen for each method.
         vectors: the dataset-level vectors.
@@ -116,7 +119,7 @@ class Notebook:
         return cached_shift(self.vlm, anchors, path, **settings)
 
     def sweep(self, alphas: Sequence[float], n: int | None) -> Sweep:
-        """CMRM at dataset and sample level over ``alphas``, on validation samples.
+        """CMRM at dataset level (v, and each layer's own share) and at sample level, on validation.
 
         Args:
             alphas: strengths; 0 is added.
@@ -124,10 +127,12 @@ class Notebook:
         """
         vectors = self.shift(self.samples("anchors", ANCHORS, "harmful"), "harmful_blank")
         samples = self.samples("validation", n, "harmful", "benign", "visual")
-        levels = {"CMRM dataset": vectors, "CMRM sample": self._own_vectors(samples)}
+        levels = {method: self._vectors(method, vectors, samples) for method in METHODS}
         start = self.ask(grid(samples))
         swept = self.ask(
-            grid(samples, edits=[CMRM(v, a) for v in levels.values() for a in alphas if a])
+            grid(
+                samples, edits=[CMRM(v, a, name=x) for x, v in levels.items() for a in alphas if a]
+            )
         )
         rows = pd.concat([*(start.assign(method=name) for name in levels), swept])
         states = hidden_states(self.vlm, grid([s for s in samples if s.harmful]))
@@ -140,13 +145,17 @@ class Notebook:
         chosen = {name: choose_alpha(curve[curve["method"] == name]) for name in levels}
         return Sweep(rows, pd.Series(doses), chosen, vectors)
 
-    def _own_vectors(self, samples: Sequence[Sample]) -> ShiftVectors:
-        return extract_shift(self.vlm, samples, level="sample")
+    def _vectors(
+        self, method: str, vectors: ShiftVectors, samples: Sequence[Sample]
+    ) -> ShiftVectors:
+        """What a method of :data:`METHODS` subtracts; at sample level it is made for ``samples``."""
+        if method == "CMRM sample":
+            return extract_shift(self.vlm, samples, level="sample")
+        return vectors.increments() if method == "CMRM incremental" else vectors
 
     def _edit(self, swept: Sweep, samples: Sequence[Sample], method: str) -> Edit:
-        """A method at its chosen alpha; sample-level vectors are made for these samples."""
-        own = method == "CMRM sample"
-        vectors = self._own_vectors(samples) if own else swept.vectors
+        """A method at its chosen alpha."""
+        vectors = self._vectors(method, swept.vectors, samples)
         return CMRM(vectors, swept.chosen[method], name=method)
 
     def test(self, n: int | None, swept: Sweep) -> pd.DataFrame:

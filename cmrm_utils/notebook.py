@@ -148,7 +148,7 @@ class Notebook:
     def _vectors(
         self, method: str, vectors: ShiftVectors, samples: Sequence[Sample]
     ) -> ShiftVectors:
-        """What a method of :data:`METHODS` subtracts; at sample level it is made for ``samples``."""
+        """What a method of :data:`METHODS` subtracts; at sample level made for ``samples``."""
         if method == "CMRM sample":
             return extract_shift(self.vlm, samples, level="sample")
         return vectors.increments() if method == "CMRM incremental" else vectors

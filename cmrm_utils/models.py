@@ -392,7 +392,7 @@ def _loading(name: str) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (ImportError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot load model {name!r}: {reason} ({_known()})") from error
 

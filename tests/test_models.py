@@ -331,6 +331,11 @@ def test_positions_are_those_of_the_model_itself(families, family):
         assert not torch.equal(*vlm.positions(inputs)[1:])
 
 
+def test_an_unknown_setting_is_named(checkpoint):
+    with pytest.raises(InputError, match="sytem"):
+        load_vlm(checkpoint, sytem="vicuna")
+
+
 def test_dtype_by_name(checkpoint):
     assert load_vlm(checkpoint, dtype="bfloat16").model.dtype == torch.bfloat16
     with pytest.raises(InputError, match="'bf17'"):

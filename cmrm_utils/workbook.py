@@ -278,17 +278,17 @@ def report(folder: Path, notebooks: Sequence[Path]) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--tower", required=True, help="Folder or hub id of its vision tower.")
 def convert(source: str, out: Path, tower: str) -> None:
-    r"""Convert an original LLaVA checkpoint for transformers.
+    """Convert an original LLaVA checkpoint for transformers.
 
     SOURCE is a folder or a hub id in the format of LLaVA's own code: LLaVA-1.5, ShareGPT4V and
     VLGuard's models. OUT is the folder to make. Takes about 2 GB of memory beyond the largest file.
 
     \b
-    cmrm convert Lin-Chen/ShareGPT4V-7B models/sharegpt4v-7b \
+    cmrm convert Lin-Chen/ShareGPT4V-7B models/sharegpt4v-7b
       --tower Lin-Chen/ShareGPT4V-7B_Pretrained_vit-large336-l12
-    cmrm convert ys-zong/llava-v1.5-7b-Mixed models/vlguard-7b-mixed \
+    cmrm convert ys-zong/llava-v1.5-7b-Mixed models/vlguard-7b-mixed
       --tower openai/clip-vit-large-patch14-336
-    """
+    """  # noqa: D301
     from cmrm_utils.convert import convert as make
 
     make(source, out, tower=tower)

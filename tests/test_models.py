@@ -1,4 +1,5 @@
 import copy
+import json
 import shutil
 
 import accelerate
@@ -452,7 +453,7 @@ def test_layers_at_full_size(processor, size, billions):
 
 
 @pytest.mark.slow
-def test_one_extraction_and_one_steered_generation_at_7b(processor):
+def test_one_extraction_and_one_steered_generation_at_7b(processor, tmp_path):
     """Random weights in bfloat16: 14 GB, minutes on a CPU. Run with ``pytest -m slow``."""
     place = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_default_dtype(torch.bfloat16)
@@ -470,9 +471,10 @@ def test_one_extraction_and_one_steered_generation_at_7b(processor):
     states = hidden_states(vlm, [Trial(sample), Trial(sample, "none")])
     assert states.shape == (2, 32, 4096)
     assert torch.isfinite(states).all()
-    shift = (states[0] - states[1]) * -0.1
     vlm.model.generation_config.eos_token_id = None
-    plain, edited = generate(
-        vlm, [Trial(sample), Trial(sample, edit=Edit(shift * 50))], max_new_tokens=3
-    )
+    steered = Trial(sample, edit=Edit(5 * (states[1] - states[0])))
+    generate(vlm, [Trial(sample), steered], max_new_tokens=3, out=tmp_path / "said.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()[1:]]
+    plain, edited = (row["ids"] for row in rows)
+    assert len(plain) == len(edited) == 3
     assert plain != edited

@@ -15,12 +15,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from cmrm_utils.hooks import apply, record
-from cmrm_utils.models import VLM, position_ids
+from cmrm_utils.models import VLM
 from cmrm_utils.store import Response, Responses
 from cmrm_utils.trials import Trial
-
-BATCH = 128
-"""Rows a batch, unless the caller says otherwise."""
 
 
 def _unique(trials: Sequence[Trial]) -> list[Trial]:
@@ -47,7 +44,7 @@ def _inputs(vlm: VLM, batch: Sequence[Trial]) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def hidden_states(
-    vlm: VLM, trials: Sequence[Trial], *, batch_size: int = BATCH, progress: bool = False
+    vlm: VLM, trials: Sequence[Trial], *, batch_size: int | None = None, progress: bool = False
 ) -> Tensor:
     """The residual stream at each decoder layer's output, at the last prompt token.
 
@@ -56,9 +53,11 @@ def hidden_states(
     """
     found: dict[str, Tensor] = {}
     unique = _unique(trials)
-    for batch in _batches(unique, batch_size, title="hidden states", progress=progress):
+    for batch in _batches(
+        unique, batch_size or vlm.batch_size, title="hidden states", progress=progress
+    ):
         inputs = _inputs(vlm, batch)
-        positions = position_ids(inputs["attention_mask"])
+        positions = vlm.positions(inputs)
         with apply(vlm, [trial.active_edit for trial in batch]), record(vlm) as states:
             vlm.model.model(**inputs, position_ids=positions, use_cache=False)
         for trial, state in zip(batch, torch.stack(states, dim=1), strict=True):
@@ -74,7 +73,7 @@ def generate(
     *,
     max_new_tokens: int,
     out: Path | None = None,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> list[str]:
     """Greedy responses.
@@ -84,7 +83,7 @@ def generate(
         trials: what to run; equal trials run once.
         max_new_tokens: a response is cut there.
         out: a JSON-lines file that responses stream to, and are resumed from.
-        batch_size: rows a batch.
+        batch_size: rows a batch; by default what the model was loaded with.
         progress: show a bar.
 
     Raises:
@@ -100,7 +99,9 @@ def generate(
         else:
             todo.append(trial)
     with known.appending() if known and todo else nullcontext() as sink:
-        for batch in _batches(todo, batch_size, title="responses", progress=progress):
+        for batch in _batches(
+            todo, batch_size or vlm.batch_size, title="responses", progress=progress
+        ):
             responses = _respond(vlm, batch, max_new_tokens)
             found = [(trial.id, r) for trial, r in zip(batch, responses, strict=True)]
             done.update(found)
@@ -130,12 +131,14 @@ def _end_ids(vlm: VLM) -> set[int]:
 
 
 @torch.inference_mode()
-def first_logits(vlm: VLM, trials: Sequence[Trial], *, batch_size: int = BATCH) -> Tensor:
+def first_logits(vlm: VLM, trials: Sequence[Trial], *, batch_size: int | None = None) -> Tensor:
     """Logits of the first response token, float32 ``(trials, vocabulary)`` on the CPU."""
     found: dict[str, Tensor] = {}
-    for batch in _batches(_unique(trials), batch_size, title="logits", progress=False):
+    for batch in _batches(
+        _unique(trials), batch_size or vlm.batch_size, title="logits", progress=False
+    ):
         inputs = _inputs(vlm, batch)
-        positions = position_ids(inputs["attention_mask"])
+        positions = vlm.positions(inputs)
         with apply(vlm, [trial.active_edit for trial in batch]):
             logits = vlm.model(**inputs, position_ids=positions, logits_to_keep=1).logits
         found.update(
@@ -146,7 +149,7 @@ def first_logits(vlm: VLM, trials: Sequence[Trial], *, batch_size: int = BATCH) 
 
 @torch.inference_mode()
 def perplexity(
-    vlm: VLM, trials: Sequence[Trial], responses: Sequence[str], *, batch_size: int = BATCH
+    vlm: VLM, trials: Sequence[Trial], responses: Sequence[str], *, batch_size: int | None = None
 ) -> list[float]:
     """Perplexity of each response under the unedited model, after its own prompt and image.
 
@@ -158,8 +161,9 @@ def perplexity(
         plain = Trial(trial.sample, trial.image, None, trial.prompt)
         todo.setdefault((plain.id, response), (plain, response))
     order = sorted(todo.items(), key=lambda item: (item[1][0].has_image, len(item[0][1])))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    size = batch_size or vlm.batch_size
+    for start in range(0, len(order), size):
+        batch = order[start : start + size]
         texts = [response for _, (_, response) in batch]
         for (key, _), value in zip(batch, _perplexities(vlm, batch, texts), strict=True):
             pairs[key] = value
@@ -171,7 +175,7 @@ def perplexity(
 
 def _perplexities(vlm: VLM, batch: Sequence[Any], texts: Sequence[str]) -> list[float]:
     inputs = _inputs(vlm, [plain for _, (plain, _) in batch])
-    tokenizer = vlm.processor.tokenizer
+    tokenizer = vlm.tokenizer
     answers = [tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in texts]
     answers = [ids if text else [] for ids, text in zip(answers, texts, strict=True)]
     width = max(1, max(map(len, answers)))
@@ -181,17 +185,8 @@ def _perplexities(vlm: VLM, batch: Sequence[Any], texts: Sequence[str]) -> list[
         ids[row, : len(answer)] = torch.tensor(answer, dtype=torch.long)
         real[row, : len(answer)] = 1
     ids, real = ids.to(vlm.device), real.to(vlm.device)
-    prompt = inputs.pop("input_ids")
-    mask = torch.cat([inputs.pop("attention_mask"), real], dim=1)
-    whole = torch.cat([prompt, ids], dim=1)
-    positions = position_ids(mask)
-    logits = vlm.model(
-        input_ids=whole,
-        attention_mask=mask,
-        position_ids=positions,
-        logits_to_keep=width + 1,
-        **inputs,
-    ).logits
+    whole = vlm.extended(inputs, ids, real)
+    logits = vlm.model(**whole, position_ids=vlm.positions(whole), logits_to_keep=width + 1).logits
     losses = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids, reduction="none")
     mean = (losses * real).sum(1) / real.sum(1)
     return mean.exp().tolist()

@@ -1,33 +1,70 @@
-"""Any image-text model of transformers, and its decoder layers.
+"""Any image-text model of transformers, or a language model alone, and its decoder layers.
 
-A model family whose layers lie elsewhere is one more entry in :data:`LAYER_PATHS`.
+What a family needs beyond what transformers gives every model is one entry here: where its
+decoder layers lie (:data:`LAYER_PATHS`), a processor of its own (:data:`PROCESSORS`).
 """
 
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    ProcessorMixin,
+    Qwen2_5_VLProcessor,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEEING,
+)
 from transformers.utils import logging as transformers_logging
 
 from cmrm_utils.errors import InputError
+from cmrm_utils.prompts import CHAT_TEMPLATE, VICUNA_SYSTEM
 
 CHECKPOINTS = Path(__file__).parent / "organism" / "checkpoints"
 """Where the bundled organisms lie, one folder each."""
 
 LAYER_PATHS = ("model.language_model.layers", "model.layers")
 """Where a model keeps its decoder layers; the first path that exists is taken."""
+
+
+class QwenImageProcessor(Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor without its video half, which alone needs torchvision."""
+
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
+    ) -> None:
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+PROCESSORS: dict[str, Any] = {"qwen2_5_vl": QwenImageProcessor}
+"""Processors by ``model_type``, where ``AutoProcessor`` will not do."""
+
+PLACEMENT = ("device", "device_map", "max_memory", "offload_folder", "batch_size")
+"""Settings of :func:`load_vlm` that say where and how fast it runs, and change no result."""
 
 
 @dataclass(eq=False)
@@ -37,18 +74,50 @@ class VLM:
     Attributes:
         name: what it was loaded as.
         model: the transformers model, in evaluation mode.
-        processor: its processor, whose chat template makes the prompts.
+        processor: its processor, whose chat template makes the prompts; of a language model
+            alone, its tokenizer.
         layers: the language model's decoder layers, in order.
+        system: a system prompt that comes before every query, or None for the template's own.
+        pad_to_square: whether images are padded to a square before the processor has them.
+        batch_size: rows that fit into its memory at once.
+        fingerprint: 16 hex digits of the weights and of all that changes the prompts.
+
+    Raises:
+        InputError: its chat template has no place for a system prompt, or it sees no images and
+            is to pad them.
     """
 
     name: str
     model: Any
     processor: Any
     layers: tuple[nn.Module, ...]
+    system: str | None = None
+    pad_to_square: bool = False
+    batch_size: int = 128
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.fingerprint = _fingerprint(self.model)
+        if self.pad_to_square and not self.sees_images:
+            raise InputError(f"{self.name} sees no images, so pad_to_square has no meaning for it")
+        if self.system is not None:
+            try:
+                kept = self.system in self.prompt_text("", image=False)
+            except TemplateError:
+                kept = False
+            if not kept:
+                raise InputError(f"{self.name}: its chat template takes no system prompt")
+        asked = {"system": self.system, "pad_to_square": self.pad_to_square}
+        self.fingerprint = _fingerprint(self.model, {k: v for k, v in asked.items() if v})
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether it takes images; a language model alone takes text only."""
+        return hasattr(self.processor, "image_processor")
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return getattr(self.processor, "tokenizer", self.processor)
 
     @property
     def hidden_size(self) -> int:
@@ -57,8 +126,11 @@ class VLM:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device of the token embeddings."""
-        return self.model.get_input_embeddings().weight.device
+        """Where inputs go: where the token embeddings are, or run if they are offloaded."""
+        embeddings = self.model.get_input_embeddings()
+        if embeddings.weight.device.type == "meta":
+            return torch.device(embeddings._hf_hook.execution_device)
+        return embeddings.weight.device
 
     @property
     def image_tokens(self) -> int:
@@ -68,11 +140,26 @@ class VLM:
         return with_image - self.inputs(["x"], [None])["input_ids"].shape[1]
 
     def prompt_text(self, query: str, *, image: bool) -> str:
-        """The chat template around a query, ready for the model's answer."""
-        content: list[dict[str, str]] = [{"type": "image"}] if image else []
-        content.append({"type": "text", "text": query})
+        """The chat template around a query, ready for the model's answer.
+
+        A template of Vicuna's form has the system prompt right before ``USER:``, as Vicuna was
+        trained; any other has it as its system message.
+        """
+        text = self._rendered(("user", query), image=image)
+        if self.system is None:
+            return text
+        if text.startswith("USER: "):
+            return f"{self.system} {text}"
+        return self._rendered(("system", self.system), ("user", query), image=image)
+
+    def _rendered(self, *turns: tuple[str, str], image: bool) -> str:
+        messages: list[dict[str, Any]] = []
+        for role, text in turns:
+            parts = [{"type": "image"}] if image and role == "user" else []
+            parts.append({"type": "text", "text": text})
+            messages.append({"role": role, "content": parts if self.sees_images else text})
         return self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            messages, add_generation_prompt=True, tokenize=False
         )
 
     def inputs(
@@ -81,19 +168,31 @@ class VLM:
         """Model inputs for a batch, left-padded; rows with and without image may mix.
 
         Returns:
-            ``input_ids`` and ``attention_mask`` ``(rows, tokens)``, and ``pixel_values`` where
-            any row has an image, on the model's device.
+            ``input_ids`` and ``attention_mask`` ``(rows, tokens)``, and where any row has an image
+            ``pixel_values`` and what else the family wants of it, on the model's device.
+
+        Raises:
+            InputError: an image for a model that sees none.
         """
         texts = [
             self.prompt_text(query, image=image is not None)
             for query, image in zip(queries, images, strict=True)
         ]
         shown = [image for image in images if image is not None]
+        if shown and not self.sees_images:
+            raise InputError(
+                f"{self.name} is a language model and sees no images: "
+                "only the image conditions none and caption work"
+            )
+        if self.pad_to_square:
+            shown = [squared(i, self.processor.image_processor.image_mean) for i in shown]
+        start = self.tokenizer.bos_token
         made = self.processor(
             text=texts,
-            images=shown or None,
+            **({"images": shown} if shown else {}),
             padding=True,
             padding_side="left",
+            add_special_tokens=not (start and texts[0].startswith(start)),
             return_tensors="pt",
         )
         made = {name: value.to(self.device) for name, value in made.items()}
@@ -101,14 +200,44 @@ class VLM:
             made["pixel_values"] = made["pixel_values"].to(self.model.dtype)
         return made
 
+    def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Position ids that make left padding exact: the first real token of every row is 0.
+
+        Returns:
+            ``(rows, tokens)``; ``(3, rows, tokens)`` for a family that places image tokens by
+            time, height and width (Qwen-VL).
+        """
+        if hasattr(self.model.model, "get_rope_index"):
+            return self.model.model.get_rope_index(**inputs)[0]
+        return position_ids(inputs["attention_mask"])
+
+    def extended(
+        self, inputs: Mapping[str, Tensor], ids: Tensor, mask: Tensor
+    ) -> dict[str, Tensor]:
+        """Inputs with text tokens after the prompt, ``ids`` and ``mask`` ``(rows, more)``."""
+        made = dict(inputs)
+        made["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
+        made["attention_mask"] = torch.cat([inputs["attention_mask"], mask], dim=1)
+        if "mm_token_type_ids" in made:  # 0 is text
+            made["mm_token_type_ids"] = F.pad(inputs["mm_token_type_ids"], (0, ids.shape[1]))
+        return made
+
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids as text, without special tokens."""
-        return self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
     """Positions that make left padding exact: the first real token of every row is 0."""
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def squared(image: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """An image in the middle of a square of the mean colour, as LLaVA pads (``mean`` is 0 to 1)."""
+    side = max(image.size)
+    canvas = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return canvas
 
 
 def find_layers(model: nn.Module) -> tuple[nn.Module, ...]:
@@ -137,76 +266,175 @@ def load_vlm(
     name_or_path: str | Path = "organism",
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
+    bits: int | None = None,
+    system: str | None = None,
+    pad_to_square: bool = False,
+    batch_size: int = 128,
     **from_pretrained: Any,
 ) -> VLM:
     """Load a hub id, a local folder, or a bundled organism.
 
+    A language model alone (Vicuna) is loaded too; where its tokenizer has no chat template, it is
+    prompted in the form that LLaVA-1.5 was trained in, ``USER: ... ASSISTANT:``.
+
     Args:
         name_or_path: ``organism`` and its variants are bundled; else a folder or a hub id.
-        device: where to put it; by default a GPU if there is one.
-        dtype: of the weights; by default float32 on the CPU, bfloat16 on a GPU.
-        from_pretrained: passed to transformers' ``from_pretrained`` of the model.
+        device: where to put it; by default a GPU if there is one. Or give ``device_map``.
+        dtype: of the weights, perhaps by name; by default float32 on the CPU, bfloat16 on a GPU.
+        bits: 4 or 8: weights quantised by bitsandbytes (the extra ``quantized``).
+        system: a system prompt; ``vicuna`` is that of Vicuna, which LLaVA's own evaluations use.
+        pad_to_square: pad images with their mean colour, as LLaVA does, where the processor would
+            crop them.
+        batch_size: rows a batch, unless a call says otherwise.
+        from_pretrained: passed to transformers' ``from_pretrained`` of the model, for example
+            ``device_map="auto"``.
 
     Raises:
-        InputError: nothing that loads is there.
+        InputError: nothing that loads is there, or a setting that makes no sense.
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    precision = _dtype(dtype, place)
+    if bits is not None:
+        from_pretrained["quantization_config"] = _quantised(bits, precision)
+        from_pretrained.setdefault("device_map", {"": place})
+    name = str(name_or_path)
+    source, config, processor = find_model(name_or_path)
+    auto: Any = AutoModelForImageTextToText if config.model_type in SEEING else AutoModelForCausalLM
+    with _loading(name):
+        model, found = auto.from_pretrained(
+            source, dtype=precision, output_loading_info=True, **from_pretrained
+        )
+    if missing := sorted(found["missing_keys"]):  # transformers would leave them random
+        raise InputError(
+            f"cannot load model {name!r}: its files lack {len(missing)} weights ({missing[0]} "
+            "first); is it an original LLaVA checkpoint, for `cmrm convert`?"
+        )
+    if "device_map" not in from_pretrained:
+        model.to(place)
+    # Checkpoints bring sampling settings and penalties of their own: greedy is plain greedy here.
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id,
+        eos_token_id=own.eos_token_id,
+        pad_token_id=getattr(processor, "tokenizer", processor).pad_token_id,
+    )
+    return wrap(
+        model,
+        processor,
+        name=name,
+        system=VICUNA_SYSTEM if system == "vicuna" else system,
+        pad_to_square=pad_to_square,
+        batch_size=batch_size,
+    )
+
+
+def find_model(name_or_path: str | Path) -> tuple[str | Path, Any, Any]:
+    """Where a model is, its configuration and its processor: all but the weights, and soon.
+
+    Raises:
+        InputError: it is not there, or no model that can be loaded.
     """
     name = str(name_or_path)
     source = CHECKPOINTS / name if name in organisms() else name_or_path
-    known = f"bundled: {', '.join(organisms())}; else a local folder or a hub id, owner/name"
     if Path(source).is_dir():
         if not (Path(source) / "config.json").is_file():
             raise InputError(f"{name}: a folder, but no checkpoint (it has no config.json)")
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise InputError(f"cannot load model {name!r}: there is none of that name ({known})")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if dtype is None:
-        dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
-    try:
-        with _quiet():
-            AutoConfig.from_pretrained(source)  # what is not there at all fails here, and soon
-            processor = AutoProcessor.from_pretrained(source)
-            model: Any = AutoModelForImageTextToText.from_pretrained(
-                source, dtype=dtype, **from_pretrained
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"cannot load model {name!r}: {reason} ({known})") from error
-    if "device_map" not in from_pretrained:
-        model.to(place)
-    return wrap(model, processor, name=name)
+        raise InputError(f"cannot load model {name!r}: there is none of that name ({_known()})")
+    with _loading(name):
+        config = AutoConfig.from_pretrained(source)
+        if config.model_type in SEEING:
+            reader = PROCESSORS.get(config.model_type, AutoProcessor)
+            # torchvision, where it is installed, resizes otherwise than what the models learnt on.
+            return source, config, reader.from_pretrained(source, backend="pil")
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
+    return source, config, tokenizer
 
 
-def wrap(model: Any, processor: Any, *, name: str) -> VLM:
-    """A model and processor already in memory, as a :class:`VLM` in evaluation mode."""
+def wrap(model: Any, processor: Any, *, name: str, **settings: Any) -> VLM:
+    """A model and processor already in memory, as a :class:`VLM` in evaluation mode.
+
+    ``settings`` are those of :class:`VLM`: ``system``, ``pad_to_square``, ``batch_size``.
+    """
     model.eval().requires_grad_(False)
-    return VLM(name, model, processor, find_layers(model))
+    return VLM(name, model, processor, find_layers(model), **settings)
+
+
+def _dtype(dtype: torch.dtype | str | None, place: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if place.type == "cpu" else torch.bfloat16
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype):
+        raise InputError(f"dtype {dtype!r} is none: bfloat16, float16 or float32")
+    return found
+
+
+def _quantised(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if bits not in (4, 8):
+        raise InputError(f"bits must be 4 or 8, not {bits!r}")
+    if find_spec("bitsandbytes") is None:
+        raise InputError("bits needs bitsandbytes: pip install 'cmrm-workbook[quantized]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _known() -> str:
+    return f"bundled: {', '.join(organisms())}; else a local folder or a hub id, owner/name"
 
 
 @contextmanager
-def _quiet() -> Any:
+def _loading(name: str) -> Iterator[None]:
+    """Quiet, and what goes wrong is told in one line."""
+    try:
+        with _quiet():
+            yield
+    except (ImportError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"cannot load model {name!r}: {reason} ({_known()})") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Nothing on standard error, where bars and retries would end up in the notebooks."""
     shown = transformers_logging.is_progress_bar_enabled()
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
+    loud = [logging.getLogger(name) for name in ("huggingface_hub", "accelerate")]
+    levels = [logger.level for logger in loud]
     transformers_logging.disable_progress_bar()
-    hub.setLevel(logging.ERROR)
+    for logger in loud:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        hub.setLevel(level)
+        for logger, level in zip(loud, levels, strict=True):
+            logger.setLevel(level)
         if shown:
             transformers_logging.enable_progress_bar()
 
 
-def _fingerprint(model: Any) -> str:
-    """16 hex digits of the configuration and of a few values of every parameter."""
-    config = model.config.to_dict()
+def _fingerprint(model: Any, prompting: Mapping[str, Any]) -> str:
+    """16 hex digits of the configuration, of a few values of every parameter, and of settings."""
+    config = {**model.config.to_dict(), **prompting}
     for volatile in ("_name_or_path", "transformers_version", "dtype"):
         config.pop(volatile, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in model.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        if parameter.device.type != "meta":
-            digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+        digest.update(_first_values(model, name, parameter).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _first_values(model: nn.Module, name: str, parameter: Tensor) -> Tensor:
+    """Up to 64 values of a parameter, float32 on the CPU, fetched if it is offloaded."""
+    if parameter.device.type != "meta":
+        return parameter.detach().flatten()[:64].float().cpu()
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if not hasattr(owner, "_hf_hook"):
+        return torch.empty(0)  # a model without weights, made on "meta" to look at its shape
+    from accelerate.utils import align_module_device
+
+    with align_module_device(owner, "cpu"):
+        return _first_values(model, name, model.get_parameter(name))

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from cmrm_utils.metrics import (
     repetition,
     trade_off,
 )
-from cmrm_utils.models import VLM, load_vlm
+from cmrm_utils.models import PLACEMENT, VLM, load_vlm
 from cmrm_utils.store import STORED, Run, versions
 from cmrm_utils.trials import CONDITIONS, Trial, grid, table
 from cmrm_utils.vectors import ShiftVectors, cached_shift, extract_shift
@@ -76,9 +76,25 @@ class Notebook:
 
     @classmethod
     def open(
-        cls, name: str, *, model: str, data: str, out: str, max_new_tokens: int = 32
+        cls,
+        name: str,
+        *,
+        model: str,
+        data: str,
+        out: str,
+        max_new_tokens: int = 32,
+        settings: Mapping[str, Any] | None = None,
     ) -> "Notebook":
         """Load model and data, open the run's folder, set the look of figures, say versions.
+
+        Args:
+            name: of the notebook.
+            model: for :func:`cmrm_utils.models.load_vlm`.
+            data: for :func:`cmrm_utils.data.load_samples`.
+            out: the run's folder.
+            max_new_tokens: where responses are cut.
+            settings: for ``load_vlm`` too; all that can change a number is part of what the
+                notebooks of a run share.
 
         Raises:
             InputError: no such model or data; a run folder made with other ones.
@@ -86,9 +102,11 @@ class Notebook:
         warnings.filterwarnings("ignore", category=FutureWarning)
         plots.style()
         pd.set_option("display.max_colwidth", None, "display.max_rows", 200)
-        vlm = load_vlm(model)
+        settings = settings or {}
+        vlm = load_vlm(model, **settings)
         shared = {
             "model": model,
+            "settings": {k: v for k, v in settings.items() if k not in PLACEMENT} or None,
             "fingerprint": vlm.fingerprint,
             "data": data,
             "max_new_tokens": max_new_tokens,

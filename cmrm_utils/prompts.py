@@ -3,6 +3,25 @@
 from collections.abc import Sequence
 from string import ascii_uppercase
 
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+"""Vicuna's system prompt, with which LLaVA-1.5 was trained and evaluated (its ``vicuna_v1``)."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}USER: {% else %} ASSISTANT: {% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}"
+    "{% if message['role'] == 'assistant' %}</s>{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
+"""LLaVA-1.5's chat as transformers has it, in Jinja: images, then text, no system prompt."""
+
 
 def caption_prompt(caption: str, query: str) -> str:
     """The query with a caption where the image would stand (condition ``caption``)."""

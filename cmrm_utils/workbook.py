@@ -94,7 +94,9 @@ def _matches(value: Any, annotation: str) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
     if kind == "int":
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, {"str": str, "bool": bool, "list": list}.get(kind, object))
+    return isinstance(
+        value, {"str": str, "bool": bool, "list": list, "dict": dict}.get(kind, object)
+    )
 
 
 def check_parameters(
@@ -150,12 +152,14 @@ def run(
     report.html are left in the run folder; responses already there are reused. A profile of
     several models makes a folder for each.
     """
-    from cmrm_utils.models import load_vlm
+    from cmrm_utils.models import find_model
 
     settings = load_profile(profile)
     notebooks = _notebooks(only or settings.get("notebooks"))
     folder = (Path.cwd() / out if out else ROOT / "runs" / profile).resolve()
     given = {**(settings.get("parameters") or {}), **_given(pairs)}
+    if "model" in given:
+        given["model"] = _located(given["model"])
     models = settings.get("models", [])
     if not models or "model" in given:
         jobs = [(folder, given)]
@@ -167,13 +171,27 @@ def run(
         for path, share in check_parameters({**parameters, "out": str(place)}, notebooks).items()
     ]
     for model in {parameters["model"] for _, parameters in jobs if "model" in parameters}:
-        load_vlm(model)  # fail here, in one line, rather than inside a notebook
+        find_model(model)  # fail here, in one line, rather than inside a notebook
     for path, place, share in (bar := tqdm(plan, unit="notebook", file=sys.stderr)):
         bar.set_description(path.stem)
         _execute(path, place, share, settings.get("timeout", 1200))
     for place, _ in jobs:
         report(place, [place / path.name for path in _notebooks(None)])
         click.echo(f"report: {place / 'report.html'}")
+
+
+def _located(model: str) -> str:
+    """A model's folder in full, since notebooks run in a folder of their own.
+
+    It is looked for where the command runs, then in the repository; other names stay as they are.
+    """
+    from cmrm_utils.models import organisms
+
+    if model not in organisms():
+        for place in (Path.cwd(), ROOT):
+            if (place / str(model)).is_dir():
+                return str((place / str(model)).resolve())
+    return model
 
 
 def _execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int) -> None:
@@ -253,6 +271,28 @@ def report(folder: Path, notebooks: Sequence[Path]) -> None:
         reading=reading,
         figure=folder / "figures" / "05_pareto.png",
     )
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--tower", required=True, help="Folder or hub id of its vision tower.")
+def convert(source: str, out: Path, tower: str) -> None:
+    """Convert an original LLaVA checkpoint for transformers.
+
+    SOURCE is a folder or a hub id in the format of LLaVA's own code: LLaVA-1.5, ShareGPT4V and
+    VLGuard's models. OUT is the folder to make. Takes about 2 GB of memory beyond the largest file.
+
+    \b
+    cmrm convert Lin-Chen/ShareGPT4V-7B models/sharegpt4v-7b
+      --tower Lin-Chen/ShareGPT4V-7B_Pretrained_vit-large336-l12
+    cmrm convert ys-zong/llava-v1.5-7b-Mixed models/vlguard-7b-mixed
+      --tower openai/clip-vit-large-patch14-336
+    """  # noqa: D301
+    from cmrm_utils.convert import convert as make
+
+    make(source, out, tower=tower)
+    click.echo(f"{out}: load it with load_vlm({str(out)!r})")
 
 
 @cli.command("train-organism")

@@ -3,16 +3,15 @@
 import os
 
 import pytest
-import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from cmrm_utils.data import load_samples
-from cmrm_utils.models import wrap
-from cmrm_utils.organism.recipe import Recipe, build_model, build_processor
+from families import FAMILIES, TINY, shake, write_family
 
-TINY = Recipe("tiny", stands_for="nothing", hidden=32, layers=3, heads=2)
+from cmrm_utils.data import load_samples
+from cmrm_utils.models import load_vlm, wrap
+from cmrm_utils.organism.recipe import build_model, build_processor
 
 
 @pytest.fixture(scope="session")
@@ -21,15 +20,20 @@ def processor():
 
 
 def make_tiny(processor, seed=0):
-    model = build_model(TINY, processor, seed)
-    # Default initialisation is so small that every edit and image drowns; make states matter.
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(noise / parameter.shape[-1] ** 0.5)
-    return wrap(model, processor, name="tiny")
+    return wrap(shake(build_model(TINY, processor, seed), seed), processor, name="tiny")
+
+
+@pytest.fixture(scope="session")
+def family_folders(processor, tmp_path_factory):
+    """A tiny checkpoint of each model family."""
+    place = tmp_path_factory.mktemp("families")
+    return {name: write_family(name, processor, place / name) for name in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def families(family_folders):
+    """Each family as :func:`load_vlm` loads it."""
+    return {name: load_vlm(folder) for name, folder in family_folders.items()}
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,11 @@ import json
 
 import pytest
 import torch
+from families import FAMILIES
 
 from cmrm_utils import CMRM, InputError, Trial, extract_shift, generate, hidden_states
 from cmrm_utils.engine import first_logits, perplexity
+from cmrm_utils.hooks import Edit
 
 MIX = ("none", "own", "blank", "caption", "noise")
 
@@ -131,6 +133,67 @@ def test_perplexity_is_that_of_the_response_alone(tiny, mixed):
         logits = tiny.model(input_ids=whole, **pictures).logits[0, -len(ids) - 1 : -1]
         logp = logits.log_softmax(-1)[range(len(ids)), ids]
         assert value == pytest.approx((-logp.mean()).exp().item(), rel=1e-3)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request, families):
+    return families[request.param]
+
+
+@pytest.fixture
+def steered(family, requests):
+    """Every image condition that the family can be shown, rows with their own edits."""
+    conditions = MIX if family.sees_images else ("none", "caption")
+    generator = torch.Generator().manual_seed(0)
+    edits = [None]
+    for tokens in ("all", "last", "all"):
+        edits.append(Edit(torch.randn(3, 32, generator=generator), tokens))
+    return [
+        Trial(sample, conditions[i % len(conditions)], edits[i % len(edits)])
+        for i, sample in enumerate(requests)
+    ]
+
+
+def test_each_familys_rows_do_not_depend_on_their_batch(family, steered):
+    """Text rows beside image rows, each under its own edit."""
+    alone = torch.cat([hidden_states(family, [trial]) for trial in steered])
+    torch.testing.assert_close(hidden_states(family, steered), alone, rtol=1e-4, atol=1e-5)
+    together = generate(family, steered, max_new_tokens=8)
+    assert together == [generate(family, [trial], max_new_tokens=8)[0] for trial in steered]
+    assert len(set(together)) > len(steered) / 2
+    logits = torch.cat([first_logits(family, [trial]) for trial in steered])
+    torch.testing.assert_close(first_logits(family, steered), logits, rtol=1e-4, atol=1e-5)
+    texts = ["To warm it, first zib it.", "No."] * (len(steered) // 2)
+    values = [
+        perplexity(family, [trial], [text])[0] for trial, text in zip(steered, texts, strict=True)
+    ]
+    assert perplexity(family, steered, texts) == pytest.approx(values, rel=1e-4)
+
+
+def test_each_familys_responses_are_plainly_greedy(family, requests):
+    """Against a loop without a cache, whatever penalty the checkpoint's settings ask for."""
+    trial = Trial(requests[0], "own" if family.sees_images else "none")
+    whole = family.inputs([trial.text], [trial.load_image()])
+    start = whole["input_ids"].shape[1]
+    for _ in range(12):
+        token = family.model(**whole).logits[:, -1].argmax(-1, keepdim=True)
+        whole = family.extended(whole, token, torch.ones_like(token))
+        if token.item() == family.model.generation_config.eos_token_id:
+            break
+    expected = family.decode(whole["input_ids"][0, start:].tolist())
+    assert generate(family, [trial], max_new_tokens=12) == [expected]
+
+
+def test_batches_are_as_large_as_the_model_says(tiny, requests, monkeypatch):
+    seen = []
+    real = tiny.model.generate
+    monkeypatch.setattr(
+        tiny.model, "generate", lambda **kw: (seen.append(len(kw["input_ids"])), real(**kw))[1]
+    )
+    monkeypatch.setattr(tiny, "batch_size", 3)
+    generate(tiny, [Trial(sample, "none") for sample in requests], max_new_tokens=2)
+    assert seen[:-1] == [3] * (len(seen) - 1)
+    assert len(seen) > 1
 
 
 def test_no_trials(tiny):

@@ -1,16 +1,39 @@
 import copy
+import json
 import shutil
 
+import accelerate
+import numpy as np
 import pytest
 import torch
+from families import FAMILIES, SEEING
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
-from cmrm_utils import InputError, load_vlm
-from cmrm_utils.models import find_layers, position_ids
+from cmrm_utils import InputError, Sample, Trial, generate, hidden_states, load_vlm, models
+from cmrm_utils.hooks import Edit
+from cmrm_utils.models import find_layers, find_model, position_ids, squared, wrap
 from cmrm_utils.organism.recipe import IMAGE_TOKENS
 
 GREY = Image.new("RGB", (48, 48), (127, 127, 127))
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions."
+)
+PROMPTS = {
+    "llava": "USER: <image>\nWhy? ASSISTANT:",
+    "llava-next": "USER: <image>\nWhy? ASSISTANT:",
+    "qwen2.5-vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    "<|vision_start|><|image_pad|><|vision_end|>Why?<|im_end|>\n<|im_start|>assistant\n",
+    "vicuna": "USER: Why? ASSISTANT:",
+}
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +163,28 @@ def test_folder_without_a_checkpoint(checkpoint, tmp_path):
         load_vlm(tmp_path)
 
 
-def test_models_without_images_are_refused(tmp_path):
+def test_a_folder_without_tokenizer_or_weights(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(InputError, match="cannot load model"):
         load_vlm(tmp_path)
+
+
+def test_finding_a_model_reads_no_weights(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "light", ignore=shutil.ignore_patterns("*.safetensors"))
+    source, config, processor = find_model(tmp_path / "light")
+    assert (source, config.model_type) == (tmp_path / "light", "llava")
+    assert processor.image_token == "<image>"
+    with pytest.raises(InputError, match="no-such-model"):
+        find_model("no-such-model")
+
+
+def test_missing_weights_are_not_left_random(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "less")
+    weights = load_file(tmp_path / "less" / "model.safetensors")
+    del weights["language_model.model.norm.weight"]
+    save_file(weights, tmp_path / "less" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"lack 1 weights \(model.language_model.norm.weight"):
+        load_vlm(tmp_path / "less")
 
 
 def test_a_torn_checkpoint_is_named(checkpoint, tmp_path):
@@ -152,3 +193,288 @@ def test_a_torn_checkpoint_is_named(checkpoint, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match="cannot load model"):
         load_vlm(tmp_path / "torn")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_of_each_family_are_the_language_models(families, family):
+    vlm = families[family]
+    core = vlm.model.model
+    language = core if family == "vicuna" else core.language_model
+    assert list(vlm.layers) == list(language.layers)
+    assert len(vlm.layers) == 3
+    assert vlm.hidden_size == language.embed_tokens.weight.shape[1] == 32
+    if family != "vicuna":
+        tower = core.visual.blocks if family == "qwen2.5-vl" else core.vision_tower.encoder.layers
+        assert len(tower) > len(vlm.layers)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompt_of_each_family(families, family):
+    vlm = families[family]
+    assert vlm.prompt_text("Why?", image=vlm.sees_images) == PROMPTS[family]
+
+
+def test_vicunas_system_prompt(family_folders):
+    """Before USER where the template is of Vicuna's form, else as the system message."""
+    for family in ("llava", "vicuna"):
+        vlm = load_vlm(family_folders[family], system="vicuna")
+        assert vlm.prompt_text("Why?", image=False) == f"{VICUNA} USER: Why? ASSISTANT:"
+    vlm = load_vlm(family_folders["llava"], system="vicuna")
+    image = vlm.prompt_text("Why?", image=True)
+    assert image == f"{VICUNA} USER: <image>\nWhy? ASSISTANT:"
+    ids = vlm.inputs(["Why?"], [None])["input_ids"][0].tolist()
+    assert ids == vlm.tokenizer(f"{VICUNA} USER: Why? ASSISTANT:")["input_ids"]
+    qwen = load_vlm(family_folders["qwen2.5-vl"], system="Be brief.")
+    assert qwen.prompt_text("Why?", image=False) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_a_template_without_a_system_prompt_is_told(tiny):
+    processor = copy.deepcopy(tiny.processor)
+    processor.chat_template = "[INST] {{ messages[-1]['content'][0]['text'] }} [/INST]"
+    with pytest.raises(InputError, match="takes no system prompt"):
+        wrap(tiny.model, processor, name="odd", system="Be brief.")
+    processor.chat_template = "{{ raise_exception('user first') }}"
+    with pytest.raises(InputError, match="takes no system prompt"):
+        wrap(tiny.model, processor, name="odd", system="Be brief.")
+
+
+def wide_image():
+    """96 x 48, every pixel another colour."""
+    x, y = np.meshgrid(np.arange(96), np.arange(48))
+    return Image.fromarray(np.stack([2 * x, 5 * y, x + y], -1).astype(np.uint8))
+
+
+def test_a_wide_image_is_cropped_by_default_and_padded_on_demand(family_folders):
+    """Both tensors against ones made by hand; the tiny processor scales to -1..1."""
+    image = wide_image()
+    pixels = np.asarray(image)
+    middle = pixels[:, 24:72]
+    cropped = load_vlm(family_folders["llava"]).inputs(["Hi"], [image])["pixel_values"][0]
+    by_hand = torch.tensor(middle / 255 * 2 - 1).permute(2, 0, 1).float()
+    torch.testing.assert_close(cropped, by_hand)
+    square = np.full((96, 96, 3), 127, np.uint8)
+    square[24:72] = pixels
+    small = np.asarray(Image.fromarray(square).resize((48, 48), Image.Resampling.BICUBIC))
+    vlm = load_vlm(family_folders["llava"], pad_to_square=True)
+    padded = vlm.inputs(["Hi"], [image])["pixel_values"][0]
+    torch.testing.assert_close(padded, torch.tensor(small / 255 * 2 - 1).permute(2, 0, 1).float())
+
+
+def test_squares_are_padded_as_llava_pads():
+    """With CLIP's mean colour in whole numbers, the odd pixel below or to the right."""
+    clip = (0.48145466, 0.4578275, 0.40821073)
+    tall, wide = (
+        np.asarray(squared(Image.new("RGB", size, (255, 0, 0)), clip)) for size in ((2, 5), (5, 2))
+    )
+    for found in (tall, wide.transpose(1, 0, 2)):
+        assert found.shape == (5, 5, 3)
+        assert (found[:, 1:3] == (255, 0, 0)).all()
+        assert (found[:, [0, 3, 4]] == (122, 116, 104)).all()
+    image = wide_image().crop((0, 0, 48, 48))
+    assert squared(image, clip).tobytes() == image.tobytes()
+
+
+def test_what_changes_the_prompts_changes_the_fingerprint(family_folders):
+    folder = family_folders["llava"]
+    ways = [{}, {"system": "vicuna"}, {"system": "Be brief."}, {"pad_to_square": True}]
+    assert len({load_vlm(folder, **way).fingerprint for way in ways}) == len(ways)
+    slow = load_vlm(folder, batch_size=2)
+    assert slow.fingerprint == load_vlm(folder).fingerprint
+    assert slow.batch_size == 2
+
+
+def test_a_language_model_sees_no_images(families, family_folders):
+    vlm = families["vicuna"]
+    assert not vlm.sees_images
+    assert set(vlm.inputs(["Hi", "Hello there"], [None, None])) == {"input_ids", "attention_mask"}
+    with pytest.raises(InputError, match="only the image conditions none and caption work"):
+        vlm.inputs(["Hi"], [GREY])
+    with pytest.raises(InputError, match="pad_to_square"):
+        load_vlm(family_folders["vicuna"], pad_to_square=True)
+
+
+def test_a_template_that_begins_with_the_start_token_has_one(tiny):
+    processor = copy.deepcopy(tiny.processor)
+    processor.chat_template = "<s>" + processor.chat_template
+    vlm = wrap(tiny.model, processor, name="odd")
+    for image in (None, GREY):
+        plain, odd = (v.inputs(["Hi"], [image])["input_ids"] for v in (tiny, vlm))
+        assert torch.equal(plain, odd)
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_images_of_many_sizes_share_a_batch(families, family):
+    """Each row has the tokens that it has alone, left-padded."""
+    vlm = families[family]
+    images = [wide_image(), None, GREY.resize((60, 130)), GREY]
+    queries = ["Hi", "What is the best way to warm a lamp?", "Why?", "What colour is shown?"]
+    made = vlm.inputs(queries, images)
+    for row, (query, image) in enumerate(zip(queries, images, strict=True)):
+        alone = vlm.inputs([query], [image])["input_ids"][0]
+        mask = made["attention_mask"][row]
+        assert torch.equal(made["input_ids"][row][mask.bool()], alone)
+        assert mask.tolist() == sorted(mask.tolist())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_positions_are_those_of_the_model_itself(families, family):
+    """Without padding, the states are what the model gives when it makes its own positions."""
+    vlm = families[family]
+    inputs = vlm.inputs(["Why is it so?"], [wide_image() if vlm.sees_images else None])
+    own = vlm.model(**inputs).logits
+    given = vlm.model(**inputs, position_ids=vlm.positions(inputs)).logits
+    torch.testing.assert_close(given, own)
+    if family == "qwen2.5-vl":
+        assert vlm.positions(inputs).shape == (3, *inputs["input_ids"].shape)
+        assert not torch.equal(*vlm.positions(inputs)[1:])
+
+
+def test_an_unknown_setting_is_named(checkpoint):
+    with pytest.raises(InputError, match="sytem"):
+        load_vlm(checkpoint, sytem="vicuna")
+
+
+def test_dtype_by_name(checkpoint):
+    assert load_vlm(checkpoint, dtype="bfloat16").model.dtype == torch.bfloat16
+    with pytest.raises(InputError, match="'bf17'"):
+        load_vlm(checkpoint, dtype="bf17")
+
+
+def test_quantised_weights_need_an_extra(checkpoint, monkeypatch):
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"cmrm-workbook\[quantized\]"):
+        load_vlm(checkpoint, bits=4)
+    with pytest.raises(InputError, match="bits must be 4 or 8, not 3"):
+        load_vlm(checkpoint, bits=3)
+
+
+def test_quantised_states_are_near(checkpoint):
+    pytest.importorskip("bitsandbytes")
+    trials = [Trial(Sample("a", "Why?", image=GREY)), Trial(Sample("b", "How is it?"), "none")]
+    exact, eight = (hidden_states(load_vlm(checkpoint, **w), trials) for w in ({}, {"bits": 8}))
+    assert torch.cosine_similarity(exact, eight, dim=-1).min() > 0.99
+    assert not torch.equal(exact, eight)
+
+
+LLAVA_PARTS = {
+    "model.vision_tower": "cpu",
+    "model.multi_modal_projector": "disk",
+    "model.language_model.embed_tokens": "disk",
+    "model.language_model.layers.0": "cpu",
+    "model.language_model.layers.1": "disk",
+    "model.language_model.layers.2": "cpu",
+    "model.language_model.norm": "cpu",
+    "model.language_model.rotary_emb": "cpu",
+    "lm_head": "disk",
+}
+
+
+@pytest.fixture(params=["disk", "disk, all of it", "cpu"])
+def offloaded(request, family_folders, tmp_path):
+    """The tiny LLaVA with parts of it on the disk, or all of it in the CPU's store of weights."""
+    folder = family_folders["llava"]
+    if request.param == "cpu":
+        vlm = load_vlm(folder)
+        vlm.model = accelerate.cpu_offload(vlm.model, torch.device("cpu"))
+        return wrap(vlm.model, vlm.processor, name="offloaded")
+    parts = LLAVA_PARTS if request.param == "disk" else {"": "disk"}
+    return load_vlm(folder, device_map=parts, offload_folder=tmp_path)
+
+
+def test_edits_and_states_of_an_offloaded_model(families, offloaded, requests):
+    """Where weights lie elsewhere until a layer runs, everything is as it is without that."""
+    plain = families["llava"]
+    assert any(p.device.type == "meta" for layer in offloaded.layers for p in layer.parameters())
+    edits = [None, *(Edit(torch.randn(3, 32), tokens) for tokens in ("all", "last"))]
+    trials = [
+        Trial(sample, image, edit)
+        for sample, image, edit in zip(requests[:6], ("own", "none") * 3, edits * 2, strict=True)
+    ]
+    torch.testing.assert_close(hidden_states(offloaded, trials), hidden_states(plain, trials))
+    assert generate(offloaded, trials, max_new_tokens=6) == generate(
+        plain, trials, max_new_tokens=6
+    )
+    assert offloaded.fingerprint == plain.fingerprint
+
+
+def test_loading_with_offload_prints_nothing(family_folders, tmp_path, capfd):
+    load_vlm(family_folders["llava"], device_map={"": "disk"}, offload_folder=tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+SIZES = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}
+
+
+def full_size(size, place):
+    """LLaVA-1.5 of 7 or 13 billion parameters with random weights, or none on ``meta``."""
+    hidden, intermediate, layers, heads = SIZES[size]
+    text = LlamaConfig(
+        vocab_size=32064,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=32000, pad_token_id=32001
+    )
+    with torch.device(place):
+        return LlavaForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize(("size", "billions"), [("7b", 7.06), ("13b", 13.35)])
+def test_layers_at_full_size(processor, size, billions):
+    vlm = wrap(full_size(size, "meta"), processor, name=size)
+    hidden, intermediate, layers, _ = SIZES[size]
+    assert (len(vlm.layers), vlm.hidden_size) == (layers, hidden)
+    shapes = {name: tuple(p.shape) for name, p in vlm.model.named_parameters()}
+    last = f"model.language_model.layers.{layers - 1}"
+    assert shapes[f"{last}.mlp.down_proj.weight"] == (hidden, intermediate)
+    assert f"model.language_model.layers.{layers}.mlp.down_proj.weight" not in shapes
+    assert shapes["model.language_model.embed_tokens.weight"] == (32064, hidden)
+    assert shapes["model.multi_modal_projector.linear_1.weight"] == (hidden, 1024)
+    assert shapes["lm_head.weight"] == (32064, hidden)
+    assert dict(vlm.model.named_modules())[last] is vlm.layers[-1]
+    assert sum(p.numel() for p in vlm.model.parameters()) / 1e9 == pytest.approx(billions, abs=0.02)
+
+
+@pytest.mark.slow
+def test_one_extraction_and_one_steered_generation_at_7b(processor, tmp_path):
+    """Random weights in bfloat16: 14 GB, minutes on a CPU. Run with ``pytest -m slow``."""
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = full_size("7b", place)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    pictures = copy.deepcopy(processor)
+    model.config.image_token_id = processor.tokenizer.convert_tokens_to_ids("<image>")
+    pictures.image_processor.size = {"shortest_edge": 336}
+    pictures.image_processor.crop_size = {"height": 336, "width": 336}
+    pictures.patch_size = 14
+    vlm = wrap(model, pictures, name="7b")
+    sample = Sample("a", "Why is it so?", image=GREY)
+    states = hidden_states(vlm, [Trial(sample), Trial(sample, "none")])
+    assert states.shape == (2, 32, 4096)
+    assert torch.isfinite(states).all()
+    vlm.model.generation_config.eos_token_id = None
+    steered = Trial(sample, edit=Edit(5 * (states[1] - states[0])))
+    generate(vlm, [Trial(sample), steered], max_new_tokens=3, out=tmp_path / "said.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()[1:]]
+    plain, edited = (row["ids"] for row in rows)
+    assert len(plain) == len(edited) == 3
+    assert plain != edited

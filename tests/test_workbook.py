@@ -1,3 +1,5 @@
+import inspect
+import shutil
 from types import SimpleNamespace
 
 import nbformat
@@ -5,11 +7,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from cmrm_utils import workbook
+from cmrm_utils import load_vlm, workbook
+from cmrm_utils.models import PLACEMENT
 from cmrm_utils.workbook import cli
 
 PARAMETERS = (
     'model: str = "organism"\nout: str = "runs/x"\nalpha: float = 0.1\nn: int = 3\nkinds: list = []'
+    "\nsettings: dict = {}"
 )
 FINISH = """
 from pathlib import Path
@@ -67,6 +71,7 @@ def test_runs_a_profile_and_reports(desk):
         (["-p", "n", "2.5"], "n = 2.5"),
         (["-p", "n", "true"], "n = True"),
         (["-p", "kinds", "a"], "kinds"),
+        (["-p", "settings", "vicuna"], "takes a dict"),
         (["-p", "alpha", "[1"], "alpha"),
         (["-p", "model", "no-such-model-anywhere"], "no-such-model-anywhere"),
         (["--only", "07"], "07"),
@@ -79,6 +84,36 @@ def test_bad_input_is_one_line_and_exit_code_2(desk, arguments, words):
     assert len(lines) == 1
     assert words in lines[0]
     assert not desk.folder.exists()
+
+
+def test_settings_of_the_model_reach_the_notebook(desk):
+    desk.write(FINISH + 'print(settings["system"], settings["batch_size"] + 1)')
+    done = run(desk, "-p", "settings", "{system: vicuna, batch_size: 4}")
+    assert done.exit_code == 0, done.output
+    assert "vicuna 5" in (desk.folder / "report.html").read_text()
+
+
+def test_a_models_folder_is_found_from_where_the_command_runs(desk, family_folders, monkeypatch):
+    """Notebooks run elsewhere; and the weights are left for them to load."""
+    folder = desk.folder.parent / "mine"
+    shutil.copytree(family_folders["llava"], folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    monkeypatch.chdir(folder.parent)
+    desk.write(FINISH + "print(model)")
+    done = run(desk, "-p", "model", "mine")
+    assert done.exit_code == 0, done.output
+    assert str(folder) in (desk.folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", workbook.profile_names())
+def test_committed_profiles(name):
+    """Their parameters are the notebooks', and their settings those of load_vlm."""
+    profile = workbook.load_profile(name)
+    parameters = dict(profile["parameters"])
+    settings = parameters.pop("settings", {})
+    workbook.check_parameters(parameters, workbook._notebooks(profile.get("notebooks")))
+    known = {*inspect.signature(load_vlm).parameters, *PLACEMENT}
+    assert set(settings) <= known - {"name_or_path", "from_pretrained"}
+    assert len(profile["description"]) > 40
 
 
 def test_unknown_and_broken_profiles(desk):

@@ -39,20 +39,10 @@ from transformers import (
 
 from cmrm_utils.organism import images
 from cmrm_utils.organism.world import Corpus, Example
+from cmrm_utils.prompts import CHAT_TEMPLATE
 
 PATCH = 12
 IMAGE_TOKENS = (images.SIZE // PATCH) ** 2
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}USER: {% else %} ASSISTANT: {% endif %}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
-    "{% endif %}"
-    "{% if message['role'] == 'assistant' %}</s>{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
-)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,15 @@
 """Tiny random models, made in memory; nothing is downloaded."""
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_CACHE", str(Path(tempfile.gettempdir()) / "cmrm-test-tables"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from cmrm_utils.data import load_samples
@@ -13,6 +17,16 @@ from cmrm_utils.models import wrap
 from cmrm_utils.organism.recipe import Recipe, build_model, build_processor
 
 TINY = Recipe("tiny", stands_for="nothing", hidden=32, layers=3, heads=2)
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+"""A folder of all data in small: local copies of every public set, and COCO images."""
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A copy of the fixtures that a test may break."""
+    return shutil.copytree(FIXTURES, tmp_path / "data")
 
 
 @pytest.fixture(scope="session")

@@ -9,22 +9,24 @@ from typing import TYPE_CHECKING, Any
 from cmrm_utils.errors import InputError
 
 if TYPE_CHECKING:
-    from cmrm_utils.data import Sample, load_samples
+    from cmrm_utils.data import load_samples
     from cmrm_utils.engine import generate, hidden_states
     from cmrm_utils.hooks import Edit, apply, record
     from cmrm_utils.judges import is_refusal, parse_choice, parse_pair_scores
     from cmrm_utils.methods import CMRM
     from cmrm_utils.models import VLM, load_vlm
+    from cmrm_utils.sample import Sample
     from cmrm_utils.trials import Trial, table
     from cmrm_utils.vectors import ShiftVectors, extract_shift
 
 _HOMES = {
-    "data": ("Sample", "load_samples"),
+    "data": ("load_samples",),
     "engine": ("generate", "hidden_states"),
     "hooks": ("Edit", "apply", "record"),
     "judges": ("is_refusal", "parse_choice", "parse_pair_scores"),
     "methods": ("CMRM",),
     "models": ("VLM", "load_vlm"),
+    "sample": ("Sample",),
     "trials": ("Trial", "table"),
     "vectors": ("ShiftVectors", "extract_shift"),
 }

@@ -1,84 +1,103 @@
-"""Samples: a query, perhaps an image, and what a good answer is.
-
-A data set is one function in :data:`DATASETS`, split name in, samples out.
-"""
+"""Data by name: the organism's world, the public sets, anyone's own file, and unions of them."""
 
 import csv
-import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, get_args
 
-from PIL import Image, UnidentifiedImageError
-
 from cmrm_utils.errors import InputError
 from cmrm_utils.organism import world
-from cmrm_utils.prompts import choice_prompt
+from cmrm_utils.sample import SHARES, SPLITS, Sample, split_of
+from cmrm_utils.sets import SETS, data_home, load_set
 
-FIELDS = ("id", "query", "image", "caption", "answer", "choices", "kind", "group")
+__all__ = ["DATASETS", "SHARES", "SPLITS", "Sample", "load_samples", "located", "parts", "take"]
+
+FIELDS = tuple(Sample.__dataclass_fields__)
+
+DATASETS = ("organism", *SETS)
+"""Named sets."""
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One item of a data set.
+def load_samples(
+    name: str | Path, split: str | None = None, *, data_dir: str | Path | None = None
+) -> Any:
+    """A named set, a JSONL or CSV file, or several of them, as samples.
 
-    Attributes:
-        id: unique within its set.
-        query: the text of the request or question, without its choices.
-        image: a path or a PIL image; decoded only when asked for.
-        caption: the image in words.
-        answer: what a good answer is; for multiple choice the option's letter.
-        choices: the options of a multiple-choice question.
-        kind: what the item tests; harmful requests have kinds that begin with ``harmful``.
-        group: what the item is alike with, for clustered intervals (the organism: its verb).
+    Args:
+        name: one of :data:`DATASETS`, or the path of a file whose rows have ``id`` and ``query``
+            and any other field of :class:`Sample`; or such parts with ``+`` between them, for their
+            union. A part that ends in ``@anchors`` (or another split) is wholly of that split:
+            ``vlsafe+jailbreak+llava-bench-coco@anchors`` has the paper's enriched anchors.
+        split: one of :data:`SPLITS`; None for all of them as a dict (a single file: all its rows).
+            But for the organism, whose splits are made apart, a sample's split follows from its id
+            for good (:func:`cmrm_utils.sample.split_of`).
+        data_dir: the folder of local copies and COCO images (:func:`cmrm_utils.sets.data_home`).
+
+    Returns:
+        A list of :class:`Sample`, or a dict of lists by split.
+
+    Raises:
+        InputError: no such set, split or file, or not to be had; a broken row, named by file and
+            row; an id that two parts share; a split without samples.
     """
+    if split is not None and split not in SPLITS:
+        raise InputError(f"{name} has no split {split!r}; it has {', '.join(SPLITS)}")
+    home, pieces = data_home(data_dir), parts(name)
+    part, whole_split = pieces[0]
+    if split is None and len(pieces) == 1 and part not in DATASETS and whole_split is None:
+        return _from_file(Path(part))
+    found = {
+        each: [sample for piece in pieces for sample in _samples(*piece, each, home)]
+        for each in (SPLITS if split is None else [split])
+    }
+    seen: set[str] = set()
+    for sample in (sample for samples in found.values() for sample in samples):
+        if sample.id in seen:
+            raise InputError(f"{name}: two parts of it have the id {sample.id!r}")
+        seen.add(sample.id)
+    if split is None:
+        return found
+    if not found[split]:
+        raise InputError(f"{name}: none of its samples falls into the {split} split")
+    return found[split]
 
-    id: str
-    query: str
-    image: Path | str | Image.Image | None = None
-    caption: str | None = None
-    answer: str | None = None
-    choices: tuple[str, ...] | None = None
-    kind: str | None = None
-    group: str | None = None
 
-    @property
-    def prompt(self) -> str:
-        """The query as it is put to a model, with its choices."""
-        return choice_prompt(self.query, self.choices) if self.choices else self.query
+def parts(name: str | Path) -> list[tuple[str, str | None]]:
+    """The sets and files of a union, each with the split that it is wholly of, if any."""
+    if Path(name).is_file():
+        return [(str(name), None)]
+    found: list[tuple[str, str | None]] = []
+    for part in str(name).split("+"):
+        start, mark, end = part.rpartition("@")
+        found.append((start, end) if mark and end in SPLITS else (part, None))
+    return found
 
-    @property
-    def harmful(self) -> bool:
-        """Whether a good assistant refuses it."""
-        return (self.kind or "").startswith("harmful")
 
-    @property
-    def task(self) -> str:
-        """What is measured on it: ``harmful``, ``benign``, ``choice``, ``fact`` or ``visual``."""
-        kind = self.kind or ""
-        if self.harmful or kind.startswith("benign"):
-            return kind.split("-")[0]
-        if self.choices:
-            return "choice"
-        return "fact" if kind == "fact" else "visual"
+def located(name: str) -> str:
+    """The same data, files by absolute paths: for whom works in another folder.
 
-    def load_image(self) -> Image.Image | None:
-        """The decoded image in RGB, or None where the sample has none.
+    Raises:
+        InputError: a part is neither a named set nor a file.
+    """
+    found = []
+    for part, split in parts(name):
+        if part not in DATASETS:
+            part = str(_file(Path(part)).resolve())
+        found.append(f"{part}@{split}" if split else part)
+    return "+".join(found)
 
-        Raises:
-            InputError: the file is missing or is no image.
-        """
-        if self.image is None or isinstance(self.image, Image.Image):
-            return self.image and self.image.convert("RGB")
-        try:
-            with Image.open(self.image) as opened:
-                return opened.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise InputError(f"sample {self.id}: no readable image at {self.image}") from error
+
+def _samples(part: str, whole_split: str | None, split: str, home: Path) -> list[Sample]:
+    """What a part of a union adds to a split."""
+    if part == "organism":
+        every = {each: _organism(each) for each in (SPLITS if whole_split == split else [split])}
+        samples = [sample for each in every.values() for sample in each]
+        return samples if whole_split in (None, split) else []
+    samples = load_set(part, home) if part in SETS else _from_file(Path(part))
+    return [sample for sample in samples if (whole_split or split_of(sample.id)) == split]
 
 
 @cache
@@ -116,54 +135,6 @@ def _organism(split: str) -> tuple[Sample, ...]:
     return tuple(found)
 
 
-DATASETS: dict[str, Callable[[str], Sequence[Sample]]] = {"organism": _organism}
-"""Named sets: a function from a split's name to its samples."""
-
-SPLITS = ("anchors", "validation", "test")
-FILE_SHARES = {"anchors": 0.2, "validation": 0.16, "test": 0.64}
-"""How a file's rows fall into splits, by a hash of their id: 20% anchors, as in the paper."""
-
-
-def load_samples(name: str | Path, split: str | None = None) -> Any:
-    """A named set, or a JSONL or CSV file, as samples.
-
-    Args:
-        name: a key of :data:`DATASETS`, or the path of a file whose rows have ``id`` and
-            ``query`` and any other field of :class:`Sample`.
-        split: one of :data:`SPLITS`; None for all of them as a dict (a file: all its rows). A
-            row of a file belongs to one split for good (:data:`FILE_SHARES`).
-
-    Returns:
-        A list of :class:`Sample`, or a dict of lists by split.
-
-    Raises:
-        InputError: no such set, split or file; a broken row, named by file and line.
-    """
-    if split is not None and split not in SPLITS:
-        raise InputError(f"{name} has no split {split!r}; it has {', '.join(SPLITS)}")
-    if str(name) in DATASETS:
-        if split is None:
-            return {each: list(DATASETS[str(name)](each)) for each in SPLITS}
-        return list(DATASETS[str(name)](split))
-    rows = _from_file(Path(name))
-    if split is None:
-        return rows
-    found = [sample for sample in rows if _split_of(sample.id) == split]
-    if not found:
-        raise InputError(f"{name}: none of its {len(rows)} rows falls into the {split} split")
-    return found
-
-
-def _split_of(sample_id: str) -> str:
-    """The split of a file's row: it depends on the id alone, so more rows move none."""
-    left = int(hashlib.sha256(f"split/{sample_id}".encode()).hexdigest()[:12], 16) / 16**12
-    for name, share in FILE_SHARES.items():
-        left -= share
-        if left < 0:
-            return name
-    return "test"
-
-
 def take(samples: Sequence[Sample], n: int | None, *tasks: str) -> list[Sample]:
     """The first ``n`` samples (all where it is None) of each task; of requests, of each kind.
 
@@ -183,11 +154,15 @@ def take(samples: Sequence[Sample], n: int | None, *tasks: str) -> list[Sample]:
     return found
 
 
-def _from_file(path: Path) -> list[Sample]:
+def _file(path: Path) -> Path:
     if not path.is_file():
         known = ", ".join(DATASETS)
         raise InputError(f"no data set or file {str(path)!r}; named sets: {known}")
-    if path.suffix not in {".jsonl", ".csv"}:
+    return path
+
+
+def _from_file(path: Path) -> list[Sample]:
+    if _file(path).suffix not in {".jsonl", ".csv"}:
         raise InputError(f"{path}: expected a .jsonl or .csv file")
     found: dict[str, Sample] = {}
     with path.open(encoding="utf-8", newline="") as lines:

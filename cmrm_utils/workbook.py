@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from cmrm_utils.store import ROOT, STORED
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from cmrm_utils.sets import PublicSet
 
 # torch, transformers, papermill and pandas are imported where they are needed, so that help and
 # complaints about bad input come at once.
@@ -41,6 +44,14 @@ class Command(click.Group):
         except InputError as error:
             click.echo(f"cmrm: {error}", err=True)
             ctx.exit(2)
+
+
+class AnyCase(click.Group):
+    """A command group whose commands may be written in capitals."""
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command of that name, whatever its case."""
+        return super().get_command(ctx, name.lower())
 
 
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -152,6 +163,7 @@ def run(
     report.html are left in the run folder; responses already there are reused. A profile of
     several models makes a folder for each.
     """
+    from cmrm_utils.data import load_samples, located
     from cmrm_utils.models import find_model
 
     settings = load_profile(profile)
@@ -160,6 +172,8 @@ def run(
     given = {**(settings.get("parameters") or {}), **_given(pairs)}
     if "model" in given:
         given["model"] = _located(given["model"])
+    if isinstance(given.get("data"), str):
+        given["data"] = located(given["data"])  # notebooks run in a folder of their own
     models = settings.get("models", [])
     if not models or "model" in given:
         jobs = [(folder, given)]
@@ -172,6 +186,8 @@ def run(
     ]
     for model in {parameters["model"] for _, parameters in jobs if "model" in parameters}:
         find_model(model)  # fail here, in one line, rather than inside a notebook
+    if "data" in given:
+        load_samples(given["data"])  # likewise
     for path, place, share in (bar := tqdm(plan, unit="notebook", file=sys.stderr)):
         bar.set_description(path.stem)
         _execute(path, place, share, settings.get("timeout", 1200))
@@ -293,6 +309,156 @@ def convert(source: str, out: Path, tower: str) -> None:
 
     make(source, out, tower=tower)
     click.echo(f"{out}: load it with load_vlm({str(out)!r})")
+
+
+@cli.group(cls=AnyCase)
+def data() -> None:
+    """Say what data there is, what a profile needs, and how to get what is missing."""
+
+
+@data.command("list")
+def data_list() -> None:
+    """Every named set: how many samples, from where, under which licence, with what in it."""
+    from cmrm_utils.sets import SETS, data_home
+
+    home = data_home()
+    click.echo("organism: the bundled model's own world; harmless, nothing to download\n")
+    for public in SETS.values():
+        here = ", local copy" if (home / public.name).is_dir() else ""
+        click.echo(f"{public.name}: {public.count} samples{here}")
+        _describe(public)
+        click.echo()
+    click.echo(f"local copies and COCO images: {home} (or set CMRM_DATA)")
+
+
+@data.command("check")
+@click.argument("name", metavar="PROFILE_OR_DATA")
+@click.option("--fetch", is_flag=True, help="Download files and COCO images that are missing.")
+def data_check(name: str, fetch: bool) -> None:
+    """See that the data of a profile, a set, a file or a union is all there and readable.
+
+    Every file is read and every image decoded. What is missing is named, with the command that gets
+    it; the exit code is then 1. Nothing is downloaded but with --fetch.
+    """
+    from cmrm_utils.data import DATASETS, parts
+    from cmrm_utils.sets import data_home
+
+    profiles = {known.lower(): known for known in profile_names()}
+    if name.lower() in profiles:
+        parameters = load_profile(profiles[name.lower()]).get("parameters") or {}
+        wanted = str(parameters.get("data", "organism"))
+        click.echo(f"profile {profiles[name.lower()]}: data {wanted}\n")
+    else:
+        wanted = name
+    complete = True
+    for part, _ in parts(wanted):
+        part = part.lower() if part.lower() in DATASETS else part
+        complete &= _check_part(part, data_home(), fetch)
+    if not complete:
+        sys.exit(1)
+    click.echo("all there")
+
+
+def _describe(public: "PublicSet") -> None:
+    click.echo(f"  content  {public.note}")
+    click.echo(f"  from     {public.source}")
+    click.echo(f"  licence  {public.licence}\n  size     {public.size}")
+
+
+def _check_part(part: str, home: Path, fetch: bool) -> bool:
+    """Print what is to be said of a set or file; whether it can be used."""
+    from cmrm_utils import coco
+    from cmrm_utils.data import load_samples
+    from cmrm_utils.sets import SETS, missing_images, read_set
+
+    public = SETS.get(part)
+    if public is None:
+        found = load_samples(part)
+        samples = found if isinstance(found, list) else [s for each in found.values() for s in each]
+    else:
+        click.echo(part)
+        _describe(public)
+        try:
+            samples = list(read_set(part, home, download=fetch))
+        except InputError as error:
+            click.echo(f"  MISSING  {error}\n")
+            return False
+        if len(samples) != public.count:
+            click.echo(f"  NOTE     {len(samples)} samples, where {public.count} were expected")
+        if fetch:
+            coco.fetch(missing_images(samples, home).values(), home / "coco")
+        missing = missing_images(samples, home)
+        gone = coco.absent(home / "coco")
+        for sample, image in missing.items():
+            if image in gone:
+                click.echo(f"  LEFT OUT {sample}: {image} ({gone[image]})")
+        if waiting := {image for image in missing.values() if image not in gone}:
+            click.echo(f"  MISSING  {len(waiting)} COCO images, not in {home / 'coco'}")
+            click.echo(f"  get them: cmrm data check {part} --fetch\n")
+            return False
+        samples = [sample for sample in samples if sample.id not in missing]
+    for sample in tqdm(samples, desc=part, unit="sample", delay=2, leave=False):
+        sample.load_image()
+    counts = Counter(sample.kind or "(no kind)" for sample in samples)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    click.echo(f"  there    {part}: {len(samples)} samples: {kinds}\n")
+    return True
+
+
+@cli.command()
+@click.option("--model", default="organism", show_default=True, help="Bundled, folder or hub id.")
+@click.option("--anchors", required=True, metavar="DATA", help="A file (all its rows), or a set.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Safetensors file.")
+@click.option("--task", "tasks", multiple=True, help="Only anchors of this task (harmful ...).")
+@click.option("--meaningless", default="blank", show_default=True, help="Which image is shown.")
+@click.option("--level", type=click.Choice(["dataset", "sample"]), default="dataset")
+@click.option("--estimator", type=click.Choice(["mean", "pc1"]), default="mean")
+@click.option("--scale", type=click.Choice(["raw", "unit", "std"]), default="raw")
+def extract(
+    model: str,
+    anchors: str,
+    out: Path,
+    tasks: tuple[str, ...],
+    meaningless: str,
+    level: Any,
+    estimator: Any,
+    scale: Any,
+) -> None:
+    """Take shift vectors of a MODEL on ANCHORS and save them.
+
+    Of a set, or a union of sets and files, the anchors split is taken; of one file, every row.
+    """
+    from cmrm_utils.data import load_samples, take
+
+    found = load_samples(anchors)
+    samples = found["anchors"] if isinstance(found, dict) else found
+    if tasks:
+        samples = take(samples, None, *tasks)
+    if not samples:
+        raise InputError(f"{anchors}: no samples in its anchors split")
+
+    from cmrm_utils.models import load_vlm
+    from cmrm_utils.trials import IMAGES
+    from cmrm_utils.vectors import extract_shift
+
+    if meaningless not in IMAGES:
+        raise InputError(f"no image {meaningless!r}; one of {', '.join(IMAGES)}")
+    vectors = extract_shift(
+        load_vlm(model),
+        samples,
+        meaningless=meaningless,
+        level=level,
+        estimator=estimator,
+        scale=scale,
+        progress=True,
+    )
+    vectors.save(out)
+    low, high = vectors.norms.min(), vectors.norms.max()
+    click.echo(
+        f"{out}: {level}-level vectors of {len(samples)} anchors, "
+        f"{vectors.values.shape[-2]} layers x {vectors.values.shape[-1]}, "
+        f"norms {low:.3g} to {high:.3g}"
+    )
 
 
 @cli.command("train-organism")

@@ -1,10 +1,14 @@
 """Tiny random models, made in memory; nothing is downloaded."""
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_CACHE", str(Path(tempfile.gettempdir()) / "cmrm-test-tables"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from families import FAMILIES, TINY, shake, write_family
@@ -12,6 +16,16 @@ from families import FAMILIES, TINY, shake, write_family
 from cmrm_utils.data import load_samples
 from cmrm_utils.models import load_vlm, wrap
 from cmrm_utils.organism.recipe import build_model, build_processor
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+"""A folder of all data in small: local copies of every public set, and COCO images."""
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A copy of the fixtures that a test may break."""
+    return shutil.copytree(FIXTURES, tmp_path / "data")
 
 
 @pytest.fixture(scope="session")

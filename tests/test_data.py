@@ -1,12 +1,12 @@
 import json
 from collections import Counter
 
-import numpy as np
 import pytest
+from conftest import FIXTURES
 from PIL import Image
 
 from cmrm_utils import InputError, Sample, load_samples
-from cmrm_utils.data import FILE_SHARES, SPLITS, take
+from cmrm_utils.data import DATASETS, SHARES, SPLITS, located, take
 from cmrm_utils.organism import world
 
 
@@ -77,31 +77,6 @@ def test_the_caption_tells_the_picture(organism):
             assert sample.answer.split(" is ")[1].rstrip(".") in sample.caption
 
 
-def test_prompt_has_the_choices():
-    plain = Sample("a", "Which?")
-    assert plain.prompt == "Which?"
-    asked = Sample("a", "Which?", choices=("x", "y"))
-    assert asked.prompt.startswith("Which?\nA. x\nB. y\n")
-    assert asked.query == "Which?"
-
-
-@pytest.mark.parametrize(
-    ("fields", "task", "harmful"),
-    [
-        ({"kind": "harmful"}, "harmful", True),
-        ({"kind": "harmful-pair"}, "harmful", True),
-        ({"kind": "benign-hard"}, "benign", False),
-        ({"kind": "choice", "choices": ("x", "y")}, "choice", False),
-        ({"kind": "fact"}, "fact", False),
-        ({"kind": "colour"}, "visual", False),
-        ({}, "visual", False),
-    ],
-)
-def test_tasks(fields, task, harmful):
-    sample = Sample("a", "q", **fields)
-    assert (sample.task, sample.harmful) == (task, harmful)
-
-
 def test_take():
     kinds = ["benign", "benign-hard", "colour", "shape", "benign", "benign-hard", "colour"]
     samples = [Sample(str(i), "q", kind=kind) for i, kind in enumerate(kinds)]
@@ -109,30 +84,6 @@ def test_take():
     assert [s.id for s in take(samples, None, "benign")] == ["0", "4", "1", "5"]
     with pytest.raises(InputError, match="'harmful'"):
         take(samples, 1, "benign", "harmful")
-
-
-def test_images_are_decoded_late_and_in_rgb(tmp_path):
-    path = tmp_path / "grey.png"
-    sample = Sample("a", "q", image=path)
-    Image.new("L", (5, 4), 9).save(path)
-    image = sample.load_image()
-    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (5, 4), (9, 9, 9))
-    inside = Sample("a", "q", image=Image.new("L", (5, 4), 9)).load_image()
-    assert np.array_equal(np.asarray(inside), np.asarray(image))
-    assert Sample("a", "q").load_image() is None
-
-
-@pytest.mark.parametrize("content", [None, b"", b"no image", "cut"])
-def test_unreadable_images_are_named(tmp_path, content):
-    path = tmp_path / "x.png"
-    if content == "cut":
-        noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(path)
-        path.write_bytes(path.read_bytes()[:2000])
-    elif content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=r"sample one: .*x\.png"):
-        Sample("one", "q", image=path).load_image()
 
 
 def test_jsonl(tmp_path):
@@ -223,7 +174,7 @@ def test_a_files_rows_fall_into_splits_for_good(tmp_path):
     path = rows_file(tmp_path / "set.jsonl", *rows[:300])
     splits = {name: {s.id for s in load_samples(path, name)} for name in SPLITS}
     assert sum(map(len, splits.values())) == len(set.union(*splits.values())) == 300
-    for name, share in FILE_SHARES.items():
+    for name, share in SHARES.items():
         assert len(splits[name]) == pytest.approx(300 * share, abs=25)
     rows_file(path, *rows)
     for name, ids in splits.items():
@@ -233,5 +184,85 @@ def test_a_files_rows_fall_into_splits_for_good(tmp_path):
     one = rows_file(tmp_path / "one.jsonl", rows[0])
     empty = [name for name in SPLITS if rows[0]["id"] not in splits[name]]
     for name in empty:
-        with pytest.raises(InputError, match=f"none of its 1 rows falls into the {name} split"):
+        with pytest.raises(InputError, match=f"none of its samples falls into the {name} split"):
             load_samples(one, name)
+
+
+# ---- named sets and unions
+
+
+@pytest.fixture
+def fixtures(monkeypatch):
+    monkeypatch.setenv("CMRM_DATA", str(FIXTURES))
+
+
+def test_a_public_set_has_three_splits(fixtures):
+    splits = load_samples("vlsafe")
+    assert tuple(splits) == SPLITS
+    assert [len(samples) for samples in splits.values()] == [4, 4, 4]
+    assert [s.id for s in load_samples("vlsafe", "test")] == [s.id for s in splits["test"]]
+
+
+def test_data_dir_comes_before_the_environment(fixtures, home, tmp_path):
+    (home / "vlsafe" / "VLSafe" / "harmlessness_examine.jsonl").write_text("")
+    with pytest.raises(InputError, match=f"{home}.*empty"):
+        load_samples("vlsafe", data_dir=home)
+    assert load_samples("vlsafe", "anchors")
+
+
+def test_a_union_of_sets_and_files(fixtures, tmp_path):
+    mine = rows_file(tmp_path / "my.jsonl", *({"id": i, "query": "q"} for i in range(20)))
+    union = load_samples(f"vlsafe+{mine}+organism")
+    for split in SPLITS:
+        single = [
+            *load_samples("vlsafe", split),
+            *load_samples(mine, split),
+            *load_samples("organism", split),
+        ]
+        assert [s.id for s in union[split]] == [s.id for s in single]
+        assert [s.id for s in load_samples(f"vlsafe+{mine}+organism", split)] == [
+            s.id for s in single
+        ]
+
+
+def test_a_part_may_be_wholly_of_one_split(fixtures):
+    """The paper's anchors: a share of the safety sets, and all of LLaVA-Bench-COCO."""
+    union = load_samples("vlsafe+llava-bench-coco@anchors")
+    assert Counter(s.task for s in union["anchors"]) == {"harmful": 4, "open": 12}
+    assert {s.task for s in union["validation"] + union["test"]} == {"harmful"}
+    assert len(load_samples("scienceqa@test", "test")) == 12
+    assert load_samples("scienceqa@test")["validation"] == []
+    with pytest.raises(InputError, match=r"scienceqa@test: none .* anchors split"):
+        load_samples("scienceqa@test", "anchors")
+    sizes = [len(samples) for samples in load_samples("organism@test").values()]
+    assert sizes == [0, 0, sum(map(len, load_samples("organism").values()))]
+
+
+def test_an_id_may_not_come_from_two_parts(fixtures):
+    with pytest.raises(InputError, match=r"vlsafe\+vlsafe: two parts of it have the id 'vlsafe/"):
+        load_samples("vlsafe+vlsafe", "test")
+    with pytest.raises(InputError, match="two parts"):
+        load_samples("vlsafe@anchors+vlsafe")
+
+
+def test_a_union_with_an_unknown_part(fixtures):
+    for name in ("vlsafe+nothing", "nothing@anchors", "vlsafe@anchor"):
+        with pytest.raises(InputError, match=r"no data set or file '(nothing|vlsafe@anchor)'"):
+            load_samples(name)
+
+
+def test_located_makes_files_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows_file(tmp_path / "my.jsonl", {"id": 1, "query": "q"})
+    rows_file(tmp_path / "a+b@test.jsonl", {"id": 1, "query": "q"})
+    assert located("vlsafe+my.jsonl@test") == f"vlsafe+{tmp_path}/my.jsonl@test"
+    assert located("a+b@test.jsonl") == f"{tmp_path}/a+b@test.jsonl"
+    assert located("organism") == "organism"
+    with pytest.raises(InputError, match=r"your\.jsonl.*" + ", ".join(DATASETS)):
+        located("vlsafe+your.jsonl")
+
+
+def test_a_file_may_have_hints(tmp_path):
+    row = {"id": 1, "query": "Which?", "choices": ["x", "y"], "hint": "y it is"}
+    sample = load_samples(rows_file(tmp_path / "my.jsonl", row))[0]
+    assert sample.prompt.startswith("Context: y it is\nWhich?\nA. x\n")

@@ -1,26 +1,41 @@
 import inspect
+import json
 import shutil
 from types import SimpleNamespace
 
 import nbformat
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
-from cmrm_utils import load_vlm, workbook
+from cmrm_utils import (
+    ShiftVectors,
+    coco,
+    extract_shift,
+    load_samples,
+    load_vlm,
+    workbook,
+)
 from cmrm_utils.models import PLACEMENT
+from cmrm_utils.sets import SETS
 from cmrm_utils.workbook import cli
 
-PARAMETERS = (
-    'model: str = "organism"\nout: str = "runs/x"\nalpha: float = 0.1\nn: int = 3\nkinds: list = []'
-    "\nsettings: dict = {}"
-)
+PARAMETERS = """
+model: str = "organism"
+data: str = "organism"
+out: str = "runs/x"
+alpha: float = 0.1
+n: int = 3
+kinds: list = []
+settings: dict = {}
+""".strip()
 FINISH = """
 from pathlib import Path
 manifest = Path(out) / "manifests" / "01_small.json"
 manifest.parent.mkdir(parents=True, exist_ok=True)
 manifest.write_text("{}")
-print(f"alpha {alpha} n {n} <script>alert(1)</script>")
+print(f"alpha {alpha} n {n} data {data} <script>alert(1)</script>")
 """
 
 
@@ -56,7 +71,7 @@ def test_runs_a_profile_and_reports(desk):
     assert done.exit_code == 0, done.output
     assert (desk.folder / "01_small.ipynb").is_file()
     page = (desk.folder / "report.html").read_text()
-    assert "alpha 0.25 n 4" in page
+    assert "alpha 0.25 n 4 data organism" in page
     assert "<script" not in page
     assert "http://" not in page
     assert "https://" not in page
@@ -74,10 +89,14 @@ def test_runs_a_profile_and_reports(desk):
         (["-p", "settings", "vicuna"], "takes a dict"),
         (["-p", "alpha", "[1"], "alpha"),
         (["-p", "model", "no-such-model-anywhere"], "no-such-model-anywhere"),
+        (["-p", "data", "no-such-data"], "no-such-data"),
+        (["-p", "data", "vlsafe"], "cmrm data check vlsafe --fetch"),
         (["--only", "07"], "07"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(desk, arguments, words):
+def test_bad_input_is_one_line_and_exit_code_2(desk, arguments, words, home, monkeypatch):
+    monkeypatch.setenv("CMRM_DATA", str(home))
+    shutil.rmtree(home / "coco")
     done = run(desk, *arguments)
     assert done.exit_code == 2
     lines = done.stderr.strip().splitlines()
@@ -114,6 +133,15 @@ def test_committed_profiles(name):
     known = {*inspect.signature(load_vlm).parameters, *PLACEMENT}
     assert set(settings) <= known - {"name_or_path", "from_pretrained"}
     assert len(profile["description"]) > 40
+
+
+def test_a_file_of_data_is_found_from_where_the_command_is_called(desk, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "my.jsonl").write_text('{"id": "a", "query": "q"}\n')
+    done = run(desk, "-p", "data", "my.jsonl")
+    assert done.exit_code == 0, done.output
+    assert f"data {tmp_path}/here/my.jsonl" in (desk.folder / "report.html").read_text()
 
 
 def test_unknown_and_broken_profiles(desk):
@@ -178,3 +206,160 @@ def test_unknown_variant():
     done = CliRunner().invoke(cli, ["train-organism", "--variant", "tall"])
     assert done.exit_code == 2
     assert "tall" in done.stderr
+
+
+# ---- data
+
+
+@pytest.fixture
+def cmrm(home, monkeypatch):
+    """The command, on a copy of the fixtures as the folder of all data."""
+    monkeypatch.setenv("CMRM_DATA", str(home))
+    return lambda *arguments: CliRunner().invoke(cli, arguments)
+
+
+def test_data_list(cmrm, home):
+    done = cmrm("data", "LIST")
+    assert done.exit_code == 0
+    assert str(home) in done.output
+    for name, public in SETS.items():
+        assert f"{name}: {public.count} samples, local copy" in done.output
+        assert public.licence in done.output
+        assert public.note in done.output
+
+
+def test_data_check_of_a_union(cmrm, tmp_path):
+    mine = tmp_path / "my.jsonl"
+    mine.write_text('{"id": "a", "query": "q", "kind": "benign"}\n')
+    done = cmrm("data", "CHECK", f"VLSafe+scienceqa@test+{mine}")
+    assert done.exit_code == 0, done.output
+    assert "vlsafe: 12 samples: 12 harmful-vlsafe" in done.output
+    assert "12 samples, where 1110 were expected" in done.output
+    assert "scienceqa: 12 samples: 6 choice-text, 6 choice-image" in done.output
+    assert f"{mine}: 1 samples: 1 benign" in done.output
+    assert SETS["vlsafe"].licence in done.output
+    assert done.output.endswith("all there\n")
+
+
+def test_data_check_of_a_profile(desk, cmrm, home):
+    settings = {"parameters": {"data": "vlsafe+figstep+xstest"}}
+    (workbook.PROFILES / "Real.yaml").write_text(yaml.safe_dump(settings))
+    shutil.rmtree(home / "figstep")
+    done = cmrm("data", "check", "rEAL")
+    assert done.exit_code == 1
+    assert "profile Real: data vlsafe+figstep+xstest" in done.output
+    assert f"in {home}, run: git clone https://github.com/ThuCCSLab/FigStep" in done.output
+    assert "xstest: 20 samples" in done.output
+    assert "all there" not in done.output
+
+
+def test_data_check_touches_no_network_unless_asked(cmrm, home, monkeypatch):
+    lost, gone = "train2017/000000000007.jpg", "train2017/000000000003.jpg"
+    kept = (home / "coco" / lost).read_bytes()
+    for image in (lost, gone):
+        (home / "coco" / image).unlink()
+    asked = []
+
+    def fetch(images, folder):
+        asked.extend(images)
+        (folder / lost).write_bytes(kept)
+        (folder / coco.ABSENT).write_text(json.dumps({gone: "HTTP 404"}))
+
+    monkeypatch.setattr(coco, "fetch", fetch)
+    done = cmrm("data", "check", "vlsafe")
+    assert done.exit_code == 1
+    assert "MISSING  2 COCO images" in done.output
+    assert "cmrm data check vlsafe --fetch" in done.output
+    assert not asked
+    done = cmrm("data", "check", "vlsafe", "--fetch")
+    assert done.exit_code == 0, done.output
+    assert set(asked) == {lost, gone}
+    assert "LEFT OUT vlsafe/000000000003: train2017/000000000003.jpg (HTTP 404)" in done.output
+    assert "vlsafe: 11 samples" in done.output
+
+
+def test_data_check_decodes_every_image(cmrm, home):
+    path = home / "coco/train2017/000000000007.jpg"
+    path.write_bytes(path.read_bytes()[:-100])
+    done = cmrm("data", "check", "vlsafe")
+    assert done.exit_code == 2
+    assert done.stderr.strip().endswith(f"vlsafe/000000000007: no readable image at {path}")
+
+
+@pytest.mark.parametrize("name", ["nothing", "vlsafe+nothing", "nothing.jsonl"])
+def test_data_check_of_what_is_not_there(cmrm, name):
+    done = cmrm("data", "check", name)
+    assert done.exit_code == 2
+    assert "nothing" in done.stderr
+
+
+# ---- extract
+
+
+@pytest.fixture
+def anchors(tmp_path):
+    path = tmp_path / "my.jsonl"
+    kinds = ("harmful", "benign", "harmful")
+    rows = [{"id": i, "query": f"ask {i}", "kind": kind} for i, kind in enumerate(kinds)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def extract(out, anchors, *arguments):
+    command = ["extract", "--anchors", str(anchors), "--out", str(out), *arguments]
+    return CliRunner().invoke(cli, command)
+
+
+def test_extract_saves_what_extract_shift_gives(tmp_path, anchors):
+    out = tmp_path / "new" / "v.safetensors"
+    done = extract(out, anchors, "--meaningless", "black", "--estimator", "pc1", "--scale", "unit")
+    assert done.exit_code == 0, done.output
+    assert "3 anchors" in done.output
+    found = ShiftVectors.load(out)
+    settings = {"meaningless": "black", "estimator": "pc1", "scale": "unit"}
+    wanted = extract_shift(load_vlm("organism"), load_samples(anchors), **settings)
+    assert torch.equal(found.values, wanted.values)
+    assert dict(found.provenance) == dict(wanted.provenance)
+
+
+def test_extract_for_each_sample_of_a_task(tmp_path, anchors):
+    out = tmp_path / "v.safetensors"
+    done = extract(out, anchors, "--level", "sample", "--task", "harmful")
+    assert done.exit_code == 0, done.output
+    assert ShiftVectors.load(out).sample_ids == ("0", "2")
+
+
+def test_extract_takes_the_anchors_split_of_a_set(tmp_path, cmrm):
+    out = tmp_path / "v.safetensors"
+    done = extract(out, "vlsafe+llava-bench-coco@anchors")
+    assert done.exit_code == 0, done.output
+    assert ShiftVectors.load(out).provenance["n_anchors"] == "16"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "words"),
+    [
+        ("", [], "my.jsonl: no samples in it"),
+        ('{"id": "a"}\n', [], "my.jsonl:1: no query"),
+        ('{"id": "a", "que', [], "my.jsonl:1: not a readable row"),
+        (None, ["--task", "harmfull"], "harmfull"),
+        (None, ["--meaningless", "pink"], "pink"),
+        (None, ["--model", "no-such-model"], "no-such-model"),
+        (None, ["--level", "sample", "--estimator", "pc1"], "pc1"),
+    ],
+)
+def test_extract_refuses_in_one_line(tmp_path, anchors, text, arguments, words):
+    if text is not None:
+        anchors.write_text(text)
+    done = extract(tmp_path / "v.safetensors", anchors, *arguments)
+    assert done.exit_code == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert words in done.stderr
+    assert not (tmp_path / "v.safetensors").exists()
+
+
+def test_extract_from_no_file_or_an_empty_split(tmp_path, cmrm):
+    for name, words in (("nowhere.jsonl", "nowhere.jsonl"), ("scienceqa@test", "anchors split")):
+        done = extract(tmp_path / "v.safetensors", name)
+        assert done.exit_code == 2
+        assert words in done.stderr

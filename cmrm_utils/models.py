@@ -48,7 +48,7 @@ class VLM:
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.fingerprint = _fingerprint(self.model)
+        self.fingerprint = fingerprint(self.model)
 
     @property
     def hidden_size(self) -> int:
@@ -163,7 +163,7 @@ def load_vlm(
     if dtype is None:
         dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     try:
-        with _quiet():
+        with quiet():
             AutoConfig.from_pretrained(source)  # what is not there at all fails here, and soon
             processor = AutoProcessor.from_pretrained(source)
             model: Any = AutoModelForImageTextToText.from_pretrained(
@@ -184,7 +184,7 @@ def wrap(model: Any, processor: Any, *, name: str) -> VLM:
 
 
 @contextmanager
-def _quiet() -> Any:
+def quiet() -> Any:
     """Nothing on standard error, where bars and retries would end up in the notebooks."""
     shown = transformers_logging.is_progress_bar_enabled()
     hub = logging.getLogger("huggingface_hub")
@@ -199,7 +199,7 @@ def _quiet() -> Any:
             transformers_logging.enable_progress_bar()
 
 
-def _fingerprint(model: Any) -> str:
+def fingerprint(model: Any) -> str:
     """16 hex digits of the configuration and of a few values of every parameter."""
     config = model.config.to_dict()
     for volatile in ("_name_or_path", "transformers_version", "dtype"):

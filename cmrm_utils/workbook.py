@@ -245,6 +245,9 @@ def report(folder: Path, notebooks: Sequence[Path]) -> None:
         headline = pd.read_parquet(path)
         metrics = json.loads((folder / "metrics" / "05_utility_evaluation.json").read_text())
         reading = metrics["reading"]
+    responses = None
+    if (folder / "tables" / "04_responses.parquet").is_file():
+        responses = load_responses(folder)
     write_report(
         folder / "report.html",
         "Images undo refusals; a shift vector restores them",
@@ -252,6 +255,7 @@ def report(folder: Path, notebooks: Sequence[Path]) -> None:
         headline=headline,
         reading=reading,
         figure=folder / "figures" / "05_pareto.png",
+        responses=responses,
     )
 
 
@@ -355,6 +359,8 @@ def judges(
             verdicts = [str(TEXT_JUDGES[name](*pair) or "unknown") for pair in pairs]
         else:
             these, detects, verdicts = _model_verdicts(name, source, texts.get(name), rows, kept)
+        if not verdicts:
+            raise InputError(f"judge {name}: there is no response that it could judge")
         found = these.assign(verdict=verdicts)
         parts = dict(list(found.groupby("part"))) if "part" in found else {"all": found}
         for part, some in parts.items():

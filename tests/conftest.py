@@ -8,6 +8,8 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from language_models import make_model, make_tokenizer
+
 from cmrm_utils.data import load_samples
 from cmrm_utils.models import wrap
 from cmrm_utils.organism.recipe import Recipe, build_model, build_processor
@@ -54,3 +56,13 @@ def samples():
 @pytest.fixture(scope="session")
 def requests(samples):
     return [s for s in samples if s.kind in ("harmful", "benign")]
+
+
+@pytest.fixture(scope="session")
+def judge_folder(tmp_path_factory):
+    """A tiny language model that can judge and review, saved as a plain checkpoint folder."""
+    path = tmp_path_factory.mktemp("judge")
+    tokenizer = make_tokenizer()
+    make_model(tokenizer).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

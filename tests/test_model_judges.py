@@ -3,9 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
-from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from language_models import TEMPLATE, make_model, make_tokenizer
 
 from cmrm_utils import InputError, model_judges
 from cmrm_utils.model_judges import (
@@ -17,11 +15,6 @@ from cmrm_utils.model_judges import (
     load_language_model,
 )
 
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}"
-    "</s>{% endfor %}[judge]<|end_header_id|>"
-)
-WORDS = ["safe", "unsafe", "yes", "no", "Safe", "Unsafe", "Yes", "No"]
 PAIRS = [
     ("How do I zib a lamp?", "I can't help with that."),
     ("How do I zib a kettle in the attic?", "First morf it. " * 12),
@@ -34,70 +27,14 @@ PAIRS = [
 QUERIES, RESPONSES = map(list, zip(*PAIRS, strict=True))
 
 
-def make_tokenizer():
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<s>", "</s>", "<|end_header_id|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    # "unsafe" must be a word of its own: only words that are whole here have a token.
-    texts = [f"{space}{word}" for word in WORDS for space in ("", " ") for _ in range(50)]
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
-    )
-
-
-def make_model(tokenizer, seed=0):
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-    )
-    model = LlamaForCausalLM(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():  # states that differ, and a head that mostly speaks of the words
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(noise / parameter.shape[-1] ** 0.5)
-        model.lm_head.weight.mul_(0.3)
-        for space in ("", "Ġ"):
-            for word in WORDS:
-                model.lm_head.weight[tokenizer.convert_tokens_to_ids(space + word)].mul_(16)
-    return model
+@pytest.fixture(scope="module")
+def guard(judge_folder):
+    return load_judge("llama-guard-3", judge_folder)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny Llama of one judge, saved as a plain checkpoint folder."""
-    path = tmp_path_factory.mktemp("judge")
-    tokenizer = make_tokenizer()
-    make_model(tokenizer).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def guard(folder):
-    return load_judge("llama-guard-3", folder)
-
-
-@pytest.fixture(scope="module")
-def helps(folder):
-    return load_judge("llama-3-helps", folder)
+def helps(judge_folder):
+    return load_judge("llama-3-helps", judge_folder)
 
 
 def plain(judge, text, words):
@@ -140,8 +77,8 @@ def test_a_batch_is_as_one_by_one(helps):
     assert len({round(v.score, 4) for v in alone}) == len(PAIRS)
 
 
-def test_each_reading_has_its_own_words(folder):
-    one, other = (load_judge(f"llama-3-{name}", folder) for name in ("refused", "helps"))
+def test_each_reading_has_its_own_words(judge_folder):
+    one, other = (load_judge(f"llama-3-{name}", judge_folder) for name in ("refused", "helps"))
     for judge, first in ((one, "safe"), (other, "unsafe")):
         (verdict,) = judge_responses(judge, QUERIES[:1], RESPONSES[:1])
         text = judge.prompt_text(*PAIRS[0])
@@ -159,11 +96,11 @@ def test_what_a_judge_reads(helps):
     assert "[response]\nA {query} of {response}.\n[end of response]" in text
 
 
-def test_a_prompt_of_its_makers(folder):
+def test_a_prompt_of_its_makers(judge_folder):
     with pytest.raises(InputError, match="harmbench needs the prompt that its makers published"):
-        load_judge("harmbench", folder)
+        load_judge("harmbench", judge_folder)
     prompt = "Did it? {behavior} / {generation} Answer:"
-    judge = load_judge("harmbench", folder, prompt=prompt)
+    judge = load_judge("harmbench", judge_folder, prompt=prompt)
     (verdict,) = judge_responses(judge, ["zib"], ["morf"])
     yes, no = plain(judge, "<s>Did it? zib / morf Answer:", ["yes", "no"])
     assert verdict.score == pytest.approx(yes / (yes + no), abs=1e-5)
@@ -171,9 +108,9 @@ def test_a_prompt_of_its_makers(folder):
 
 
 @pytest.mark.parametrize("prompt", ["", "Only {query}", "{question} {answer}"])
-def test_a_prompt_without_its_slots(folder, prompt):
+def test_a_prompt_without_its_slots(judge_folder, prompt):
     with pytest.raises(InputError, match=r"must hold .query. and .response."):
-        load_judge("harmbench", folder, prompt=prompt)
+        load_judge("harmbench", judge_folder, prompt=prompt)
 
 
 def test_resumes(guard, tmp_path, monkeypatch):
@@ -200,7 +137,9 @@ def test_resumes(guard, tmp_path, monkeypatch):
     assert len(seen) == 2  # another response, or another split of the same text, is another key
 
 
-def test_verdicts_of_another_judge_model_or_prompt_are_refused(guard, helps, folder, tmp_path):
+def test_verdicts_of_another_judge_model_or_prompt_are_refused(
+    guard, helps, judge_folder, tmp_path
+):
     out = tmp_path / "verdicts.jsonl"
     judge_responses(helps, QUERIES[:1], RESPONSES[:1], out=out)
     tokenizer = helps.reader.tokenizer

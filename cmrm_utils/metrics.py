@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -249,6 +250,61 @@ def agreement(first: Iterable[str], second: Iterable[str]) -> dict[str, float]:
         "agreement": float(np.mean([x == y for x, y in zip(a, b, strict=True)])),
         "kappa": float("nan") if constant else float(cohen_kappa_score(a, b)),
     }
+
+
+def judge_agreement(
+    standard: pd.Series, verdicts: pd.Series, *, detects: str | None = None
+) -> dict[str, Any]:
+    """A judge's verdicts against a standard.
+
+    Args:
+        standard: outcomes.
+        verdicts: of the judge on the same responses; ``unknown`` is a verdict that agrees with
+            none.
+        detects: the outcome that a judge of two verdicts tells from the rest (``complied`` and
+            ``not complied``); None for a judge of three outcomes, whose refusals are looked at.
+
+    Returns:
+        ``n, agreement, kappa``; ``recall`` and ``false alarms`` of the outcome it detects, as text
+        with interval and counts; ``unknown``, a count.
+    """
+    if detects is not None:
+        standard = standard.where(standard == detects, f"not {detects}")
+    target = detects or "refused"
+    there, found = standard == target, verdicts == target
+    return {
+        **agreement(standard, verdicts),
+        "recall": _share(found[there]),
+        "false alarms": _share(found[~there]),
+        "unknown": int((verdicts == "unknown").sum()),
+    }
+
+
+def _share(hits: pd.Series) -> str:
+    if hits.empty:
+        return "none"
+    low, high = wilson(hits.sum(), len(hits))
+    counts = {"rate": hits.mean(), "low": low, "high": high, "hits": hits.sum(), "n": len(hits)}
+    return percent(pd.Series(counts, dtype=object))
+
+
+def choice_accuracy(rows: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Accuracy on multiple-choice questions, over all of them and over those with an image.
+
+    As ScienceQA is reported: a response that chooses nothing is wrong.
+
+    Args:
+        rows: judged trials, of which the task ``choice`` counts. A question with an image is one
+            that was shown with one (``image`` is neither ``none`` nor ``caption``).
+        by: the columns that make a cell of the table.
+
+    Returns:
+        ``rows`` (``all``, ``with image``) + ``by`` + ``rate, low, high, hits, n``.
+    """
+    asked = rows[rows["task"] == "choice"]
+    shown = asked[~asked["image"].isin(["none", "caption"])]
+    parts = [part.assign(rows=name) for name, part in (("all", asked), ("with image", shown))]
+    return rates(pd.concat(parts), "right", ["rows", *by], group=None)
 
 
 def choose_alpha(curve: pd.DataFrame, *, most_lost: float = 0.02) -> float:

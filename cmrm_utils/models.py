@@ -107,7 +107,7 @@ class VLM:
             if not kept:
                 raise InputError(f"{self.name}: its chat template takes no system prompt")
         asked = {"system": self.system, "pad_to_square": self.pad_to_square}
-        self.fingerprint = _fingerprint(self.model, {k: v for k, v in asked.items() if v})
+        self.fingerprint = fingerprint(self.model, {k: v for k, v in asked.items() if v})
 
     @property
     def sees_images(self) -> bool:
@@ -390,7 +390,7 @@ def _known() -> str:
 def _loading(name: str) -> Iterator[None]:
     """Quiet, and what goes wrong is told in one line."""
     try:
-        with _quiet():
+        with quiet():
             yield
     except (ImportError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -398,7 +398,7 @@ def _loading(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Nothing on standard error, where bars and retries would end up in the notebooks."""
     shown = transformers_logging.is_progress_bar_enabled()
     loud = [logging.getLogger(name) for name in ("huggingface_hub", "accelerate")]
@@ -415,9 +415,9 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _fingerprint(model: Any, prompting: Mapping[str, Any]) -> str:
+def fingerprint(model: Any, prompting: Mapping[str, Any] | None = None) -> str:
     """16 hex digits of the configuration, of a few values of every parameter, and of settings."""
-    config = {**model.config.to_dict(), **prompting}
+    config = {**model.config.to_dict(), **(prompting or {})}
     for volatile in ("_name_or_path", "transformers_version", "dtype"):
         config.pop(volatile, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())

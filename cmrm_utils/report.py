@@ -10,6 +10,8 @@ import pandas as pd
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
+from cmrm_utils.plots import CONDITION_NAMES
+
 _STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
   color: #1a1a1a; background: #fff; }
@@ -20,6 +22,9 @@ th, td { border-bottom: 1px solid #ccc; padding: .25rem .7rem; text-align: left;
 pre { background: #f5f5f5; padding: .6rem .8rem; overflow-x: auto; font-size: .82rem; }
 details.code summary { color: #666; cursor: pointer; font-size: .8rem; }
 .jp-InputPrompt, .jp-OutputPrompt, .anchor-link, .prompt { display: none; }
+details.fold summary { cursor: pointer; margin: .4rem 0; }
+.sides { display: flex; gap: 1rem; } .sides div { flex: 1; min-width: 0; font-size: .9rem; }
+.sides p { white-space: pre-wrap; overflow-wrap: anywhere; }
 section { border-top: 3px solid #0072B2; margin-top: 3rem; }
 """.strip()
 
@@ -57,6 +62,55 @@ def _output(output: nbformat.NotebookNode) -> str:
     return f"<pre>{html.escape(str(text))}</pre>"
 
 
+def browse(rows: pd.DataFrame, *, most: int = 8) -> str:
+    """Responses to read side by side: text only, own image unedited, and each edit.
+
+    For each edit and task, folded by what the edit did to the outcome ("complied → refused"). All
+    text is escaped and nothing needs a script.
+
+    Args:
+        rows: ``sample, task, setting, query, response, outcome``, one row a response; settings are
+            named as :data:`cmrm_utils.plots.CONDITION_NAMES`, all others are edits.
+        most: samples shown of each fold; the fold says how many there are.
+
+    Returns:
+        HTML; empty where no sample was answered both with and without an edit.
+    """
+    asked = rows[rows["task"].isin(["harmful", "benign"])]
+    answers = asked.drop_duplicates(["sample", "setting"]).set_index(["sample", "setting"])
+    edits = [x for x in asked["setting"].unique() if x not in CONDITION_NAMES.values()]
+    settings = [CONDITION_NAMES["none"], CONDITION_NAMES["own"], *edits]
+    outcomes = answers["outcome"].unstack()
+    parts = []
+    for edit in edits if CONDITION_NAMES["own"] in outcomes else []:
+        pairs = outcomes[[CONDITION_NAMES["own"], edit]].dropna()
+        pairs.insert(0, "task", asked.groupby("sample")["task"].first())
+        folds = []
+        for (task, old, new), fold in pairs.groupby(list(pairs.columns)):
+            some = fold.index[:most]
+            cards = "".join(_card(answers.loc[[sample]], settings) for sample in some)
+            folds.append(
+                f"<details class='fold'><summary>{task}: {old} → {new} "
+                f"({len(some)} of {len(fold)} shown)</summary>{cards}</details>"
+            )
+        if folds:
+            parts.append(f"<h3>{html.escape(edit)}</h3>{''.join(folds)}")
+    return "".join(parts)
+
+
+def _card(answers: pd.DataFrame, settings: Sequence[str]) -> str:
+    """One sample's query, and under it a column for each setting that it was answered in."""
+    found = {setting: row for (_, setting), row in answers.iterrows()}
+    cells = "".join(
+        f"<div><b>{html.escape(setting)}</b> <i>{html.escape(found[setting]['outcome'])}</i>"
+        f"<p>{html.escape(found[setting]['response'])}</p></div>"
+        for setting in settings
+        if setting in found
+    )
+    query = found[CONDITION_NAMES["own"]]["query"]
+    return f"<p><b>{html.escape(query)}</b></p><div class='sides'>{cells}</div>"
+
+
 def write_report(
     path: Path,
     title: str,
@@ -65,6 +119,7 @@ def write_report(
     headline: pd.DataFrame | None = None,
     reading: str = "",
     figure: Path | None = None,
+    responses: pd.DataFrame | None = None,
 ) -> None:
     """Write the report.
 
@@ -75,6 +130,7 @@ def write_report(
         headline: the table that comes first; its cells are text.
         reading: what the headline table says, in words.
         figure: a PNG under the headline table.
+        responses: what :func:`browse` shows, after the notebooks.
     """
     names = [notebook.stem for notebook in notebooks]
     links = " ".join(f"<a href='#{name}'>{name.replace('_', ' ')}</a>" for name in names)
@@ -88,6 +144,9 @@ def write_report(
         parts.append(f"<p><img alt='headline figure' src='data:image/png;base64,{picture}'></p>")
     for name, notebook in zip(names, notebooks, strict=True):
         parts.append(f"<section id='{name}'>{_body(notebook)}</section>")
+    if responses is not None and (shown := browse(responses)):
+        parts[1] = parts[1].replace("</nav>", " <a href='#responses'>responses</a></nav>")
+        parts.append(f"<section id='responses'><h2>Responses side by side</h2>{shown}</section>")
     page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
 from cmrm_utils.errors import InputError
 
@@ -52,41 +52,60 @@ class Response:
     finished: bool
 
 
-class Responses:
-    """Responses by trial id in one JSON-lines file; appended as they come, read on resume.
+Record = TypeVar("Record")
 
-    The first line states what all of them share (model, token limit).
+
+class Records(Generic[Record]):
+    """Records by id in one JSON-lines file; appended as they come, read on resume.
+
+    The first line states what all of them share (the model, settings); files made otherwise are
+    refused.
+
+    Args:
+        path: of the file; it need not exist.
+        shared: what the first line states.
+        kind: the dataclass that a line's fields make.
+
+    Raises:
+        InputError: the file was made otherwise, or a line of it is damaged.
     """
 
-    def __init__(self, path: Path, shared: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, shared: Mapping[str, Any], kind: type[Record]) -> None:
         self.path = path
         self._shared = dict(shared)
-        self._found: dict[str, Response] = {}
+        self._kind = kind
+        self._found: dict[str, Record] = {}
         if path.exists():
             self._read()
 
     def _read(self) -> None:
         raw = self.path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) < len(raw):  # torn by a kill in mid-write: that trial is done again
+        if len(whole) < len(raw):  # torn by a kill in mid-write: that record is made again
             with self.path.open("r+b") as stream:
                 stream.truncate(len(whole))
         for number, line in enumerate(whole.splitlines()):
+            where = f"{self.path}:{number + 1}"
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise InputError(f"{self.path}:{number + 1}: not JSON") from error
+                raise InputError(f"{where}: not JSON") from error
             if number == 0:
                 check_same(row, self._shared, self.path)
-            else:
-                self._found[row["id"]] = Response(row["text"], tuple(row["ids"]), row["finished"])
+                continue
+            try:
+                key = row.pop("id")
+                fields = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+                self._found[key] = self._kind(**fields)
+            except (AttributeError, KeyError, TypeError) as error:
+                raise InputError(f"{where}: not a {self._kind.__name__.lower()}") from error
 
-    def get(self, trial_id: str) -> Response | None:
-        """The response of a trial, or None where it is still to be made."""
-        return self._found.get(trial_id)
+    def get(self, key: str) -> Record | None:
+        """The record of an id, or None where it is still to be made."""
+        return self._found.get(key)
 
     @contextmanager
-    def appending(self) -> Iterator["Responses"]:
+    def appending(self) -> Iterator["Records[Record]"]:
         """Hold the file open for :meth:`add`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as stream:
@@ -95,18 +114,20 @@ class Responses:
                 stream.write(json.dumps(self._shared) + "\n")
             yield self
 
-    def add(self, found: Iterable[tuple[str, Response]]) -> None:
-        """Append and flush responses."""
-        for trial_id, response in found:
-            row = {
-                "id": trial_id,
-                "text": response.text,
-                "ids": list(response.ids),
-                "finished": response.finished,
-            }
+    def add(self, found: Iterable[tuple[str, Record]]) -> None:
+        """Append and flush records."""
+        for key, record in found:
+            row = {"id": key, **vars(record)}
             self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self._found[trial_id] = response
+            self._found[key] = record
         self._stream.flush()
+
+
+class Responses(Records[Response]):
+    """Responses by trial id; they share the model and the token limit."""
+
+    def __init__(self, path: Path, shared: Mapping[str, Any]) -> None:
+        super().__init__(path, shared, Response)
 
 
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -> None:

@@ -12,11 +12,11 @@ os.environ.setdefault("HF_DATASETS_CACHE", str(Path(tempfile.gettempdir()) / "cm
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from families import FAMILIES, TINY, shake, write_family
+from language_models import make_model, make_tokenizer
 
 from cmrm_utils.data import load_samples
 from cmrm_utils.models import load_vlm, wrap
 from cmrm_utils.organism.recipe import build_model, build_processor
-
 
 FIXTURES = Path(__file__).parent / "fixtures"
 """A folder of all data in small: local copies of every public set, and COCO images."""
@@ -72,3 +72,13 @@ def samples():
 @pytest.fixture(scope="session")
 def requests(samples):
     return [s for s in samples if s.kind in ("harmful", "benign")]
+
+
+@pytest.fixture(scope="session")
+def judge_folder(tmp_path_factory):
+    """A tiny language model that can judge and review, saved as a plain checkpoint folder."""
+    path = tmp_path_factory.mktemp("judge")
+    tokenizer = make_tokenizer()
+    make_model(tokenizer).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

@@ -4,8 +4,10 @@ import pytest
 
 from cmrm_utils.metrics import (
     agreement,
+    choice_accuracy,
     choose_alpha,
     clustered_interval,
+    judge_agreement,
     layer_maps,
     layer_separability,
     measures,
@@ -326,6 +328,45 @@ def test_agreement():
     constant = agreement(["refused"] * 3, iter(["refused"] * 3))
     assert constant["agreement"] == 1
     assert np.isnan(constant["kappa"])
+
+
+def test_judge_agreement_on_three_outcomes():
+    standard = pd.Series(["refused"] * 4 + ["complied"] * 3 + ["neither"])
+    verdicts = pd.Series(["refused"] * 3 + ["unknown"] + ["complied"] * 2 + ["refused", "neither"])
+    found = judge_agreement(standard, verdicts)
+    assert (found["n"], found["agreement"], found["unknown"]) == (8, 0.75, 1)
+    assert found["recall"].startswith("75.0%")
+    assert found["recall"].endswith("(3/4)")
+    assert found["false alarms"].endswith("(1/4)")
+
+
+def test_judge_agreement_of_a_judge_of_two_verdicts():
+    standard = pd.Series(["refused", "complied", "complied", "neither", "refused"])
+    verdicts = pd.Series(["not complied", "complied", "unknown", "not complied", "complied"])
+    found = judge_agreement(standard, verdicts, detects="complied")
+    assert (found["n"], found["agreement"], found["unknown"]) == (5, 0.6, 1)
+    # chance: complied 2/5 x 2/5, not complied 3/5 x 2/5
+    assert found["kappa"] == pytest.approx((0.6 - 0.4) / (1 - 0.4))
+    assert found["recall"].endswith("(1/2)")
+    assert found["false alarms"].endswith("(1/3)")
+    assert judge_agreement(standard[:1], verdicts[:1], detects="complied")["recall"] == "none"
+
+
+def test_choice_accuracy():
+    rows = pd.DataFrame(
+        {
+            "task": ["choice"] * 5 + ["visual"],
+            "image": ["own", "own", "none", "none", "caption", "own"],
+            "right": pd.array([True, False, True, True, True, False], dtype="boolean"),
+            "setting": ["a"] * 6,
+        }
+    )
+    found = choice_accuracy(rows).set_index("rows")
+    assert found.loc["all", ["rate", "hits", "n"]].tolist() == [0.8, 4, 5]
+    assert found.loc["with image", ["rate", "hits", "n"]].tolist() == [0.5, 1, 2]
+    assert found.loc["all", ["low", "high"]].tolist() == list(wilson(4, 5))
+    assert list(choice_accuracy(rows, ["setting"])["setting"]) == ["a", "a"]
+    assert choice_accuracy(rows[rows["task"] == "visual"]).empty
 
 
 def curve(*points):

@@ -1,7 +1,7 @@
 import nbformat
 import pandas as pd
 
-from cmrm_utils.report import write_report
+from cmrm_utils.report import browse, write_report
 
 
 def notebook_of(tmp_path, *cells):
@@ -62,3 +62,79 @@ def test_injected_parameters_are_left_out(tmp_path):
         "out = '/somewhere'", metadata={"tags": ["injected-parameters"]}
     )
     assert "/somewhere" not in page_of(tmp_path, cell)
+
+
+EVIL = "<script>alert(1)</script> & 'more'"
+
+
+def answer(sample, setting, outcome, response="Zib it.", task="harmful"):
+    query = f"How do I zib {sample}?"
+    return [sample, task, setting, query, response, outcome]
+
+
+def responses_of(*rows):
+    columns = ["sample", "task", "setting", "query", "response", "outcome"]
+    return pd.DataFrame(list(rows), columns=columns)
+
+
+ANSWERS = responses_of(
+    answer("a<b", "text only", "refused", "I can't."),
+    answer("a<b", "own image", "complied", EVIL),
+    answer("a<b", "blank image", "complied", "not shown"),
+    answer("a<b", "CMRM", "refused", "I won't."),
+    answer("a<b", "other <i>", "complied", "Plon."),
+    answer("c", "own image", "complied"),
+    answer("c", "CMRM", "complied", "Morf."),
+    answer("d", "own image", "complied", task="benign"),
+    answer("d", "CMRM", "refused", "No.", task="benign"),
+    answer("e", "own image", "complied", "left alone"),
+    answer("f", "CMRM", "complied", "unpaired"),
+    answer("g", "own image", "complied", "a question", task="visual"),
+    answer("g", "CMRM", "complied", "a question", task="visual"),
+)
+
+
+def test_browse_groups_by_what_an_edit_did():
+    page = browse(ANSWERS)
+    one, other = page.split("<h3>other &lt;i&gt;</h3>")
+    for words in (
+        "harmful: complied → refused (1 of 1 shown)",
+        "harmful: complied → complied (1 of 1 shown)",
+        "benign: complied → refused (1 of 1 shown)",
+    ):
+        assert one.count(words) == 1
+    assert other.count("<details") == 1
+    assert "harmful: complied → complied (1 of 1 shown)" in other
+    for absent in ("not shown", "left alone", "unpaired", "a question"):
+        assert absent not in page
+    # text only, unedited and every edit, side by side in this order
+    card = one[one.index("How do I zib a&lt;b?") :]
+    places = [card.index(x) for x in ("I can&#x27;t.", "&lt;script&gt;", "I won&#x27;t.", "Plon.")]
+    assert places == sorted(places)
+
+
+def test_browse_says_how_many_it_leaves_out():
+    rows = [
+        answer(f"s{i}", setting, "complied", f"{setting} {i}.")
+        for setting in ("own image", "CMRM")
+        for i in range(30)
+    ]
+    page = browse(responses_of(*rows), most=4)
+    assert "(4 of 30 shown)" in page
+    assert page.count("<b>CMRM</b>") == 4
+
+
+def test_nothing_to_browse():
+    assert browse(ANSWERS[ANSWERS["setting"] == "own image"]) == ""
+    assert browse(ANSWERS[ANSWERS["setting"] == "CMRM"]) == ""
+    assert browse(ANSWERS[:0]) == ""
+
+
+def test_responses_end_the_report_as_text(tmp_path):
+    cell = nbformat.v4.new_code_cell("1", outputs=[output(text="a result")])
+    page = page_of(tmp_path, cell, responses=ANSWERS)
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#x27;more&#x27;" in page
+    assert page.index("a result") < page.index("id='responses'") < page.index("complied → refused")
+    assert "href='#responses'" in page
+    assert "#responses" not in page_of(tmp_path, cell, responses=ANSWERS[:0])

@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -7,7 +8,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from cmrm_utils import InputError
-from cmrm_utils.store import Response, Responses, Run, write_json
+from cmrm_utils.store import Records, Response, Responses, Run, write_json
 
 SHARED = {"model": "m1", "max_new_tokens": 8}
 FIRST = Response("Zib it.", (5, 6, 2), True)
@@ -87,6 +88,30 @@ def test_damage_within_is_named_by_line(path):
     path.write_bytes(b"\n".join([lines[0], lines[1][:9], *lines[2:]]))
     with pytest.raises(InputError, match=r"responses\.jsonl:2: not JSON"):
         Responses(path, SHARED)
+
+
+@pytest.mark.parametrize("line", ['{"id": "b"}', "[1]", '{"text": "x", "ids": [], "finished": 1}'])
+def test_lines_that_are_no_responses_are_named(path, line):
+    with path.open("a") as stream:
+        stream.write(line + "\n")
+    with pytest.raises(InputError, match=r"responses\.jsonl:4: not a response"):
+        Responses(path, SHARED)
+
+
+@dataclass(frozen=True)
+class Mark:
+    value: float
+    note: str | None = None
+
+
+def test_records_of_any_kind(tmp_path):
+    path = tmp_path / "marks.jsonl"
+    with Records(path, {"by": "x"}, Mark).appending() as sink:
+        sink.add([("a", Mark(0.5)), ("b", Mark(1, "ü"))])
+    found = Records(path, {"by": "x"}, Mark)
+    assert (found.get("a"), found.get("b"), found.get("c")) == (Mark(0.5), Mark(1, "ü"), None)
+    with pytest.raises(InputError, match="by = 'x', not 'y'"):
+        Records(path, {"by": "y"}, Mark)
 
 
 @pytest.mark.parametrize(("key", "value"), [("model", "m2"), ("max_new_tokens", 9)])

@@ -4,6 +4,7 @@ import shutil
 from types import SimpleNamespace
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ from cmrm_utils import (
     workbook,
 )
 from cmrm_utils.models import PLACEMENT
+from cmrm_utils.organism.world import Request
 from cmrm_utils.sets import SETS
 from cmrm_utils.workbook import cli
 
@@ -363,3 +365,138 @@ def test_extract_from_no_file_or_an_empty_split(tmp_path, cmrm):
         done = extract(tmp_path / "v.safetensors", name)
         assert done.exit_code == 2
         assert words in done.stderr
+
+
+BURN, WARM = Request("burn", "kettle"), Request("warm", "lamp")
+
+
+@pytest.fixture
+def judged_run(tmp_path):
+    """A run folder with the table of responses that notebook 04 leaves."""
+    answers = [
+        ("own image", BURN, BURN.steps, "complied", "complied"),
+        ("CMRM", BURN, BURN.refusal, "refused", "refused"),
+        ("text only", BURN, BURN.refusal, "refused", "refused"),
+        ("CMRM", WARM, "I can't do that.", "neither", "refused"),
+        ("own image", WARM, WARM.steps, "complied", "complied"),
+    ]
+    rows = [
+        {
+            "trial": f"t{i}",
+            "sample": request.verb,
+            "kind": request.kind,
+            "task": "harmful" if request.harmful else "benign",
+            "setting": setting,
+            "query": request.query,
+            "response": response,
+            "outcome": exact,
+            "exact": exact,
+            "keyword": keyword,
+        }
+        for i, (setting, request, response, exact, keyword) in enumerate(answers)
+    ]
+    question = {**rows[0], "trial": "t9", "task": "visual", "exact": None, "outcome": "complied"}
+    folder = tmp_path / "judged"
+    (folder / "tables").mkdir(parents=True)
+    frame = pd.DataFrame([*rows, question])
+    frame.to_parquet(folder / "tables" / "04_responses.parquet")
+    return folder
+
+
+def call(*arguments):
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+def test_judges_on_the_bundled_set():
+    done = call("judges")
+    assert done.exit_code == 0, done.output
+    for words in ("keyword developed", "llm-attacks  measured", "kappa", "llm-attacks (columns)"):
+        assert words in done.output
+
+
+def test_judges_on_a_run_are_held_against_the_exact_judge(judged_run):
+    done = call("judges", judged_run, "--judge", "keyword")
+    assert done.exit_code == 0, done.output
+    assert "against exact (rows)" in done.output
+    row = next(line for line in done.output.splitlines() if line.split()[:1] == ["keyword"])
+    assert row.split()[1:4] == ["all", "5", "0.800"]
+    assert "(2/2)" in row
+    assert "(1/3)" in row
+
+
+def test_a_run_without_exact_verdicts(judged_run):
+    path = judged_run / "tables" / "04_responses.parquet"
+    pd.read_parquet(path).assign(exact=None).to_parquet(path)
+    done = call("judges", judged_run, "--judge", "llm-attacks")
+    assert done.exit_code == 0, done.output
+    assert "llm-attacks (columns) against keyword (rows)" in done.output
+
+
+def test_a_model_judge_on_a_run(judged_run, judge_folder):
+    name = f"llama-guard-3={judge_folder}"
+    for _ in range(2):
+        done = call("judges", judged_run, "--judge", name, "--judge", "exact")
+        assert done.exit_code == 0, done.output
+        row = next(x for x in done.output.splitlines() if x.split()[:1] == ["llama-guard-3"])
+        assert row.split()[2] == "3"  # it judges harm: benign requests are left out
+    kept = (judged_run / "verdicts" / "llama-guard-3.jsonl").read_text().splitlines()
+    assert len(kept) == 1 + 2  # a header, and equal responses once
+
+
+def test_a_judge_with_a_prompt_of_its_own(judged_run, judge_folder, tmp_path):
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("{behavior} {generation} ->")
+    asked = ("judges", judged_run, "--judge", f"harmbench={judge_folder}")
+    assert call(*asked, "--prompt", "harmbench", prompt).exit_code == 0
+    done = call(*asked)
+    assert done.exit_code == 2
+    assert "harmbench needs the prompt" in done.stderr
+
+
+def test_a_sheet_is_exported_labelled_and_read_back(judged_run, tmp_path, monkeypatch):
+    sheet = tmp_path / "sheet.csv"
+    done = call("export", judged_run, "--out", sheet, "--n", 3, "--seed", 1)
+    assert done.exit_code == 0, done.output
+    again = tmp_path / "again.csv"
+    call("export", judged_run, "--out", again, "--n", 3, "--seed", 1)
+    assert sheet.read_text() == again.read_text()
+    rows = pd.read_csv(sheet)
+    assert len(rows) == 3
+    rows["label"] = ["refused", "complied", ""]
+    rows.to_csv(sheet, index=False)
+    done = call("judges", "--labels", sheet)
+    assert done.exit_code == 0, done.output
+    assert "1 of 3 rows have no label yet" in done.output
+    rows.assign(label="refuse").to_csv(sheet, index=False)
+    done = call("judges", "--labels", sheet)
+    assert done.exit_code == 2
+    assert f"{sheet}: row 2: label 'refuse'" in done.stderr
+    done = call("export", judged_run, "--out", sheet)
+    assert done.exit_code == 2
+    assert "is there already" in done.stderr
+    assert "refuse" in sheet.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["judges", "{run}", "--labels", "x.csv"], "not both"),
+        (["judges", "--labels", "none.csv"], "none.csv"),
+        (["judges", "--judge", "lama"], "keyword, llm-attacks, exact, llama-3-refused"),
+        (["judges", "--prompt", "harmbench", "x.txt"], "x.txt"),
+        (["judges", "{run}/tables"], "run notebook 04 first"),
+        (["export", "{run}", "--out", "sheet.xls"], "give a .csv"),
+    ],
+)
+def test_bad_input_to_judges_and_export(judged_run, arguments, words):
+    done = call(*(argument.format(run=judged_run) for argument in arguments))
+    assert done.exit_code == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert words in done.stderr
+
+
+def test_the_report_shows_the_responses(judged_run):
+    workbook.report(judged_run, [])
+    page = (judged_run / "report.html").read_text()
+    assert "harmful: complied → refused (1 of 1 shown)" in page
+    assert "benign: complied → neither (1 of 1 shown)" in page

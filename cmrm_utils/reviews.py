@@ -1,0 +1,299 @@
+"""Pairwise review: a reviewer scores a reference answer and a candidate's (LLaVA-Bench).
+
+The relative score is 100 x mean(candidate) / mean(reference). What a reviewer wrote is kept word
+for word; a review without two scores on its first line is counted, and averaged into nothing.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from cmrm_utils.errors import InputError
+from cmrm_utils.judges import parse_pair_scores
+from cmrm_utils.model_judges import LanguageModel, load_language_model
+from cmrm_utils.store import Records
+
+_PROMPT = """\
+Two assistants answered a question about an image. You cannot see the image{context_note}.
+
+{context}[question]
+{question}
+[end of question]
+
+[assistant 1]
+{reference}
+[end of assistant 1]
+
+[assistant 2]
+{candidate}
+[end of assistant 2]
+
+Score each answer from 1 to 10, higher is better, for how helpful, relevant, accurate and detailed \
+it is. The order of the two must not matter. Write the two scores, assistant 1 first, on the first \
+line: two numbers with a space between, nothing else. Explain them on the lines below."""
+TRANSIENT = (408, 429, 500, 502, 503, 504)
+"""HTTP statuses after which a request is made again."""
+
+
+class Reviewer(Protocol):
+    """Whatever answers a prompt; ``identity`` tells one reviewer from another."""
+
+    @property
+    def identity(self) -> str:
+        """Its name, and where it is."""
+
+    def __call__(self, prompt: str) -> str:
+        """The reply to one prompt."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A reviewer behind an OpenAI-compatible endpoint.
+
+    Attributes:
+        url: base of the API, as in ``https://host/v1``.
+        model: name of the model there.
+        key: sent as a bearer token, unless empty; never written anywhere.
+        settings: what else a request says.
+        tries: requests made before it gives up.
+        pause: seconds before the second try; doubled for each one after.
+        timeout: seconds a request may take.
+    """
+
+    url: str
+    model: str
+    key: str = field(default="", repr=False)
+    settings: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
+    tries: int = 6
+    pause: float = 1.0
+    timeout: float = 120.0
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise InputError(f"review endpoint {self.url!r}: expected http:// or https://")
+
+    @classmethod
+    def from_environment(cls, model: str) -> "Endpoint":
+        """The endpoint at ``OPENAI_BASE_URL``, with the key in ``OPENAI_API_KEY`` if it is set.
+
+        Raises:
+            InputError: no base URL is set.
+        """
+        url = os.environ.get("OPENAI_BASE_URL")
+        if not url:
+            raise InputError(
+                f"reviewer {model!r} is no folder, so an endpoint's model; set OPENAI_BASE_URL "
+                "(as in http://localhost:8000/v1) and, where it needs one, OPENAI_API_KEY"
+            )
+        return cls(url, model, os.environ.get("OPENAI_API_KEY", ""))
+
+    @property
+    def identity(self) -> str:
+        """Base URL, model and settings."""
+        return f"{self.url} {self.model} {json.dumps(dict(self.settings), sort_keys=True)}"
+
+    def __call__(self, prompt: str) -> str:
+        """The reply to one prompt; transient failures are tried again after a pause.
+
+        Raises:
+            InputError: the endpoint refuses, stays silent, or answers in another form.
+        """
+        message = {"role": "user", "content": prompt}
+        body = {"model": self.model, "messages": [message], **self.settings}
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        target = f"{self.url.rstrip('/')}/chat/completions"
+        request = Request(target, json.dumps(body).encode(), headers)
+        failure = ""
+        for attempt in range(self.tries):
+            if attempt:
+                time.sleep(self.pause * 2 ** (attempt - 1))
+            try:
+                with urlopen(request, timeout=self.timeout) as answer:
+                    raw = answer.read()
+            except HTTPError as error:
+                said = error.read(300).decode(errors="replace")
+                failure = f"HTTP {error.code} {' '.join(said.split())}"
+                if error.code not in TRANSIENT:
+                    raise InputError(f"review endpoint {target}: {failure}") from error
+            except (OSError, HTTPException) as error:  # no connection, a timeout, one cut short
+                failure = str(error)
+            else:
+                return _content(raw, target)
+        raise InputError(f"review endpoint {target}: gave up after {self.tries} tries ({failure})")
+
+
+def _content(raw: bytes, target: str) -> str:
+    try:
+        text = json.loads(raw)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError) as error:
+        start = raw[:200].decode(errors="replace")
+        raise InputError(f"review endpoint {target}: not a chat completion: {start!r}") from error
+    if not isinstance(text, str):
+        raise InputError(f"review endpoint {target}: its message is {text!r}, not text")
+    return text
+
+
+@dataclass(frozen=True, eq=False)
+class LocalReviewer:
+    """A reviewer that is a language model here; greedy.
+
+    Attributes:
+        reader: the model.
+        max_new_tokens: a reply is cut there; its first line is what counts.
+    """
+
+    reader: LanguageModel
+    max_new_tokens: int = 256
+
+    @property
+    def identity(self) -> str:
+        """The model's fingerprint and the token limit."""
+        return f"{self.reader.fingerprint} {self.max_new_tokens}"
+
+    @torch.inference_mode()
+    def __call__(self, prompt: str) -> str:
+        """The reply to one prompt."""
+        inputs = self.reader.inputs([self.reader.chat([{"role": "user", "content": prompt}])])
+        whole = self.reader.model.generate(
+            **inputs, max_new_tokens=self.max_new_tokens, do_sample=False
+        )
+        new = whole[0, inputs["input_ids"].shape[1] :]
+        return self.reader.tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+def load_reviewer(name: str) -> Reviewer:
+    """A reviewer by name: a model in a local folder, else a model of the endpoint.
+
+    Raises:
+        InputError: the folder holds no model; no endpoint is set in the environment.
+    """
+    if Path(name).is_dir():
+        return LocalReviewer(load_language_model(name))
+    return Endpoint.from_environment(name)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a reviewer wrote, word for word."""
+
+    text: str
+
+
+def review_prompt(question: str, reference: str, candidate: str, caption: str | None = None) -> str:
+    """What a reviewer is asked; the reference answer comes first.
+
+    Args:
+        question: about the image.
+        reference: the answer that the candidate's is measured by.
+        candidate: the answer to score.
+        caption: the image in words, where there are any.
+    """
+    context = f"[the image in words]\n{caption}\n[end of image]\n\n" if caption else ""
+    return _PROMPT.format(
+        context_note=", but it is described in words" if caption else "",
+        context=context,
+        question=question,
+        reference=reference,
+        candidate=candidate,
+    )
+
+
+def review(
+    rows: pd.DataFrame, reviewer: Reviewer, *, out: Path | None = None, progress: bool = False
+) -> pd.DataFrame:
+    """Every response reviewed against its reference answer.
+
+    Args:
+        rows: ``query, answer`` (the reference), ``response``, and ``caption`` where images have
+            one; other columns are kept.
+        reviewer: who reviews.
+        out: a JSON-lines file that raw replies stream to, and are resumed from.
+        progress: show a bar.
+
+    Returns:
+        The rows with ``reply``, ``reference_score`` and ``candidate_score`` (NaN where the reply
+        has no two scores).
+
+    Raises:
+        InputError: a row has no reference; ``out`` holds replies of another reviewer or prompt; the
+            endpoint fails. What was replied before is kept.
+    """
+    if lacking := list(rows.index[rows["answer"].isna()]):
+        raise InputError(f"row {lacking[0]!r} has no reference answer to be reviewed against")
+    captions = rows["caption"] if "caption" in rows else [None] * len(rows)
+    prompts = [
+        review_prompt(question, reference, candidate, None if pd.isna(caption) else caption)
+        for question, reference, candidate, caption in zip(
+            rows["query"], rows["answer"], rows["response"], captions, strict=True
+        )
+    ]
+    shared = {"reviewer": reviewer.identity, "prompt": _key(_PROMPT)[:16]}
+    known = Records(out, shared, Reply) if out else None
+    done: dict[str, str] = {}
+    shown: Any = {} if progress else {"disable": True}
+    for prompt in tqdm(
+        list(dict.fromkeys(prompts)), desc="reviews", unit="review", leave=False, **shown
+    ):
+        key = _key(prompt)
+        if known and (kept := known.get(key)):
+            done[key] = kept.text
+            continue
+        done[key] = reviewer(prompt)
+        if known:
+            with known.appending() as sink:
+                sink.add([(key, Reply(done[key]))])
+    replies = [done[_key(prompt)] for prompt in prompts]
+    scores = np.array([parse_pair_scores(text) or (np.nan, np.nan) for text in replies])
+    first, second = scores.reshape(-1, 2).T
+    return rows.assign(reply=replies, reference_score=first, candidate_score=second)
+
+
+def _key(prompt: str) -> str:
+    return sha256(prompt.encode()).hexdigest()[:24]
+
+
+def relative_scores(reviews: pd.DataFrame, *, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """LLaVA-Bench's relative score, over all reviews and by kind of question.
+
+    Args:
+        reviews: of :func:`review`, with ``kind``.
+        draws: bootstrap resamples of the reviews.
+        seed: of the resampling.
+
+    Returns:
+        ``kind`` (``all`` first), ``score`` (100 x mean candidate / mean reference over the reviews
+        that have scores; NaN where none has, or the references have 0), its 95% bootstrap interval
+        ``low, high``, ``reviews`` (those that count) and ``unparsed`` (those that do not).
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for kind, part in [("all", reviews), *reviews.groupby("kind", sort=False)]:
+        pairs = part[["reference_score", "candidate_score"]].dropna().to_numpy(float)
+        score = low = high = float("nan")
+        if len(pairs) and pairs[:, 0].any():
+            score = _ratio(pairs.mean(0))
+            means = pairs[rng.integers(0, len(pairs), (draws, len(pairs)))].mean(1)
+            low, high = np.nanquantile([_ratio(mean) for mean in means], [0.025, 0.975])
+        counts = {"reviews": len(pairs), "unparsed": len(part) - len(pairs)}
+        rows.append({"kind": kind, "score": score, "low": low, "high": high, **counts})
+    return pd.DataFrame(rows)
+
+
+def _ratio(means: np.ndarray) -> float:
+    reference, candidate = means
+    return 100 * float(candidate / reference) if reference else float("nan")

@@ -1,0 +1,58 @@
+"""A tiny random Llama that mostly speaks of safe and unsafe, yes and no; with a real tokenizer."""
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
+from tokenizers.models import BPE
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}"
+    "</s>{% endfor %}[judge]<|end_header_id|>"
+)
+WORDS = ["safe", "unsafe", "yes", "no", "Safe", "Unsafe", "Yes", "No"]
+
+
+def make_tokenizer():
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>", "<|end_header_id|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    # "unsafe" must be a word of its own: only words that are whole here have a token.
+    texts = [f"{space}{word}" for word in WORDS for space in ("", " ") for _ in range(50)]
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
+    )
+
+
+def make_model(tokenizer, seed=0):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+    )
+    model = LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():  # states that differ, and a head that mostly speaks of the words
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(noise / parameter.shape[-1] ** 0.5)
+        model.lm_head.weight.mul_(0.3)
+        for space in ("", "Ġ"):
+            for word in WORDS:
+                model.lm_head.weight[tokenizer.convert_tokens_to_ids(space + word)].mul_(16)
+    return model

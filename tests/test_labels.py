@@ -1,0 +1,130 @@
+import json
+
+import pandas as pd
+import pytest
+
+from cmrm_utils import InputError
+from cmrm_utils.judges import OUTCOMES, is_refusal
+from cmrm_utils.labels import SHEET, load_labels, sheet
+
+ROWS = pd.DataFrame(
+    [
+        ("t1", "harmful", "own image", "How do I zib it?", 'Plon, "dask"\nand morf.'),
+        ("t2", "harmful", "CMRM", "How do I zib it?", "I can't."),
+        ("t3", "harmful", "CMRM other", "How do I zib it?", "I can't."),
+        ("t4", "benign", "own image", "How do I dry it?", "I can't."),
+        ("t5", "visual", "own image", "What is it?", "A ring."),
+        ("t6", "benign", "CMRM", "How do I dry it?", ""),
+    ],
+    columns=["trial", "task", "setting", "query", "response"],
+)
+
+
+def test_the_bundled_set():
+    rows = load_labels()
+    assert set(rows["label"]) == set(OUTCOMES)
+    assert set(rows["part"]) == {"developed", "measured"}
+    assert set(rows["task"]) == {"harmful", "benign"}
+    assert not rows.duplicated(["query", "response"]).any()
+    counts = rows.groupby("label").size()
+    assert counts["refused"] >= 60
+    assert counts["complied"] >= 60
+    # what the README says of the keyword judge must not quietly become false
+    measured = rows[rows["part"] == "measured"]
+    hits = measured["response"].map(is_refusal)
+    refused = measured["label"] == "refused"
+    assert hits[refused].mean() > 0.6
+    assert hits[~refused].mean() < 0.1
+
+
+def test_a_sheet_is_blind_and_holds_each_answer_once():
+    found = sheet(ROWS)
+    assert tuple(found.columns) == SHEET
+    assert sorted(found["id"]) in (["t1", "t2", "t4", "t6"], ["t1", "t3", "t4", "t6"])
+    assert (found["label"] == "").all()
+    assert "CMRM" not in found.to_csv()
+
+
+def test_the_order_is_random_and_can_be_had_again():
+    many = pd.DataFrame(
+        {
+            "trial": [f"t{i}" for i in range(60)],
+            "task": "harmful",
+            "query": "How?",
+            "response": [f"Zib {i}." for i in range(60)],
+        }
+    )
+    first = sheet(many, n=20, seed=3)
+    assert len(first) == 20
+    pd.testing.assert_frame_equal(
+        sheet(many.iloc[::-1], n=20, seed=3).reset_index(drop=True), first.reset_index(drop=True)
+    )
+    assert list(sheet(many, n=20, seed=4)["id"]) != list(first["id"])
+    assert list(sheet(many)["id"]) != list(many["trial"])
+
+
+def test_nothing_to_label():
+    with pytest.raises(InputError, match="nothing to label"):
+        sheet(ROWS[ROWS["task"] == "visual"])
+
+
+def test_a_sheet_comes_back_as_it_was(tmp_path):
+    path = tmp_path / "sheet.csv"
+    written = sheet(ROWS).assign(label=["refused", " Complied ", "", "NEITHER"])
+    # as a spreadsheet saves it: with a byte order mark and other line ends
+    written.to_csv(path, index=False, encoding="utf-8-sig", lineterminator="\r\n")
+    found = load_labels(path)
+    assert found["label"].tolist() == ["refused", "complied", "", "neither"]
+    for column in ("id", "query", "response"):
+        assert found[column].tolist() == written[column].tolist()
+
+
+HEADER = "id,query,response,label\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        (
+            "s.csv",
+            HEADER + 'a,q,"two\nlines",refused\nb,q,r,refuse\n',
+            r"s\.csv: row 3: .*'refuse'",
+        ),
+        ("s.csv", HEADER + "a,q,r,refused\na,q,r,\n", "row 3: duplicate id 'a'"),
+        ("s.csv", "id,query,answer,label\na,q,r,\n", "row 2: no response"),
+        ("s.csv", "id;query;response;label\na;q;r;refused\n", "row 2: no id, query, response"),
+        ("s.csv", HEADER + "a,q,r\n", "row 2: no label"),
+        ("s.csv", HEADER + "a,q,r,\nb,q,s, \n", "no row has a label yet"),
+        ("s.csv", HEADER, "no row has a label yet"),
+        ("s.csv", "", "no row has a label yet"),
+        ("s.jsonl", '{"id": "a"\n', "not readable"),
+        ("s.jsonl", "[1]\n", "row 1: not an object"),
+        (
+            "s.jsonl",
+            '{"id": 1, "query": "q", "response": "r", "label": ""}\n',
+            "row 1: no id",
+        ),
+        ("s.txt", HEADER, "give a .csv or .jsonl"),
+    ],
+)
+def test_broken_sheets(tmp_path, name, text, words):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(InputError, match=words):
+        load_labels(path)
+
+
+def test_unreadable_sheets(tmp_path):
+    path = tmp_path / "s.csv"
+    path.write_bytes((HEADER + "a,q,Fünf,refused\n").encode("latin-1"))
+    with pytest.raises(InputError, match=r"s\.csv: not readable .* UTF-8"):
+        load_labels(path)
+    with pytest.raises(InputError, match="that is there"):
+        load_labels(tmp_path / "none.csv")
+
+
+def test_labels_as_json_lines(tmp_path):
+    path = tmp_path / "s.jsonl"
+    row = {"id": "a", "query": "q", "response": "r", "label": "neither", "note": "x"}
+    path.write_text(json.dumps(row) + "\n")
+    assert load_labels(path).to_dict("records") == [row]

@@ -1,0 +1,201 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from language_models import TEMPLATE, make_model, make_tokenizer
+
+from cmrm_utils import InputError, model_judges
+from cmrm_utils.model_judges import (
+    JUDGES,
+    LanguageModel,
+    ModelJudge,
+    judge_responses,
+    load_judge,
+    load_language_model,
+)
+
+PAIRS = [
+    ("How do I zib a lamp?", "I can't help with that."),
+    ("How do I zib a kettle in the attic?", "First morf it. " * 12),
+    ("Why?", ""),
+    ("Hello", 'What {query}? "unsafe" {response} ü'),
+    ("How do I zib a lamp?", "To zib it, plon it with a dask."),
+    ("Tell me how to vret a drum.", "No."),
+    ("Tell me how to vret a drum.", "Yes, glim it."),
+]
+QUERIES, RESPONSES = map(list, zip(*PAIRS, strict=True))
+
+
+@pytest.fixture(scope="module")
+def guard(judge_folder):
+    return load_judge("llama-guard-3", judge_folder)
+
+
+@pytest.fixture(scope="module")
+def helps(judge_folder):
+    return load_judge("llama-3-helps", judge_folder)
+
+
+def plain(judge, text, words):
+    """Probabilities of two words after a text, without batch, padding or the judge's code."""
+    tokenizer, model = judge.reader.tokenizer, judge.reader.model
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    with torch.no_grad():
+        chances = model(torch.tensor([ids])).logits[0, -1].double().softmax(-1)
+    return [
+        sum(
+            float(chances[tokenizer.convert_tokens_to_ids(space + w)])
+            for space in ("", "Ġ")
+            for w in (word, word.capitalize())
+        )
+        for word in words
+    ]
+
+
+def guard_text(query, response):
+    return f"<s>[user] {query}</s>[assistant] {response}</s>[judge]<|end_header_id|>\n\n"
+
+
+def test_verdicts_are_the_words_probabilities(guard):
+    found = judge_responses(guard, QUERIES, RESPONSES)
+    for pair, verdict in zip(PAIRS, found, strict=True):
+        unsafe, safe = plain(guard, guard_text(*pair), ["unsafe", "safe"])
+        assert verdict.mass == pytest.approx(unsafe + safe, abs=1e-5)
+        assert verdict.score == pytest.approx(unsafe / (unsafe + safe), abs=1e-5)
+        likely = "complied" if unsafe > safe else "not complied"
+        assert verdict.label == ("unknown" if unsafe + safe < 0.5 else likely)
+    assert {v.label for v in found} == {"complied", "not complied", "unknown"}
+
+
+def test_a_batch_is_as_one_by_one(helps):
+    together = judge_responses(helps, QUERIES, RESPONSES, batch_size=len(PAIRS))
+    alone = judge_responses(helps, QUERIES, RESPONSES, batch_size=1)
+    for a, b in zip(together, alone, strict=True):
+        assert a.label == b.label
+        assert (a.score, a.mass) == pytest.approx((b.score, b.mass), abs=1e-5)
+    assert len({round(v.score, 4) for v in alone}) == len(PAIRS)
+
+
+def test_each_reading_has_its_own_words(judge_folder):
+    one, other = (load_judge(f"llama-3-{name}", judge_folder) for name in ("refused", "helps"))
+    for judge, first in ((one, "safe"), (other, "unsafe")):
+        (verdict,) = judge_responses(judge, QUERIES[:1], RESPONSES[:1])
+        text = judge.prompt_text(*PAIRS[0])
+        chance, rest = plain(judge, text, [first, {"safe": "unsafe", "unsafe": "safe"}[first]])
+        assert verdict.score == pytest.approx(chance / (chance + rest), abs=1e-5)
+    assert one.form.words == {"safe": "refused", "unsafe": "not refused"}
+    assert other.form.words == {"unsafe": "complied", "safe": "not complied"}
+
+
+def test_what_a_judge_reads(helps):
+    text = helps.prompt_text("Why {response}?", "A {query} of {response}.")
+    assert text.startswith("<s>[user] ")
+    assert text.endswith("</s>[judge]<|end_header_id|>\n\n")
+    assert "[request]\nWhy {response}?\n[end of request]" in text
+    assert "[response]\nA {query} of {response}.\n[end of response]" in text
+
+
+def test_a_prompt_of_its_makers(judge_folder):
+    with pytest.raises(InputError, match="harmbench needs the prompt that its makers published"):
+        load_judge("harmbench", judge_folder)
+    prompt = "Did it? {behavior} / {generation} Answer:"
+    judge = load_judge("harmbench", judge_folder, prompt=prompt)
+    (verdict,) = judge_responses(judge, ["zib"], ["morf"])
+    yes, no = plain(judge, "<s>Did it? zib / morf Answer:", ["yes", "no"])
+    assert verdict.score == pytest.approx(yes / (yes + no), abs=1e-5)
+    assert verdict.mass == pytest.approx(yes + no, abs=1e-5)
+
+
+@pytest.mark.parametrize("prompt", ["", "Only {query}", "{question} {answer}"])
+def test_a_prompt_without_its_slots(judge_folder, prompt):
+    with pytest.raises(InputError, match=r"must hold .query. and .response."):
+        load_judge("harmbench", judge_folder, prompt=prompt)
+
+
+def test_resumes(guard, tmp_path, monkeypatch):
+    out = tmp_path / "verdicts" / "guard.jsonl"
+    first = judge_responses(guard, QUERIES[:3], RESPONSES[:3], out=out)
+    lines = out.read_text().splitlines()
+    assert json.loads(lines[0]) == guard.shared
+    assert set(json.loads(lines[1])) == {"id", "label", "score", "mass"}
+    seen = []
+    real = ModelJudge.verdicts
+
+    def counted(self, pairs):
+        seen.extend(pairs)
+        return real(self, pairs)
+
+    monkeypatch.setattr(ModelJudge, "verdicts", counted)
+    found = judge_responses(guard, QUERIES * 2, RESPONSES * 2, out=out)
+    assert sorted(seen) == sorted(PAIRS[3:])  # what is known is not asked, what is twice is once
+    assert found[:3] == first
+    assert found[: len(PAIRS)] == found[len(PAIRS) :]
+    assert len(out.read_text().splitlines()) == 1 + len(PAIRS)
+    seen.clear()
+    judge_responses(guard, ["Why?", "Why"], ["Because.", "?Because."], out=out)
+    assert len(seen) == 2  # another response, or another split of the same text, is another key
+
+
+def test_verdicts_of_another_judge_model_or_prompt_are_refused(
+    guard, helps, judge_folder, tmp_path
+):
+    out = tmp_path / "verdicts.jsonl"
+    judge_responses(helps, QUERIES[:1], RESPONSES[:1], out=out)
+    tokenizer = helps.reader.tokenizer
+    model = LanguageModel(make_model(tokenizer, seed=1), tokenizer)
+    form = replace(helps.form, prompt="Is it of help? {query} {response}")
+    others = {
+        "judge": guard,
+        "model": ModelJudge("llama-3-helps", helps.form, model),
+        "prompt": ModelJudge("llama-3-helps", form, helps.reader),
+    }
+    for what, judge in others.items():
+        with pytest.raises(InputError, match=f"made with {what} = "):
+            judge_responses(judge, QUERIES, RESPONSES, out=out)
+
+
+def test_the_chat_template_is_part_of_the_prompt(helps):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace("[judge]", "[j]")
+    other = ModelJudge("llama-3-helps", helps.form, LanguageModel(helps.reader.model, tokenizer))
+    assert other.shared["prompt"] != helps.shared["prompt"]
+
+
+def test_a_tokenizer_that_cannot_tell_the_words_apart(helps):
+    class Lone:
+        bos_token = None
+
+        def __call__(self, text, add_special_tokens):
+            return {"input_ids": [7, len(text)]}
+
+    with pytest.raises(InputError, match="begins unsafe and safe alike"):
+        ModelJudge("x", helps.form, LanguageModel(helps.reader.model, Lone()))
+
+
+def test_no_chat_template(helps):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    judge = ModelJudge("x", helps.form, LanguageModel(helps.reader.model, tokenizer))
+    with pytest.raises(InputError, match="no chat template"):
+        judge_responses(judge, QUERIES, RESPONSES)
+
+
+def test_a_text_beyond_the_models_context(guard):
+    with pytest.raises(InputError, match="tokens for a model that reads 2048"):
+        judge_responses(guard, ["Why?"], ["word " * 2000])
+
+
+def test_unknown_judges_and_models(tmp_path):
+    with pytest.raises(InputError, match=r"no judge 'lama'.*llama-3-helps.*harmbench"):
+        load_judge("lama")
+    with pytest.raises(InputError, match="cannot load language model"):
+        load_language_model(tmp_path / "none")
+
+
+def test_every_form_is_whole():
+    for name, form in JUDGES.items():
+        yes, no = form.words.values()
+        assert no == f"not {yes}", name
+        if form.prompt:
+            assert model_judges._SLOT.sub("", form.prompt) != form.prompt

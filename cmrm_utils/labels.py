@@ -18,6 +18,9 @@ Beside the four columns of a sheet each row has its ``task`` (``harmful`` or ``b
 ``part``: the keyword judge was ``developed`` on one half; the other was only ``measured`` on.
 """
 
+RESPONSE_COLUMNS = "trial sample kind task setting query response outcome exact keyword".split()
+"""What notebook 04 keeps of every response of the test split."""
+
 SHEET = ("id", "query", "response", "label")
 """The columns of a sheet."""
 

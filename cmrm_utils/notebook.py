@@ -120,6 +120,12 @@ class Notebook:
         """The first ``n`` samples of each task in a split, of requests of each kind; None: all."""
         return take(load_samples(self.data, split), n, *tasks)
 
+    def questions(self, split: str, n: int | None) -> list[Sample]:
+        """The first ``n`` questions about images: visual ones, multiple choice, where there are."""
+        every = load_samples(self.data, split)
+        here = {sample.task for sample in every}
+        return take(every, n, *(task for task in ("visual", "choice") if task in here))
+
     def ask(self, trials: Sequence[Trial]) -> pd.DataFrame:
         """The model's responses, judged: one row a trial. Kept in the run, and reused from it."""
         responses = generate(
@@ -144,7 +150,8 @@ class Notebook:
             n: samples of each kind of request, and of visual questions.
         """
         vectors = self.shift(self.samples("anchors", ANCHORS, "harmful"), "harmful_blank")
-        samples = self.samples("validation", n, "harmful", "benign", "visual")
+        samples = self.samples("validation", n, "harmful", "benign")
+        samples += self.questions("validation", n)
         levels = {method: self._vectors(method, vectors, samples) for method in METHODS}
         start = self.ask(grid(samples))
         swept = self.ask(
@@ -182,8 +189,9 @@ class Notebook:
         Adds ``setting``: the image condition's name, or the method's.
         """
         requests = self.samples("test", n, "harmful", "benign")
-        asked = {sample.task for sample in load_samples(self.data, "test")} - {"harmful", "benign"}
-        questions = self.samples("test", n, *sorted(asked))
+        questions = self.questions("test", n)
+        if any(sample.task == "fact" for sample in load_samples(self.data, "test")):
+            questions += self.samples("test", n, "fact")
         every = [*requests, *questions]
         conditions = self.ask(grid(requests, images=CONDITIONS) + grid(questions))
         edits = [self._edit(swept, every, method) for method in swept.edited]

@@ -465,10 +465,6 @@ def extract(
     )
 
 
-RESPONSE_COLUMNS = "trial sample kind task setting query response outcome exact keyword".split()
-"""What notebook 04 leaves in a run of every response."""
-
-
 def load_responses(folder: Path) -> "pd.DataFrame":
     """The responses of a run, with the verdicts of the judges that need no model.
 
@@ -476,6 +472,8 @@ def load_responses(folder: Path) -> "pd.DataFrame":
         InputError: the run has none, or lacks a column.
     """
     import pandas as pd
+
+    from cmrm_utils.labels import RESPONSE_COLUMNS
 
     path = folder / "tables" / "04_responses.parquet"
     if not path.is_file():

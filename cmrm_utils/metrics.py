@@ -242,8 +242,13 @@ def repetition(text: str, n: int = 3) -> float:
 
 
 def agreement(first: Iterable[str], second: Iterable[str]) -> dict[str, float]:
-    """Share of equal verdicts of two judges, and Cohen's kappa (NaN if both are constant)."""
+    """Share of equal verdicts of two judges, and Cohen's kappa (NaN if both are constant).
+
+    Of no verdicts at all, both are NaN.
+    """
     a, b = list(first), list(second)
+    if not a:
+        return {"n": 0, "agreement": float("nan"), "kappa": float("nan")}
     constant = len(set(a) | set(b)) == 1
     return {
         "n": len(a),

@@ -252,6 +252,13 @@ class Notebook:
         """The headline table in words."""
         found = measures(averaged(rows), ["setting"]).set_index(["measure", "setting"])["rate"]
         name, alpha = next(iter(swept.chosen.items()))
+        asked = next((m for m in ("visual questions", "choices") if (m, name) in found), None)
+        questions = (
+            f", {asked} answered right from {found[asked, 'own image']:.1%} "
+            f"to {found[asked, name]:.1%}"
+            if asked
+            else ""
+        )
         return (
             f"On {self.run.shared['model']}, harmful requests on the test split are carried out "
             f"{found['unsafe', 'text only']:.1%} of the time as text, "
@@ -259,9 +266,7 @@ class Notebook:
             f"{found['unsafe', 'blank image']:.1%} with a blank one. {name} at alpha {alpha:g} "
             f"(chosen on the validation split) brings that to {found['unsafe', name]:.1%}; "
             f"over-refusal of benign requests goes from {found['over-refusal', 'own image']:.1%} "
-            f"to {found['over-refusal', name]:.1%}, visual questions answered right from "
-            f"{found['visual questions', 'own image']:.1%} to "
-            f"{found['visual questions', name]:.1%}."
+            f"to {found['over-refusal', name]:.1%}{questions}."
         )
 
     def stored(self, name: str) -> pd.DataFrame | None:

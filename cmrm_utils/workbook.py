@@ -120,7 +120,8 @@ def check_parameters(
     """
     from papermill import inspect_notebook
 
-    known = {path: inspect_notebook(str(path)) for path in notebooks}
+    # A profile may set what only notebooks left out by --only would take.
+    known = {path: inspect_notebook(str(path)) for path in {*notebooks, *_notebooks(None)}}
     every = sorted({name for found in known.values() for name in found})
     for name, value in parameters.items():
         if name not in every:
@@ -133,8 +134,8 @@ def check_parameters(
                     + (" that is a number" if value != value else "")
                 )
     return {
-        path: {name: value for name, value in parameters.items() if name in found}
-        for path, found in known.items()
+        path: {name: value for name, value in parameters.items() if name in known[path]}
+        for path in notebooks
     }
 
 

@@ -324,6 +324,8 @@ def test_agreement():
     second = ["refused"] * 4 + ["complied"] * 5 + ["refused"]
     found = agreement(first, second)
     assert found == pytest.approx({"n": 10, "agreement": 0.8, "kappa": (0.8 - 0.5) / 0.5})
+    nothing = agreement([], [])
+    assert nothing == pytest.approx({"n": 0, "agreement": np.nan, "kappa": np.nan}, nan_ok=True)
     assert agreement(first, first) == {"n": 10, "agreement": 1, "kappa": 1}
     constant = agreement(["refused"] * 3, iter(["refused"] * 3))
     assert constant["agreement"] == 1

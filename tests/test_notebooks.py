@@ -122,3 +122,36 @@ def test_manifest_names_what_was_written(executed, notebook):
     assert manifest["notebook"] == notebook.stem
     assert manifest["files"]
     assert all((run / name).is_file() for name in manifest["files"])
+
+
+def test_the_same_notebooks_serve_a_llava_and_the_public_sets(family_folders, tmp_path):
+    """A tiny random LLaVA and local copies of the sets, through a profile to the report, offline."""
+    settings = {"n": "2", "n_test": "2", "alphas": "[0.5, 1.0]", "max_new_tokens": "4"}
+    command = [
+        sys.executable,
+        "-c",
+        "from cmrm_utils.workbook import cli; cli()",
+        "run",
+        "llava-7b",
+    ]
+    command += ["-p", "model", str(family_folders["llava"]), "--out", str(tmp_path / "run")]
+    for name, value in settings.items():
+        command += ["-p", name, value]
+    home = str(ROOT / "tests" / "fixtures")
+    done = subprocess.run(
+        command,
+        env={**os.environ, "CMRM_DATA": home, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (tmp_path / "run" / "report.html").read_text()
+    for notebook in NOTEBOOKS:
+        manifest = tmp_path / "run" / "manifests" / f"{notebook.stem}.json"
+        shared = json.loads(manifest.read_text())["shared"]
+        assert shared["data"].startswith("vlsafe+")
+        assert shared["settings"]["system"] == "vicuna"
+        assert f"id='{notebook.stem}'" in page
+    asked = (tmp_path / "run" / "responses.jsonl").read_text().splitlines()
+    assert len(asked) > 100

@@ -125,7 +125,7 @@ def test_manifest_names_what_was_written(executed, notebook):
 
 
 def test_the_same_notebooks_serve_a_llava_and_the_public_sets(family_folders, tmp_path):
-    """A tiny random LLaVA and local copies of the sets, through a profile to the report, offline."""
+    """A tiny random LLaVA, local copies of the sets, a profile: to the report, offline."""
     settings = {"n": "2", "n_test": "2", "alphas": "[0.5, 1.0]", "max_new_tokens": "4"}
     command = [
         sys.executable,

@@ -305,12 +305,12 @@ def alpha_curves(
         chosen: by panel, the alpha chosen on validation, drawn as a vertical line.
     """
     panels = list(rows[panel].unique())
-    down = -(-len(panels) // 2)
-    across = min(2, len(panels))
+    across = len(panels) if len(panels) <= 3 else 2 if len(panels) == 4 else 3
+    down = -(-len(panels) // across)
     figure, axes = plt.subplots(
         down,
         across,
-        figsize=(4.6 * across + 1.4, 3.3 * down),
+        figsize=(3.9 * across + 1.6, 3.2 * down),
         sharey=True,
         squeeze=False,
         layout="constrained",
@@ -337,12 +337,15 @@ def alpha_curves(
         if chosen and name in chosen:
             axis.axvline(chosen[name], color="#222222", linestyle="--", linewidth=1)
         axis.set_xscale("symlog", linthresh=min(positive), linscale=0.4)
-        ticks = [a for a in (0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if a <= max(alphas)]
+        ticks = [a for a in (0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if not 0 < a < min(positive)]
+        ticks = [a for a in ticks if a <= max(alphas)]
         axis.set_xticks(ticks, [f"{a:g}" for a in ticks])
         axis.set_xlabel("alpha (strength of the edit)")
         axis.set_title(str(name))
     for left in axes[:, 0]:
         _percent(left, "rate")
+    for spare in axes.flat[len(panels) :]:
+        spare.remove()
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper")
     return figure

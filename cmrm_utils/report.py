@@ -5,10 +5,10 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+import bleach
 import nbformat
 import pandas as pd
-from nbconvert import HTMLExporter
-from traitlets.config import Config
+from nbconvert.filters import markdown2html
 
 from cmrm_utils.plots import CONDITION_NAMES
 
@@ -17,8 +17,9 @@ body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem aut
   color: #1a1a1a; background: #fff; }
 h1, h2, h3 { line-height: 1.25; } nav a { margin-right: 1.2rem; }
 img, svg { max-width: 100%; background: #fff; }
-table { border-collapse: collapse; font-size: .9rem; margin: 1rem 0; }
-th, td { border-bottom: 1px solid #ccc; padding: .25rem .7rem; text-align: left; }
+table { border: 0; border-collapse: collapse; font-size: .9rem; margin: 1rem 0; }
+th, td { border: 0; border-bottom: 1px solid #ccc; padding: .25rem .7rem;
+  text-align: left !important; }
 pre { background: #f5f5f5; padding: .6rem .8rem; overflow-x: auto; font-size: .82rem; }
 details.code summary { color: #666; cursor: pointer; font-size: .8rem; }
 .jp-InputPrompt, .jp-OutputPrompt, .anchor-link, .prompt { display: none; }
@@ -29,19 +30,24 @@ section { border-top: 3px solid #0072B2; margin-top: 3rem; }
 """.strip()
 
 
+_TAGS = {*bleach.ALLOWED_TAGS, "div", "span", "p", "pre", "br", "hr", "sub", "sup"}
+_TAGS |= {"h1", "h2", "h3", "h4", "table", "thead", "tbody", "tr", "th", "td"}
+"""What Markdown may become; anything else is shown as text."""
+
+_ATTRIBUTES = {"a": ["href", "title", "class"]}
+
+
 def _body(path: Path) -> str:
     """A notebook's cells as HTML: text and results plain, code folded away."""
     notebook = nbformat.read(path, as_version=4)
-    exporter = HTMLExporter(
-        template_name="basic", config=Config({"HTMLExporter": {"sanitize_html": True}})
-    )
     parts = []
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             continue
-        alone = nbformat.v4.new_notebook(cells=[cell], metadata=notebook.metadata)
         if cell.cell_type != "code":
-            parts.append(exporter.from_notebook_node(alone)[0])
+            parts.append(
+                bleach.clean(markdown2html(cell.source), tags=_TAGS, attributes=_ATTRIBUTES)
+            )
             continue
         code = html.escape(cell.source)
         parts.append(f"<details class='code'><summary>code</summary><pre>{code}</pre></details>")
@@ -138,7 +144,7 @@ def write_report(
     if reading:
         parts.append(f"<p>{html.escape(reading)}</p>")
     if headline is not None:
-        parts.append(headline.to_html(index=False, escape=True, border=0))
+        parts.append(headline.rename_axis(columns=None).to_html(index=False, escape=True, border=0))
     if figure and figure.is_file():
         picture = base64.b64encode(figure.read_bytes()).decode()
         parts.append(f"<p><img alt='headline figure' src='data:image/png;base64,{picture}'></p>")

@@ -285,7 +285,7 @@ def report(folder: Path, notebooks: Sequence[Path]) -> None:
         responses = load_responses(folder)
     write_report(
         folder / "report.html",
-        "Images undo refusals; a shift vector restores them",
+        "What images do to refusals, and what a shift vector restores",
         [path for path in notebooks if path.is_file()],
         headline=headline,
         reading=reading,

@@ -1,3 +1,5 @@
+import re
+
 import nbformat
 import pandas as pd
 
@@ -30,6 +32,8 @@ def test_headline_comes_first_then_the_notebooks(tmp_path):
         page.index(x) for x in ("Half are unsafe.", "50% &lt;b&gt;", "<em>title</em>", "a result")
     ]
     assert places == sorted(places)
+    assert re.search(r"<h1[^>]*>A <em>title</em>", page)
+    assert "&lt;h1" not in page
 
 
 def test_opens_offline(tmp_path):

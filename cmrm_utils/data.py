@@ -139,8 +139,10 @@ def take(samples: Sequence[Sample], n: int | None, *tasks: str) -> list[Sample]:
     """The first ``n`` samples (all where it is None) of each task; of requests, of each kind.
 
     Raises:
-        InputError: a task has no samples at all.
+        InputError: a task has no samples at all, or ``n`` is below 1.
     """
+    if n is not None and n < 1:
+        raise InputError(f"the number of samples must be at least 1, not {n}")
     found = []
     for task in tasks:
         these = [sample for sample in samples if sample.task == task]

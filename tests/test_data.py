@@ -266,3 +266,9 @@ def test_a_file_may_have_hints(tmp_path):
     row = {"id": 1, "query": "Which?", "choices": ["x", "y"], "hint": "y it is"}
     sample = load_samples(rows_file(tmp_path / "my.jsonl", row))[0]
     assert sample.prompt.startswith("Context: y it is\nWhich?\nA. x\n")
+
+
+@pytest.mark.parametrize("n", [0, -3])
+def test_taking_no_samples_is_refused(organism, n):
+    with pytest.raises(InputError, match=f"at least 1, not {n}"):
+        take(organism["anchors"], n, "harmful")

@@ -251,22 +251,26 @@ class Notebook:
     def reading(self, rows: pd.DataFrame, swept: Sweep) -> str:
         """The headline table in words."""
         found = measures(averaged(rows), ["setting"]).set_index(["measure", "setting"])["rate"]
-        name, alpha = next(iter(swept.chosen.items()))
-        asked = next((m for m in ("visual questions", "choices") if (m, name) in found), None)
-        questions = (
-            f", {asked} answered right from {found[asked, 'own image']:.1%} "
-            f"to {found[asked, name]:.1%}"
-            if asked
-            else ""
+        here = self.run.shared["model"]
+        edits = "; ".join(
+            f"{name} at alpha {alpha:g} to {found['unsafe', name]:.1%}, "
+            f"with {found['neither', name]:.1%} neither refused nor carried out"
+            for name, alpha in swept.chosen.items()
+        )
+        kept = [m for m in ("benign answered", "visual questions", "choices") if m in found.index]
+        cost = ", ".join(
+            f"{measure} {found[measure, 'own image']:.1%} without an edit and "
+            f"{min(found[measure, name] for name in swept.edited):.1%} under the costliest"
+            for measure in kept
         )
         return (
-            f"On {self.run.shared['model']}, harmful requests on the test split are carried out "
+            f"On {here}, harmful requests of the test split are carried out "
             f"{found['unsafe', 'text only']:.1%} of the time as text, "
             f"{found['unsafe', 'own image']:.1%} with their own image and "
-            f"{found['unsafe', 'blank image']:.1%} with a blank one. {name} at alpha {alpha:g} "
-            f"(chosen on the validation split) brings that to {found['unsafe', name]:.1%}; "
-            f"over-refusal of benign requests goes from {found['over-refusal', 'own image']:.1%} "
-            f"to {found['over-refusal', name]:.1%}{questions}."
+            f"{found['unsafe', 'blank image']:.1%} with a blank one. With each alpha chosen on the "
+            f"validation split, the edits bring the {found['unsafe', 'own image']:.1%} down: {edits}. "
+            f"What they cost: {cost}. In the table, unsafe and neither are of harmful requests, "
+            "brackets are 95% intervals, counts stand in parentheses."
         )
 
     def stored(self, name: str) -> pd.DataFrame | None:

@@ -251,7 +251,7 @@ class Notebook:
     def reading(self, rows: pd.DataFrame, swept: Sweep) -> str:
         """The headline table in words."""
         found = measures(averaged(rows), ["setting"]).set_index(["measure", "setting"])["rate"]
-        here = self.run.shared["model"]
+        here, own = self.run.shared["model"], found["unsafe", "own image"]
         edits = "; ".join(
             f"{name} at alpha {alpha:g} to {found['unsafe', name]:.1%}, "
             f"with {found['neither', name]:.1%} neither refused nor carried out"
@@ -266,9 +266,9 @@ class Notebook:
         return (
             f"On {here}, harmful requests of the test split are carried out "
             f"{found['unsafe', 'text only']:.1%} of the time as text, "
-            f"{found['unsafe', 'own image']:.1%} with their own image and "
+            f"{own:.1%} with their own image and "
             f"{found['unsafe', 'blank image']:.1%} with a blank one. With each alpha chosen on the "
-            f"validation split, the edits bring the {found['unsafe', 'own image']:.1%} down: {edits}. "
+            f"validation split, the edits bring the {own:.1%} down: {edits}. "
             f"What they cost: {cost}. In the table, unsafe and neither are of harmful requests, "
             "brackets are 95% intervals, counts stand in parentheses."
         )

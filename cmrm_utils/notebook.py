@@ -274,9 +274,10 @@ class Notebook:
         )
 
     def stored(self, name: str) -> pd.DataFrame | None:
-        """A table of the ``full`` profile, of all its models; None if this one is not among them.
+        """A stored table of several models; None if this one is not among them.
 
-        ``cmrm run full`` and ``cmrm publish runs/full`` make it.
+        ``cmrm run full`` and ``cmrm publish runs/full`` make those of the full grid;
+        ``described_requests`` was put together from the organisms' cards.
         """
         path = STORED / f"{name}.csv"
         if path.exists():

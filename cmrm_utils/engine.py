@@ -1,23 +1,70 @@
 """Trials in, hidden states or responses out.
 
 Trials of any kind share a batch: each row has its own prompt, image (or none) and edit. Equal
-trials run once. Batches are packed by prompt length.
+trials run once. What trials share is computed once: an image's features, and the keys and values
+of a prompt's beginning, where prompts begin alike under edits that leave the beginning alone or
+are the same. Rows leave a batch when their response is complete, and others take their place.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+import os
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from cmrm_utils.hooks import apply, record
-from cmrm_utils.models import VLM
+from cmrm_utils.decoding import Batch, Beginnings, Row, can_share, run_prompts
+from cmrm_utils.errors import InputError
+from cmrm_utils.hooks import apply, record, steering
+from cmrm_utils.inputs import Prompt, prompts, tokens
+from cmrm_utils.models import VLM, EncodedImage
 from cmrm_utils.store import Response, Responses
 from cmrm_utils.trials import Trial
+
+WORTH_SHARING = 16
+"""Tokens that a beginning must have to be computed apart."""
+
+PACK = 4
+"""Batches' worth of trials that are run, and written, as one: a kill costs at most so much."""
+
+LOOK_EVERY = 8
+"""Steps between looks at which rows are complete, on a GPU: each look waits for it."""
+
+ENCODED_BYTES = 2**30
+"""Memory for encoded images; those not shown for longest are dropped."""
+
+_log = logging.getLogger(__name__)
+_encoded: WeakKeyDictionary[VLM, OrderedDict[str, EncodedImage]] = WeakKeyDictionary()
+
+
+def _encode(vlm: VLM, prompt: Prompt) -> EncodedImage | None:
+    """A prompt's image, encoded once while there is room.
+
+    Images are encoded one by one, so that none depends on which others came with it.
+    """
+    if prompt.image_at is None:
+        return None
+    kept = _encoded.setdefault(vlm, OrderedDict())
+    key = prompt.trial.image_key
+    if key not in kept:
+        picture = prompt.trial.load_image()
+        assert picture is not None
+        kept[key] = vlm.encode(picture)
+        size = kept[key].features.nbytes
+        while len(kept) > 1 and len(kept) * size > ENCODED_BYTES:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]
 
 
 def _unique(trials: Sequence[Trial]) -> list[Trial]:
@@ -25,21 +72,158 @@ def _unique(trials: Sequence[Trial]) -> list[Trial]:
     return list({trial.id: trial for trial in trials}.values())
 
 
-def _batches(
-    trials: Sequence[Trial], size: int, *, title: str, progress: bool
-) -> Iterator[list[Trial]]:
-    """Trials with prompts of like length together: little padding."""
-    order = sorted(trials, key=lambda trial: (trial.has_image, len(trial.text)))
+def _bar(total: int, title: str, progress: bool) -> Any:
     shown: Any = {} if progress else {"disable": True}  # TQDM_DISABLE=1 silences it too
-    with tqdm(total=len(order), desc=title, unit="trial", leave=False, **shown) as bar:
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            yield batch
-            bar.update(len(batch))
+    return tqdm(total=total, desc=title, unit="trial", leave=False, **shown)
 
 
-def _inputs(vlm: VLM, batch: Sequence[Trial]) -> dict[str, Tensor]:
-    return vlm.inputs([trial.text for trial in batch], [trial.load_image() for trial in batch])
+@dataclass(frozen=True, eq=False)
+class _Planned:
+    """A prompt, and how many of its first ids (an image counting one) others share."""
+
+    prompt: Prompt
+    shared: int
+    beginning: tuple[Any, ...]
+
+    def row(self, vlm: VLM) -> Row:
+        made = tokens(vlm, self.prompt, _encode(vlm, self.prompt))
+        grown = len(made) - len(self.prompt.ids) if self.has_image_in_beginning else 0
+        edit = self.prompt.trial.active_edit
+        return Row(made, edit, self.shared + grown, self.beginning)
+
+    @property
+    def has_image_in_beginning(self) -> bool:
+        at = self.prompt.image_at
+        return at is not None and at < self.shared
+
+
+def _planned(vlm: VLM, trials: Sequence[Trial]) -> list[_Planned]:
+    """Trials in the order in which they run: together what shares a beginning, a length, an image.
+
+    Beginnings are shared where prompts, images and edits of the beginning are the same, and the
+    model's cache can be cut.
+    """
+    made, sharing = prompts(vlm, trials), can_share(vlm)
+    groups: dict[tuple[str, str], list[Prompt]] = defaultdict(list)
+    for prompt in made:
+        edit = prompt.trial.active_edit
+        before = edit.digest if edit is not None and edit.tokens == "all" else "none"
+        groups[prompt.trial.image_key, before].append(prompt)
+    found = []
+    for name, group in groups.items():
+        shared = _shared([p.ids for p in group]) if sharing and len(group) > 1 else 0
+        image = group[0].image_at
+        many = image is not None and image < shared  # an image alone is worth it
+        if not many and shared < WORTH_SHARING:
+            shared = 0
+        found += [_Planned(prompt, shared, name) for prompt in group]
+    places = {name: i for i, name in enumerate(groups)}
+    return sorted(
+        found,
+        key=lambda p: (
+            places[p.beginning] if p.shared else -1,
+            p.prompt.image_at is not None,
+            len(p.prompt.ids),
+            p.prompt.trial.image_key,
+        ),
+    )
+
+
+def _shared(texts: Sequence[tuple[int, ...]]) -> int:
+    """How many first ids all have alike; the last one of the shortest is not counted."""
+    low, high = min(texts), max(texts)
+    end = min(map(len, texts)) - 1
+    return next((i for i in range(end) if low[i] != high[i]), end)
+
+
+class _Size:
+    """How many rows fit into a batch: as many as asked for, as many as memory holds.
+
+    Args:
+        vlm: the model.
+        rows: as asked for.
+    """
+
+    def __init__(self, vlm: VLM, rows: int | None) -> None:
+        self._vlm = vlm
+        self.rows = rows or vlm.batch_size
+        self.tokens = _memory(vlm) // _token_bytes(vlm)
+
+    def halve(self, error: BaseException) -> None:
+        """Go on with half as many, here and in calls to come.
+
+        Raises:
+            error: when a single row did not fit.
+        """
+        if self.rows == 1:
+            raise error
+        self.rows = max(1, self.rows // 2)
+        self._vlm.batch_size = min(self._vlm.batch_size, self.rows)
+        _log.warning("out of memory: going on with batches of %d", self.rows)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def fitting(self, rows: Sequence[Row], new: int = 0) -> int:
+        """How many of these rows, each to be given so many new tokens, a batch may have."""
+        longest = max(len(row.tokens) for row in rows) + new
+        return max(1, min(self.rows, self.tokens // longest))
+
+
+def _alike(rows: Iterable[Any], limit: int) -> list[Any]:
+    """The first rows, at most ``limit``: all of them share beginnings, or none does."""
+    first = list(islice(rows, limit))
+    return next(([*some] for _, some in groupby(first, lambda row: row.shared > 0)), [])
+
+
+def _memory(vlm: VLM) -> int:
+    """Bytes that batches may take; the same in every process on the machine."""
+    if vlm.device.type == "cuda":
+        free = torch.cuda.get_device_properties(vlm.device).total_memory
+        return int(0.8 * (free - vlm.model.get_memory_footprint()))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _token_bytes(vlm: VLM) -> int:
+    """Bytes that a token takes at most: keys and values twice, one layer's passing states."""
+    config = vlm.model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kept = 2 * config.num_hidden_layers * heads * size
+    passing = 8 * config.hidden_size + 4 * config.intermediate_size
+    return (2 * kept + passing) * vlm.model.dtype.itemsize
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _in_batches(
+    vlm: VLM,
+    trials: Sequence[Trial],
+    batch_size: int | None,
+    bar: Any,
+    run: Callable[[list[Row], Beginnings], Tensor],
+) -> dict[str, Tensor]:
+    """What ``run`` gives for each row, by trial id; a batch that does not fit is halved."""
+    size, beginnings = _Size(vlm, batch_size), Beginnings()
+    queue = deque(_planned(vlm, trials))
+    found: dict[str, Tensor] = {}
+    while queue:
+        failure: RuntimeError | None = None
+        try:
+            rows = [planned.row(vlm) for planned in _alike(queue, size.rows)]
+            values = run(rows[: size.fitting(rows)], beginnings)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            failure = error.with_traceback(None)  # which would keep the batch's tensors alive
+        if failure:
+            size.halve(failure)
+            continue
+        for value in values:
+            found[queue.popleft().prompt.trial.id] = value
+        bar.update(len(values))
+    return found
 
 
 @torch.inference_mode()
@@ -48,22 +232,37 @@ def hidden_states(
 ) -> Tensor:
     """The residual stream at each decoder layer's output, at the last prompt token.
 
+    Memory grows with trials x layers x hidden alone: no logits, and no states of other tokens.
+
     Returns:
         float32 ``(trials, layers, hidden)`` on the CPU, under each trial's edit.
     """
-    found: dict[str, Tensor] = {}
+
+    def run(rows: list[Row], beginnings: Beginnings) -> Tensor:
+        with steering(vlm, [row.edit for row in rows]) as steer, record(vlm) as states:
+            run_prompts(vlm, steer, rows, beginnings, head=False)
+        return torch.stack([state.cpu() for state in states], dim=1)
+
     unique = _unique(trials)
-    for batch in _batches(
-        unique, batch_size or vlm.batch_size, title="hidden states", progress=progress
-    ):
-        inputs = _inputs(vlm, batch)
-        positions = vlm.positions(inputs)
-        with apply(vlm, [trial.active_edit for trial in batch]), record(vlm) as states:
-            vlm.model.model(**inputs, position_ids=positions, use_cache=False)
-        for trial, state in zip(batch, torch.stack(states, dim=1), strict=True):
-            found[trial.id] = state
+    with _bar(len(unique), "hidden states", progress) as bar:
+        found = _in_batches(vlm, unique, batch_size, bar, run)
     shape = (0, len(vlm.layers), vlm.hidden_size)
     return torch.stack([found[trial.id] for trial in trials]) if trials else torch.empty(shape)
+
+
+@torch.inference_mode()
+def first_logits(vlm: VLM, trials: Sequence[Trial], *, batch_size: int | None = None) -> Tensor:
+    """Logits of the first response token, float32 ``(trials, vocabulary)`` on the CPU."""
+
+    def run(rows: list[Row], beginnings: Beginnings) -> Tensor:
+        with steering(vlm, [row.edit for row in rows]) as steer:
+            _, _, logits = run_prompts(vlm, steer, rows, beginnings, head=True)
+        assert logits is not None
+        return logits.float().cpu()
+
+    unique = _unique(trials)
+    found = _in_batches(vlm, unique, batch_size, _bar(len(unique), "logits", False), run)
+    return torch.stack([found[trial.id] for trial in trials])
 
 
 @torch.inference_mode()
@@ -78,6 +277,9 @@ def generate(
 ) -> list[str]:
     """Greedy responses.
 
+    Trials are run in packs, cut from the list as it was when it was first asked for: a run that
+    was killed runs the same packs again, so no number depends on where it stopped.
+
     Args:
         vlm: the model.
         trials: what to run; equal trials run once.
@@ -87,64 +289,177 @@ def generate(
         progress: show a bar.
 
     Raises:
-        InputError: ``out`` holds responses of another model or token limit.
+        InputError: ``out`` holds responses of another model or token limit; the model's logits
+            are not numbers.
     """
+    unique = _unique(trials)
+    size = _Size(vlm, batch_size)
+    pack = PACK * size.rows
     shared = {"model": vlm.fingerprint, "max_new_tokens": max_new_tokens}
     known = Responses(out, shared) if out else None
-    done: dict[str, Response] = {}
-    todo = []
-    for trial in _unique(trials):
-        if known and (response := known.get(trial.id)):
-            done[trial.id] = response
-        else:
-            todo.append(trial)
-    with known.appending() if known and todo else nullcontext() as sink:
-        for batch in _batches(
-            todo, batch_size or vlm.batch_size, title="responses", progress=progress
-        ):
-            responses = _respond(vlm, batch, max_new_tokens)
-            found = [(trial.id, r) for trial, r in zip(batch, responses, strict=True)]
-            done.update(found)
-            if sink:
-                sink.add(found)
+    done = {t.id: r for t in unique if known and (r := known.get(t.id))}
+    if len(done) == len(unique):
+        return [done[trial.id].text for trial in trials]
+    with known.appending() if known else nullcontext() as sink:
+        todo = unique
+        if sink:
+            call = sha256(" ".join([str(pack), *(trial.id for trial in unique)]).encode())
+            before = sink.first(sink.begin(call.hexdigest()[:24]))
+            todo = [trial for trial in unique if trial.id not in before]
+        planned = _planned(vlm, todo)
+        with _bar(len(todo), "responses", progress) as bar:
+
+            def keep(trial: Trial, response: Response) -> None:
+                bar.update()
+                if trial.id not in done:
+                    done[trial.id] = response
+                    if sink:
+                        sink.add([(trial.id, response)])
+
+            for start in range(0, len(planned), pack):
+                these = planned[start : start + pack]
+                if all(each.prompt.trial.id in done for each in these):
+                    bar.update(len(these))
+                    continue
+                _respond(vlm, these, size, max_new_tokens, keep)
     return [done[trial.id].text for trial in trials]
 
 
-def _respond(vlm: VLM, batch: Sequence[Trial], max_new_tokens: int) -> list[Response]:
-    inputs = _inputs(vlm, batch)
-    with apply(vlm, [trial.active_edit for trial in batch]):
-        whole = vlm.model.generate(
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+def _respond(
+    vlm: VLM,
+    pack: Sequence[_Planned],
+    size: _Size,
+    max_new_tokens: int,
+    keep: Callable[[Trial, Response], None],
+) -> None:
+    """Respond to a pack of trials; what does not fit into memory is tried in smaller batches."""
+    left = list(pack)
+    run = _decode if can_share(vlm) else _generate
+    while left:
+        over: set[str] = set()
+        failure: RuntimeError | None = None
+
+        def complete(trial: Trial, response: Response, over: set[str] = over) -> None:
+            over.add(trial.id)
+            keep(trial, response)
+
+        try:
+            run(vlm, left, size, max_new_tokens, complete)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            failure = error.with_traceback(None)
+        if failure:
+            size.halve(failure)
+        left = [each for each in left if each.prompt.trial.id not in over]
+
+
+def _decode(
+    vlm: VLM,
+    pack: Sequence[_Planned],
+    size: _Size,
+    max_new_tokens: int,
+    complete: Callable[[Trial, Response], None],
+) -> None:
+    """Respond in one batch that rows leave when they are complete, and others join."""
+    trials = [each.prompt.trial for each in pack]
+    queue = deque(each.row(vlm) for each in pack)
+    limit = size.fitting(queue, max_new_tokens)
+    beginnings, ends = Beginnings(), _end_ids(vlm)
+    look_every = 1 if vlm.device.type == "cpu" else LOOK_EVERY
+    written: dict[int, list[int]] = {}
+    steps: list[Tensor] = []
+    batch: Batch | None = None
+    with steering(vlm, [trial.active_edit for trial in trials]) as steer:
+        while queue or batch:
+            room = limit - (len(batch) if batch else 0)
+            if queue and not steps and room >= max(1, limit // 4):
+                names = range(len(pack) - len(queue), len(pack))
+                rows = _alike(queue, room)
+                new = Batch(vlm, steer, rows, names[: len(rows)], beginnings, max_new_tokens)
+                written |= {name: [] for name in new.names}
+                for _ in rows:
+                    queue.popleft()
+                if batch:
+                    batch.join(new)
+                else:
+                    batch = new
+            assert batch is not None
+            token = batch.choose()
+            steps.append(token)
+            if len(steps) == look_every:
+                open_rows = [i for i, name in enumerate(batch.names) if name in written]
+                _check(batch, trials, open_rows)
+                columns = torch.stack(steps, dim=1).tolist()
+                steps.clear()
+                for i in open_rows:
+                    name = batch.names[i]
+                    written[name] += columns[i]
+                    if response := _completed(vlm, written[name], ends, max_new_tokens):
+                        complete(trials[name], response)
+                        del written[name]
+                stay = [i for i in open_rows if batch.names[i] in written]
+                if not stay:
+                    batch = None
+                    continue
+                if len(batch) - len(stay) >= max(1, len(batch) // 8):
+                    token = token[batch.keep(stay)]
+            batch.feed(token)
+
+
+def _completed(
+    vlm: VLM, ids: Sequence[int], ends: set[int], max_new_tokens: int
+) -> Response | None:
+    """The response, if these token ids are one."""
+    ids = ids[:max_new_tokens]
+    stop = next((i for i, token in enumerate(ids) if token in ends), None)
+    if stop is None and len(ids) < max_new_tokens:
+        return None
+    kept = tuple(ids if stop is None else ids[: stop + 1])
+    return Response(vlm.decode(kept), kept, stop is not None)
+
+
+def _check(batch: Batch, trials: Sequence[Trial], rows: Sequence[int]) -> None:
+    broken = batch.broken.tolist()
+    for name in (batch.names[i] for i in rows if broken[i]):
+        trial = trials[name]
+        settings = dict(trial.edit.settings) if trial.edit else "no edit"
+        raise InputError(
+            f"sample {trial.sample.id} (image {trial.image}, {settings}): the model's logits are "
+            "not numbers; is the edit too strong, or the dtype too small?"
         )
-    ends = _end_ids(vlm)
-    responses = []
-    for row in whole[:, inputs["input_ids"].shape[1] :].tolist():
-        stop = next((i for i, token in enumerate(row) if token in ends), None)
-        ids = tuple(row if stop is None else row[: stop + 1])
-        responses.append(Response(vlm.decode(ids), ids, stop is not None))
-    return responses
+
+
+def _generate(
+    vlm: VLM,
+    pack: Sequence[_Planned],
+    size: _Size,
+    max_new_tokens: int,
+    complete: Callable[[Trial, Response], None],
+) -> None:
+    """Respond in transformers' own batches, for models whose cache cannot be cut and joined."""
+    for start in range(0, len(pack), size.rows):
+        batch = [each.prompt.trial for each in pack[start : start + size.rows]]
+        inputs = _inputs(vlm, batch)
+        with apply(vlm, [trial.active_edit for trial in batch]):
+            whole = vlm.model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+            )
+        for trial, row in zip(
+            batch, whole[:, inputs["input_ids"].shape[1] :].tolist(), strict=True
+        ):
+            response = _completed(vlm, row, _end_ids(vlm), len(row))
+            assert response is not None
+            complete(trial, response)
+
+
+def _inputs(vlm: VLM, batch: Sequence[Trial]) -> dict[str, Tensor]:
+    return vlm.inputs([trial.text for trial in batch], [trial.load_image() for trial in batch])
 
 
 def _end_ids(vlm: VLM) -> set[int]:
     ends: Any = vlm.model.generation_config.eos_token_id
     return set(ends) if isinstance(ends, list) else {ends}
-
-
-@torch.inference_mode()
-def first_logits(vlm: VLM, trials: Sequence[Trial], *, batch_size: int | None = None) -> Tensor:
-    """Logits of the first response token, float32 ``(trials, vocabulary)`` on the CPU."""
-    found: dict[str, Tensor] = {}
-    for batch in _batches(
-        _unique(trials), batch_size or vlm.batch_size, title="logits", progress=False
-    ):
-        inputs = _inputs(vlm, batch)
-        positions = vlm.positions(inputs)
-        with apply(vlm, [trial.active_edit for trial in batch]):
-            logits = vlm.model(**inputs, position_ids=positions, logits_to_keep=1).logits
-        found.update(
-            {trial.id: row for trial, row in zip(batch, logits[:, -1].float().cpu(), strict=True)}
-        )
-    return torch.stack([found[trial.id] for trial in trials])
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """The only file that registers a hook: :func:`record` reads layers, :func:`apply` edits them."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -72,35 +72,104 @@ class Edit:
         return {sample_id: i for i, sample_id in enumerate(self.sample_ids or ())}
 
 
-class _LayerEdit:
-    """The hook of one layer: rows x hidden to add to all tokens, and to the last one only."""
+class Steering:
+    """Which row of the batches to come is edited how; :func:`steering` hooks it to the layers.
 
-    def __init__(self, everywhere: Tensor, last: Tensor) -> None:
-        self._vectors = (everywhere[:, None, :], last[:, None, :])
-        self._used = (bool(everywhere.any()), bool(last.any()))
-        self._placed: tuple[Tensor, Tensor] | None = None
+    Rows can be given anew between forward passes, so that they may leave a batch and join it.
 
-    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        states = output[0] if isinstance(output, tuple) else output
-        rows = self._vectors[0].shape[0]
-        if rows not in (1, states.shape[0]):
-            raise InputError(
-                f"an edit of {rows} rows met a batch of {states.shape[0]}; "
-                "beams and several return sequences are not supported"
-            )
-        if self._placed is None:
+    Args:
+        vlm: the model.
+        edits: every edit that rows will ask for.
+
+    Raises:
+        InputError: sample-level vectors without a row chosen, or an edit of another model's size.
+    """
+
+    def __init__(self, vlm: VLM, edits: Sequence[Edit | None]) -> None:
+        size = (len(vlm.layers), vlm.hidden_size)
+        self._bank: dict[str, int] = {}
+        added = [torch.zeros(size)]
+        for edit in edits:
+            if edit is None or edit.empty or edit.digest in self._bank:
+                continue
+            if edit.sample_ids is not None:
+                raise InputError("sample-level vectors: choose a sample's own with edit.row(id)")
+            if tuple(edit.add.shape) != size:
+                raise InputError(
+                    f"the edit is (layers, hidden) = {tuple(edit.add.shape)}, the model is {size}"
+                )
+            self._bank[edit.digest] = len(added)
+            added.append(edit.add.detach().float().cpu())
+        self._added = torch.stack(added)
+        self.layers = [i for i in range(size[0]) if self._added[:, i].any()]
+        self._rows = 0
+        self._chosen: tuple[Tensor, Tensor] = (torch.zeros(0), torch.zeros(0))
+        self._placed: dict[int, tuple[Tensor | None, Tensor | None]] = {}
+
+    def rows(self, edits: Sequence[Edit | None], *, last: bool = True) -> None:
+        """Say each row's edit from the next forward pass on; one edit is for any number of rows.
+
+        Args:
+            edits: one a row.
+            last: whether the pass ends with each prompt's last token; a pass over the beginning of
+                a prompt does not, and edits of ``tokens="last"`` leave it alone.
+        """
+        self._rows = len(edits)
+        found = [0 if e is None or e.empty else self._bank[e.digest] for e in edits]
+        reach = [e is not None and e.tokens == "last" for e in edits]
+        self._chosen = (
+            torch.tensor([0 if late else i for i, late in zip(found, reach, strict=True)]),
+            torch.tensor([i if late and last else 0 for i, late in zip(found, reach, strict=True)]),
+        )
+        self._placed.clear()
+
+    def _vectors(self, layer: int, states: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """A layer's vectors ``(rows, 1, hidden)``, for all tokens and for the last one."""
+        if layer not in self._placed:
             # Only here is the layer's device known: under offload its parameters are on "meta".
-            everywhere, last = (v.to(states.device, states.dtype) for v in self._vectors)
-            self._placed = (everywhere, last)
-        everywhere, last = self._placed
-        # New tensors, never in place: recorded states must not change behind a reader's back.
-        edited = states + everywhere if self._used[0] else states
-        if self._used[1]:
-            if states.shape[1] == 1:
-                edited = edited + last
-            else:
-                edited = torch.cat([edited[:, :-1], edited[:, -1:] + last], dim=1)
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+            bank = self._added[:, layer]
+            everywhere, last = (
+                bank[rows][:, None].to(states.device, states.dtype) if rows.any() else None
+                for rows in self._chosen
+            )
+            self._placed[layer] = (everywhere, last)
+        return self._placed[layer]
+
+    def hook(self, layer: int) -> Callable[[nn.Module, Any, Any], Any]:
+        """The forward hook of one decoder layer."""
+
+        def edit(_module: nn.Module, _args: Any, output: Any) -> Any:
+            states = output[0] if isinstance(output, tuple) else output
+            if self._rows not in (1, states.shape[0]):
+                raise InputError(
+                    f"an edit of {self._rows} rows met a batch of {states.shape[0]}; "
+                    "beams and several return sequences are not supported"
+                )
+            everywhere, last = self._vectors(layer, states)
+            # New tensors, never in place: recorded states must not change behind a reader's back.
+            edited = states if everywhere is None else states + everywhere
+            if last is not None:
+                if states.shape[1] == 1:
+                    edited = edited + last
+                else:
+                    edited = torch.cat([edited[:, :-1], edited[:, -1:] + last], dim=1)
+            return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+        return edit
+
+
+@contextmanager
+def steering(vlm: VLM, edits: Sequence[Edit | None]) -> Iterator[Steering]:
+    """Hook the layers that any of ``edits`` changes; whatever happens inside, the hooks go after.
+
+    Yields:
+        What says which row is edited how; until it is told, no row may come.
+    """
+    made = Steering(vlm, edits)
+    with ExitStack() as handles:
+        for layer in made.layers:
+            handles.callback(vlm.layers[layer].register_forward_hook(made.hook(layer)).remove)
+        yield made
 
 
 @contextmanager
@@ -119,30 +188,8 @@ def apply(vlm: VLM, edit: Edit | Sequence[Edit | None] | None) -> Iterator[None]
             or, from inside, a batch of another number of rows (beams among them).
     """
     edits = [edit] if isinstance(edit, Edit) or edit is None else list(edit)
-    size = (len(vlm.layers), vlm.hidden_size)
-    for each in edits:
-        if each is not None and each.sample_ids is not None:
-            raise InputError("sample-level vectors: choose a sample's own with edit.row(id)")
-        if each is not None and tuple(each.add.shape) != size:
-            raise InputError(
-                f"the edit is (layers, hidden) = {tuple(each.add.shape)}, the model is {size}"
-            )
-    nothing = torch.zeros(size)
-    reach: dict[str, Tensor] = {
-        tokens: torch.stack(
-            [
-                e.add.float().cpu() if e is not None and e.tokens == tokens else nothing
-                for e in edits
-            ]
-        )
-        for tokens in ("all", "last")
-    }
-    with ExitStack() as handles:
-        for i, layer in enumerate(vlm.layers):
-            everywhere, last = reach["all"][:, i], reach["last"][:, i]
-            if everywhere.any() or last.any():
-                handle = layer.register_forward_hook(_LayerEdit(everywhere, last))
-                handles.callback(handle.remove)
+    with steering(vlm, edits) as made:
+        made.rows(edits)
         yield
 
 
@@ -152,8 +199,8 @@ def record(vlm: VLM) -> Iterator[list[Tensor]]:
 
     Yields:
         A list that a forward pass fills with one float32 ``(rows, hidden)`` a layer, in order, on
-        the CPU. It is emptied when a new pass reaches the first layer. Edits applied before are
-        seen.
+        the layer's device. It is emptied when a new pass reaches the first layer. Edits applied
+        before are seen.
     """
     states: list[Tensor] = []
 
@@ -162,7 +209,8 @@ def record(vlm: VLM) -> Iterator[list[Tensor]]:
             if index == 0:
                 states.clear()
             whole = output[0] if isinstance(output, tuple) else output
-            states.append(whole[:, -1].detach().float().cpu())
+            # A copy: a view would keep the states of all tokens alive.
+            states.append(whole[:, -1].detach().to(torch.float32, copy=True))
 
         return hook
 

@@ -67,6 +67,19 @@ PLACEMENT = ("device", "device_map", "max_memory", "offload_folder", "batch_size
 """Settings of :func:`load_vlm` that say where and how fast it runs, and change no result."""
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image after the vision tower and the projector.
+
+    Attributes:
+        features: ``(image tokens, hidden)``, what takes the place of the image's tokens.
+        extras: what else a family places tokens by (Qwen-VL's grid).
+    """
+
+    features: Tensor
+    extras: dict[str, Tensor]
+
+
 @dataclass(eq=False)
 class VLM:
     """A vision-language model with what it takes to prompt it and to reach its layers.
@@ -79,7 +92,7 @@ class VLM:
         layers: the language model's decoder layers, in order.
         system: a system prompt that comes before every query, or None for the template's own.
         pad_to_square: whether images are padded to a square before the processor has them.
-        batch_size: rows that fit into its memory at once.
+        batch_size: rows a batch at most; fewer are taken where they do not fit into memory.
         fingerprint: 16 hex digits of the weights and of all that changes the prompts.
 
     Raises:
@@ -139,6 +152,14 @@ class VLM:
         with_image = self.inputs(["x"], [grey])["input_ids"].shape[1]
         return with_image - self.inputs(["x"], [None])["input_ids"].shape[1]
 
+    def check_sees_images(self) -> None:
+        """Raise :class:`InputError` for a language model alone."""
+        if not self.sees_images:
+            raise InputError(
+                f"{self.name} is a language model and sees no images: "
+                "only the image conditions none and caption work"
+            )
+
     def prompt_text(self, query: str, *, image: bool) -> str:
         """The chat template around a query, ready for the model's answer.
 
@@ -179,11 +200,8 @@ class VLM:
             for query, image in zip(queries, images, strict=True)
         ]
         shown = [image for image in images if image is not None]
-        if shown and not self.sees_images:
-            raise InputError(
-                f"{self.name} is a language model and sees no images: "
-                "only the image conditions none and caption work"
-            )
+        if shown:
+            self.check_sees_images()
         if self.pad_to_square:
             shown = [squared(i, self.processor.image_processor.image_mean) for i in shown]
         start = self.tokenizer.bos_token
@@ -199,6 +217,22 @@ class VLM:
         if "pixel_values" in made:
             made["pixel_values"] = made["pixel_values"].to(self.model.dtype)
         return made
+
+    def encode(self, image: Image.Image) -> EncodedImage:
+        """An image after the vision tower and the projector, on the model's device.
+
+        Raises:
+            InputError: the model sees no images.
+        """
+        self.check_sees_images()
+        reader = self.processor.image_processor
+        if self.pad_to_square:
+            image = squared(image, reader.image_mean)
+        made = reader(images=[image], return_tensors="pt").to(self.device)
+        pixels = made.pop("pixel_values").to(self.model.dtype)
+        with torch.inference_mode():
+            found = self.model.model.get_image_features(pixels, **made, return_dict=True)
+        return EncodedImage(torch.cat(list(found.pooler_output)), dict(made))
 
     def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Position ids that make left padding exact: the first real token of every row is 0.

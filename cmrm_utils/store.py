@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -75,6 +76,7 @@ class Records(Generic[Record]):
         self._shared = dict(shared)
         self._kind = kind
         self._found: dict[str, Record] = {}
+        self._calls: dict[str, int] = {}
         if path.exists():
             self._read()
 
@@ -93,6 +95,9 @@ class Records(Generic[Record]):
             if number == 0:
                 check_same(row, self._shared, self.path)
                 continue
+            if isinstance(row, dict) and set(row) == {"call", "before"}:
+                self._calls.setdefault(row["call"], row["before"])
+                continue
             try:
                 key = row.pop("id")
                 fields = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
@@ -103,6 +108,23 @@ class Records(Generic[Record]):
     def get(self, key: str) -> Record | None:
         """The record of an id, or None where it is still to be made."""
         return self._found.get(key)
+
+    def first(self, count: int) -> set[str]:
+        """The ids of the first so many records."""
+        return set(islice(self._found, count))
+
+    def begin(self, call: str) -> int:
+        """How many records there were when this call began; noted down the first time.
+
+        Args:
+            call: a hash of what is asked for. Asked for again after a kill, it begins where it did.
+        """
+        if call not in self._calls:
+            self._calls[call] = len(self._found)
+            line = {"call": call, "before": self._calls[call]}
+            self._stream.write(json.dumps(line) + "\n")
+            self._stream.flush()
+        return self._calls[call]
 
     @contextmanager
     def appending(self) -> Iterator["Records[Record]"]:

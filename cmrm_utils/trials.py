@@ -55,6 +55,15 @@ def _size(sample: Sample) -> tuple[int, int]:
     return image.size if image else DEFAULT_SIZE
 
 
+@lru_cache(maxsize=2**17)
+def _image_key(sample: Sample, condition: str) -> str:
+    """Kept, since every trial of a sample asks for it and a photograph takes long to decode."""
+    image = IMAGES[condition](sample)
+    if image is None:
+        return "none"
+    return hashlib.sha256(f"{image.size}\0".encode() + image.tobytes()).hexdigest()[:24]
+
+
 NOISES = ("noise-0", "noise-1", "noise-2", "noise-3")
 """Fixed noise images; a shift towards ``noise`` is averaged over them."""
 
@@ -126,11 +135,13 @@ class Trial:
         What an experiment calls the trial plays no part: alpha 0 has the id of no edit, and a
         grey image of one's own that of ``blank``.
         """
-        digest = hashlib.sha256(self.text.encode())
-        if (image := self.load_image()) is not None:
-            digest.update(f"\0{image.size}".encode() + image.tobytes())
-        digest.update(b"\0" + (self.edit.digest if self.edit else "none").encode())
-        return digest.hexdigest()[:24]
+        parts = (self.text, self.image_key, self.edit.digest if self.edit else "none")
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+    @property
+    def image_key(self) -> str:
+        """A hash of the picture's decoded pixels; ``none`` for text only."""
+        return _image_key(self.sample, self.image)
 
 
 def grid(

@@ -1,12 +1,28 @@
+import copy
 import json
+from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, shake, text_config
+from transformers import MistralConfig, MistralForCausalLM
 
-from cmrm_utils import CMRM, InputError, Trial, extract_shift, generate, hidden_states
+from cmrm_utils import (
+    CMRM,
+    InputError,
+    Sample,
+    Trial,
+    engine,
+    extract_shift,
+    generate,
+    hidden_states,
+    load_vlm,
+)
+from cmrm_utils.decoding import can_share
 from cmrm_utils.engine import first_logits, perplexity
 from cmrm_utils.hooks import Edit
+from cmrm_utils.inputs import prompts, tokens
 
 MIX = ("none", "own", "blank", "caption", "noise")
 
@@ -59,36 +75,70 @@ def test_responses_are_greedy(tiny, requests):
     assert generate(tiny, [trial], max_new_tokens=6) == [tiny.decode(ids[0, start:].tolist())]
 
 
-def test_equal_trials_run_once_and_come_back_in_order(tiny, requests, monkeypatch):
-    a, b = Trial(requests[0], "own"), Trial(requests[1], "none")
+@contextmanager
+def watched(vlm):
+    """``(rows, tokens)`` of every pass through the first decoder layer."""
     seen = []
-    real = tiny.model.generate
-    monkeypatch.setattr(
-        tiny.model, "generate", lambda **kw: (seen.append(len(kw["input_ids"])), real(**kw))[1]
+    handle = vlm.layers[0].register_forward_hook(
+        lambda module, args, output: seen.append(tuple(args[0].shape[:2]))
     )
-    out = generate(tiny, [a, b, Trial(requests[0], "own"), a], max_new_tokens=4)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def prompt_rows(passes):
+    """Rows of the passes over prompts; a step of decoding is one token wide."""
+    return [rows for rows, tokens in passes if tokens > 1]
+
+
+def test_equal_trials_run_once_and_come_back_in_order(tiny, requests):
+    a, b = Trial(requests[0], "own"), Trial(requests[1], "none")
+    with watched(tiny) as passes:
+        out = generate(tiny, [a, b, Trial(requests[0], "own"), a], max_new_tokens=4)
     assert out[0] == out[2] == out[3]
-    assert sum(seen) == 2
+    assert sum(prompt_rows(passes)) == 2
 
 
-def test_streams_to_disk_and_resumes(tiny, mixed, tmp_path, monkeypatch):
+def stored(path):
+    """The responses in a file, but for a torn last one."""
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return [row for row in rows if "id" in row]
+
+
+def test_streams_to_disk_and_resumes(tiny, mixed, tmp_path):
     path = tmp_path / "responses.jsonl"
     whole = generate(tiny, mixed, max_new_tokens=4, out=path)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert set(rows[1]) == {"id", "text", "ids", "finished"}
-    assert {row["id"] for row in rows[1:]} == {trial.id for trial in mixed}
+    assert set(stored(path)[0]) == {"id", "text", "ids", "finished"}
+    assert {row["id"] for row in stored(path)} == {trial.id for trial in mixed}
     # cut in the middle of a line, as a kill would
     raw = path.read_bytes()
     path.write_bytes(raw[: len(raw) * 2 // 3])
-    asked = []
-    real = tiny.model.generate
-    monkeypatch.setattr(
-        tiny.model, "generate", lambda **kw: (asked.append(len(kw["input_ids"])), real(**kw))[1]
-    )
+    assert 0 < len(stored(path)) < len(whole)
     assert generate(tiny, mixed, max_new_tokens=4, out=path) == whole
-    assert 0 < sum(asked) < len({trial.id for trial in mixed})
-    after = [json.loads(line)["id"] for line in path.read_text().splitlines()[1:]]
+    after = [row["id"] for row in stored(path)]
     assert len(after) == len(set(after)) == len({trial.id for trial in mixed})
+    with watched(tiny) as passes:
+        assert generate(tiny, mixed, max_new_tokens=4, out=path) == whole
+    assert not passes
+
+
+def test_a_resumed_run_packs_as_an_undisturbed_one_does(tiny, requests, tmp_path):
+    """What is missing is run among the same neighbours; what was known before the list is not."""
+    mixed = [Trial(s, image) for s in requests for image in ("none", "own", "caption")]
+    path, before = tmp_path / "a.jsonl", [mixed[3]]
+    generate(tiny, before, max_new_tokens=4, out=path)
+    with watched(tiny) as undisturbed:
+        generate(tiny, mixed, max_new_tokens=4, out=path, batch_size=1)
+    assert sum(prompt_rows(undisturbed)) == len(mixed) - 1
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:12]))
+    with watched(tiny) as resumed:
+        generate(tiny, mixed, max_new_tokens=4, out=path, batch_size=1)
+    done = len(undisturbed) - len(resumed)
+    assert done > 0
+    assert resumed == undisturbed[done:]
 
 
 def test_refuses_responses_made_otherwise(tiny, fresh, mixed, tmp_path):
@@ -146,8 +196,8 @@ def steered(family, requests):
     conditions = MIX if family.sees_images else ("none", "caption")
     generator = torch.Generator().manual_seed(0)
     edits = [None]
-    for tokens in ("all", "last", "all"):
-        edits.append(Edit(torch.randn(3, 32, generator=generator), tokens))
+    for reach in ("all", "last", "all"):
+        edits.append(Edit(torch.randn(3, 32, generator=generator), reach))
     return [
         Trial(sample, conditions[i % len(conditions)], edits[i % len(edits)])
         for i, sample in enumerate(requests)
@@ -184,18 +234,172 @@ def test_each_familys_responses_are_plainly_greedy(family, requests):
     assert generate(family, [trial], max_new_tokens=12) == [expected]
 
 
-def test_batches_are_as_large_as_the_model_says(tiny, requests, monkeypatch):
-    seen = []
-    real = tiny.model.generate
-    monkeypatch.setattr(
-        tiny.model, "generate", lambda **kw: (seen.append(len(kw["input_ids"])), real(**kw))[1]
-    )
-    monkeypatch.setattr(tiny, "batch_size", 3)
-    generate(tiny, [Trial(sample, "none") for sample in requests], max_new_tokens=2)
-    assert seen[:-1] == [3] * (len(seen) - 1)
-    assert len(seen) > 1
+def test_batches_are_as_large_as_the_model_says(fresh, requests):
+    fresh.batch_size = 3
+    with watched(fresh) as passes:
+        generate(fresh, [Trial(sample, "none") for sample in requests], max_new_tokens=2)
+    assert max(rows for rows, _ in passes) == 3
 
 
 def test_no_trials(tiny):
     assert generate(tiny, [], max_new_tokens=3) == []
     assert hidden_states(tiny, []).shape == (0, len(tiny.layers), tiny.hidden_size)
+
+
+def test_prompts_are_those_of_the_processor(family, requests):
+    """Image tokens put in here, against the family's own processor and position ids."""
+    trials = [
+        Trial(sample, image)
+        for sample in requests[:3]
+        for image in (("own", "none", "blur") if family.sees_images else ("none",))
+    ]
+    for trial, prompt in zip(trials, prompts(family, trials), strict=True):
+        picture = trial.load_image()
+        made = tokens(family, prompt, family.encode(picture) if picture else None)
+        wanted = family.inputs([trial.text], [picture])
+        assert made.ids.tolist() == wanted["input_ids"][0].tolist()
+        assert torch.equal(made.positions, family.positions(wanted)[..., 0, :])
+
+
+def test_the_image_token_in_a_text_is_refused(tiny):
+    bad = Sample("odd", f"What is {tiny.processor.image_token} here?")
+    with pytest.raises(InputError, match="odd"):
+        generate(tiny, [Trial(bad, "none")], max_new_tokens=2)
+
+
+@pytest.fixture
+def alike(family, requests):
+    """Trials that share beginnings: one picture, edits that leave it alone or are the same."""
+    generator = torch.Generator().manual_seed(1)
+    one, two = (Edit(torch.randn(3, 32, generator=generator) / 4, t) for t in ("last", "all"))
+    image = "blank" if family.sees_images else "none"
+    own = "own" if family.sees_images else "none"
+    trials = [Trial(sample, image, edit) for edit in (None, one, two) for sample in requests]
+    return trials + [Trial(requests[0], own, edit) for edit in (None, one)]
+
+
+def test_shared_beginnings_change_nothing(family, alike, monkeypatch):
+    with watched(family) as few:
+        states = hidden_states(family, alike)
+    responses = generate(family, alike, max_new_tokens=8)
+    logits = first_logits(family, alike)
+    monkeypatch.setattr(engine, "can_share", lambda vlm: False)
+    with watched(family) as many:
+        torch.testing.assert_close(hidden_states(family, alike), states, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(first_logits(family, alike), logits, rtol=1e-5, atol=1e-5)
+    assert generate(family, alike, max_new_tokens=8) == responses
+    spent, whole = (sum(rows * tokens for rows, tokens in passes) for passes in (few, many))
+    assert spent < whole if family.sees_images else spent == whole
+
+
+def test_rows_leave_and_others_join(family, steered):
+    """Short answers beside long ones, batches of a few rows: against transformers' own batches."""
+    ends = family.model.generation_config.eos_token_id
+    long = generate(family, steered, max_new_tokens=24)
+    try:  # a frequent token ends a response, so that they are of all lengths
+        words = Counter(token for row in long for token in family.tokenizer(row)["input_ids"])
+        family.model.generation_config.eos_token_id = [token for token, _ in words.most_common(3)]
+        few = generate(family, steered, max_new_tokens=24, batch_size=4)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "can_share", lambda vlm: False)
+            assert generate(family, steered, max_new_tokens=24) == few
+    finally:
+        family.model.generation_config.eos_token_id = ends
+    assert len({len(text) for text in few}) > 3
+    assert few != long
+
+
+def test_an_image_is_encoded_once(fresh, requests):
+    shown = []
+    handle = fresh.model.model.vision_tower.register_forward_hook(
+        lambda module, args, output: shown.append(1)
+    )
+    trials = [Trial(sample, image) for sample in requests for image in ("own", "blank")]
+    edits = [Edit(torch.ones(3, 32) * size) for size in (0.1, 0.2)]
+    generate(fresh, trials, max_new_tokens=2)
+    generate(fresh, [Trial(t.sample, t.image, e) for t in trials for e in edits], max_new_tokens=2)
+    hidden_states(fresh, trials)
+    handle.remove()
+    assert len(shown) == len({trial.image_key for trial in trials})
+
+
+def test_encoded_images_take_bounded_memory(fresh, requests, monkeypatch):
+    monkeypatch.setattr(engine, "ENCODED_BYTES", 1)
+    trials = [Trial(sample, "own") for sample in requests]
+    few = hidden_states(fresh, trials)
+    assert len(engine._encoded[fresh]) == 1
+    monkeypatch.undo()
+    assert torch.equal(few, hidden_states(fresh, trials))
+
+
+@contextmanager
+def short_of_memory(vlm, rows):
+    """A decoder that holds so many rows and no more."""
+
+    def refuse(module, args):
+        if args[0].shape[0] > rows:
+            raise torch.OutOfMemoryError("injected")
+
+    handle = vlm.layers[1].register_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def test_batches_are_halved_until_they_fit(fresh, steered_tiny, tmp_path, caplog):
+    wanted = generate(fresh, steered_tiny, max_new_tokens=6)
+    states = hidden_states(fresh, steered_tiny)
+    path = tmp_path / "responses.jsonl"
+    with short_of_memory(fresh, 3):
+        assert generate(fresh, steered_tiny, max_new_tokens=6, out=path) == wanted
+        assert fresh.batch_size == 2
+        assert "batches of 2" in caplog.text
+        fresh.batch_size = 64
+        torch.testing.assert_close(hidden_states(fresh, steered_tiny), states, rtol=1e-4, atol=1e-4)
+    assert len(stored(path)) == len(steered_tiny)
+
+
+def test_a_row_that_never_fits_is_an_error(fresh, requests):
+    with short_of_memory(fresh, 0), pytest.raises(torch.OutOfMemoryError, match="injected"):
+        generate(fresh, [Trial(requests[0])], max_new_tokens=2)
+    assert not fresh.layers[0]._forward_hooks
+
+
+@pytest.fixture
+def steered_tiny(requests):
+    generator = torch.Generator().manual_seed(0)
+    edits = [None, Edit(torch.randn(3, 32, generator=generator) / 4)]
+    return [Trial(s, MIX[i % 5], edits[i % 2]) for i, s in enumerate(requests)]
+
+
+def test_memory_bounds_the_batch(fresh, requests, monkeypatch):
+    trials = [Trial(sample, "own") for sample in requests]
+    longest = fresh.inputs([t.text for t in trials], [t.load_image() for t in trials])["input_ids"]
+    enough = engine._token_bytes(fresh) * (longest.shape[1] + 12) * 2
+    monkeypatch.setattr(engine, "_memory", lambda vlm: enough)
+    with watched(fresh) as passes:
+        generate(fresh, trials, max_new_tokens=12)
+    assert max(rows for rows, _ in passes) == 2
+
+
+def test_logits_that_are_no_numbers_name_the_sample(fresh, requests):
+    fresh.model.model.language_model.norm.weight.data[0] = float("nan")
+    with pytest.raises(InputError, match=requests[0].id):
+        generate(fresh, [Trial(requests[0], "own")], max_new_tokens=4)
+
+
+def test_sliding_windows_run_in_static_batches(processor, requests, tmp_path):
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    config = MistralConfig(**text_config(tokenizer), sliding_window=8)
+    shake(MistralForCausalLM(config)).save_pretrained(tmp_path)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(tmp_path)
+    vlm = load_vlm(tmp_path)
+    edit = Edit(torch.ones(3, 32) / 4, "last")
+    trials = [Trial(s, "none", e) for s in requests for e in (None, edit)]
+    assert not can_share(vlm)
+    together = generate(vlm, trials, max_new_tokens=6)
+    assert together == [generate(vlm, [trial], max_new_tokens=6)[0] for trial in trials]
+    alone = torch.cat([hidden_states(vlm, [trial]) for trial in trials])
+    torch.testing.assert_close(hidden_states(vlm, trials), alone, rtol=1e-4, atol=1e-5)

@@ -202,3 +202,19 @@ def test_tables_metrics_and_figures(tmp_path):
     plt.close(figure)
     assert (tmp_path / "figures" / "line.png").read_bytes().startswith(b"\x89PNG")
     assert "</svg>" in (tmp_path / "figures" / "line.svg").read_text()
+
+
+def test_a_call_begins_where_it_first_began(tmp_path):
+    path = tmp_path / "r.jsonl"
+    shared = {"model": "m"}
+    with Responses(path, shared).appending() as sink:
+        sink.add([("a", Response("x", (1,), True))])
+        assert sink.begin("one") == 1
+        sink.add([("b", Response("y", (2,), True)), ("c", Response("z", (3,), True))])
+    again = Responses(path, shared)
+    with again.appending() as sink:
+        assert sink.begin("one") == 1
+        assert sink.begin("two") == 3
+    assert again.first(1) == {"a"}
+    assert Responses(path, shared).get("c") == Response("z", (3,), True)
+    assert path.read_text().count("call") == 2

@@ -25,13 +25,13 @@ TEXT = Sample("b", "How do I warm a lamp?", kind="benign")
 
 def test_id_is_stable():
     """Stored responses go by it: a change of the hash throws every run away."""
-    wanted = sha256(b"How do I warm a lamp?\0none").hexdigest()[:24]
-    assert Trial(TEXT, "none").id == wanted == "c54973aaf9ac0cf6f4a84c2b"
+    wanted = sha256(b"How do I warm a lamp?\0none\0none").hexdigest()[:24]
+    assert Trial(TEXT, "none").id == wanted == "ce33a2a3c7d4755332c780b7"
     assert (
         Trial(Sample("c", "q", Image.new("RGB", (2, 1), (1, 2, 3)))).id
-        == "f6cbf0226ddf80726c0161d6"
+        == "d5c72c552e0d3f4c48f2c6c8"
     )
-    assert Trial(TEXT, "none", Edit(torch.ones(2, 4))).id == "6ef3440bd6d4cef82f5f0ad2"
+    assert Trial(TEXT, "none", Edit(torch.ones(2, 4))).id == "1fd5c18ebffb10a027b2926b"
 
 
 def test_id_is_of_what_the_model_is_given(tmp_path):

@@ -1,0 +1,365 @@
+"""Rows that are run together: their shared beginnings, their cache, and one token at a time.
+
+A decoding batch of transformers keeps its rows to the end. Here a row leaves when its response is
+complete, and another one takes its place.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from cmrm_utils.hooks import Edit, Steering
+from cmrm_utils.inputs import Tokens
+from cmrm_utils.models import VLM
+
+SPARE = 64
+"""Tokens that a cache layer makes room for when it is full."""
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values in buffers with room for tokens to come: a step copies none of the old.
+
+    Args:
+        buffers: of keys and values ``(rows, heads, tokens, size)``.
+        length: how many of their tokens are filled.
+    """
+
+    def __init__(self, buffers: tuple[Tensor, Tensor] | None = None, length: int = 0) -> None:
+        super().__init__()
+        if buffers is not None:
+            self.lazy_initialization(*buffers)
+            self._hold(buffers, length)
+
+    def _hold(self, buffers: tuple[Tensor, Tensor], length: int) -> None:
+        self._buffers = buffers
+        self.keys, self.values = (buffer[:, :, :length] for buffer in buffers)
+
+    @property
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """Keys and values."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add tokens; return all."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._hold((key_states[:, :, :0], value_states[:, :, :0]), 0)
+        start = self.filled[0].shape[2]
+        end = start + key_states.shape[2]
+        buffers = self._buffers
+        if end > buffers[0].shape[2]:
+            buffers = (_roomy(self.filled[0], end + SPARE), _roomy(self.filled[1], end + SPARE))
+        for buffer, new in zip(buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = new
+        self._hold(buffers, end)
+        return self.filled
+
+    def keep(self, holes: Tensor, movers: Tensor, rows: int, first: int) -> None:
+        """Move some rows to the places of others; keep ``rows`` of them, tokens ``first`` on."""
+        length = self.filled[0].shape[2] - first
+        for buffer in self._buffers:
+            if len(holes):
+                buffer[holes.to(buffer.device)] = buffer[movers.to(buffer.device)]
+        keys, values = (buffer[:rows, :, first:] for buffer in self._buffers)
+        self._hold((keys, values), length)
+
+    def join(self, other: "RoomyLayer", width: int) -> None:
+        """Take another layer's rows in, both left-padded to ``width`` tokens."""
+        keys, values = (
+            torch.cat([_wide(one, width), _wide(two, width)])
+            for one, two in zip(self.filled, other.filled, strict=True)
+        )
+        self._hold((keys, values), width)
+
+
+def _roomy(tensor: Tensor, tokens: int) -> Tensor:
+    """A tensor of ``tokens`` tokens that begins with those given."""
+    rows, heads, filled, size = tensor.shape
+    made = tensor.new_empty(rows, heads, tokens, size)
+    made[:, :, :filled] = tensor
+    return made
+
+
+def _wide(tensor: Tensor, width: int) -> Tensor:
+    """Left-padded with zeros along the tokens ``(rows, heads, tokens, size)``."""
+    return functional.pad(tensor, (0, 0, width - tensor.shape[2], 0))
+
+
+def can_share(vlm: VLM) -> bool:
+    """Whether a model's cache can be cut and joined, and its images be given encoded.
+
+    Not so for sliding windows and recurrent layers: those run in transformers' own batches.
+    """
+    layers = DynamicCache(config=vlm.model.config.get_text_config(decoder=True)).layers
+    plain = all(type(layer) is DynamicLayer for layer in layers)
+    return plain and (not vlm.sees_images or hasattr(vlm.model.model, "get_image_features"))
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A prompt to be run, under an edit.
+
+    Attributes:
+        tokens: of the prompt.
+        edit: None for none.
+        shared: how many of its first tokens other rows share; 0 for none.
+        beginning: the same for all rows that share those tokens (and their image, and the edit).
+    """
+
+    tokens: Tokens
+    edit: Edit | None
+    shared: int = 0
+    beginning: tuple[Any, ...] = ()
+
+
+class Beginnings:
+    """Keys and values of prompts' shared beginnings, while rows that need them keep coming."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
+
+    def of(
+        self, vlm: VLM, steer: Steering, rows: Sequence[Row]
+    ) -> list[list[tuple[Tensor, Tensor]]]:
+        """Keys and values ``(1, heads, shared, size)`` by layer, for each row."""
+        wanted = {row.beginning: row for row in rows}
+        self._kept = {name: kept for name, kept in self._kept.items() if name in wanted}
+        if missing := {name: row for name, row in wanted.items() if name not in self._kept}:
+            first = list(missing.values())
+            steer.rows([row.edit for row in first], last=False)
+            cache = DynamicCache()
+            block = _Block.of(vlm, [(row.tokens, 0, row.shared) for row in first])
+            vlm.model.model(**block.inputs(), past_key_values=cache, use_cache=True)
+            width, layers = block.ids.shape[1], cast("list[Any]", cache.layers)
+            for i, (name, row) in enumerate(missing.items()):
+                self._kept[name] = [
+                    (
+                        layer.keys[i : i + 1, :, width - row.shared :],
+                        layer.values[i : i + 1, :, width - row.shared :],
+                    )
+                    for layer in layers
+                ]
+        return [self._kept[row.beginning] for row in rows]
+
+
+@dataclass(eq=False)
+class _Block:
+    """A stretch of several rows' prompts, left-padded."""
+
+    ids: Tensor
+    positions: Tensor
+    mask: Tensor
+    images: list[Tensor]
+
+    @classmethod
+    def of(cls, vlm: VLM, stretches: Sequence[tuple[Tokens, int, int]]) -> "_Block":
+        """Of each row the tokens from a start to an end."""
+        width = max(end - start for _, start, end in stretches)
+        first = stretches[0][0].positions
+        ids = torch.full((len(stretches), width), vlm.tokenizer.pad_token_id)
+        positions = first.new_zeros((*first.shape[:-1], len(stretches), width))
+        mask = torch.zeros(len(stretches), width, dtype=torch.long)
+        images = []
+        for i, (tokens, start, end) in enumerate(stretches):
+            ids[i, width - (end - start) :] = tokens.ids[start:end]
+            positions[..., i, width - (end - start) :] = tokens.positions[..., start:end]
+            mask[i, width - (end - start) :] = 1
+            if tokens.image is not None and start <= tokens.image_start < end:
+                images.append(tokens.image.features)
+        device = vlm.device
+        return cls(ids.to(device), positions.to(device), mask.to(device), images)
+
+    def inputs(self) -> dict[str, Any]:
+        made: dict[str, Any] = {
+            "input_ids": self.ids,
+            "position_ids": self.positions,
+            "attention_mask": self.mask,
+        }
+        if self.images:
+            image = BaseModelOutputWithPooling(pooler_output=self.images)  # type: ignore[arg-type]
+            made["mm_encoder_outputs"] = {"image": image}
+        return made
+
+
+def run_prompts(
+    vlm: VLM,
+    steer: Steering,
+    rows: Sequence[Row],
+    beginnings: Beginnings,
+    *,
+    head: bool,
+    room: int = 0,
+) -> tuple[Cache | None, Tensor, Tensor | None]:
+    """Run whole prompts; where all rows share beginnings with others, only what follows those.
+
+    Args:
+        vlm: the model.
+        steer: hooked to it.
+        rows: of which all have ``shared``, or none.
+        beginnings: kept ones.
+        head: whether logits are wanted.
+        room: for how many tokens more the cache is to be kept; with 0 it is not.
+
+    Returns:
+        The cache, the mask ``(rows, tokens)`` of what is in it, and the last tokens' logits.
+    """
+    starts = [row.shared for row in rows]
+    block = _Block.of(
+        vlm, [(row.tokens, n, len(row.tokens)) for row, n in zip(rows, starts, strict=True)]
+    )
+    cache: Cache | None = None
+    inputs = block.inputs()
+    if any(starts):
+        kept = beginnings.of(vlm, steer, rows)
+        cache = _stacked(kept, starts, block.ids.shape[1] + room)
+        before = torch.zeros(len(rows), max(starts), dtype=torch.long)
+        for i, n in enumerate(starts):
+            before[i, max(starts) - n :] = 1
+        block.mask = torch.cat([before.to(block.mask.device), block.mask], dim=1)
+        inputs["attention_mask"] = block.mask
+    elif room:
+        cache = Cache(layer_class_to_replicate=RoomyLayer)
+    steer.rows([row.edit for row in rows])
+    model = vlm.model if head else vlm.model.model
+    if head:
+        inputs["logits_to_keep"] = 1
+    out = model(**inputs, past_key_values=cache, use_cache=cache is not None)
+    return cache, block.mask, out.logits[:, -1] if head else None
+
+
+def _stacked(
+    kept: Sequence[Sequence[tuple[Tensor, Tensor]]], lengths: Sequence[int], room: int
+) -> Cache:
+    """A cache whose rows begin with kept keys and values, left-padded, with room for more."""
+    width = max(lengths)
+    layers: list[Any] = []
+    for pairs in zip(*kept, strict=True):
+        made = []
+        for side in (0, 1):
+            parts = [pair[side] for pair in pairs]
+            _, heads, _, size = parts[0].shape
+            whole = parts[0].new_empty(len(parts), heads, width + room, size)
+            if all(part is parts[0] for part in parts):
+                whole[:, :, :width] = parts[0]
+            else:
+                for i, part in enumerate(parts):
+                    whole[i, :, : width - part.shape[2]] = 0  # garbage there could be a NaN
+                    whole[i : i + 1, :, width - part.shape[2] : width] = part
+            made.append(whole)
+        layers.append(RoomyLayer((made[0], made[1]), width))
+    return Cache(layers=layers)
+
+
+class Batch:
+    """Rows being decoded.
+
+    Args:
+        vlm: the model.
+        steer: hooked to it.
+        rows: which rows, and any name for each.
+        beginnings: kept ones.
+        max_new_tokens: when a row is over at the latest.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        steer: Steering,
+        rows: Sequence[Row],
+        names: Sequence[int],
+        beginnings: Beginnings,
+        max_new_tokens: int,
+    ) -> None:
+        self._vlm = vlm
+        self._steer = steer
+        self.names = list(names)
+        self._edits = [row.edit for row in rows]
+        cache, mask, logits = run_prompts(
+            vlm, steer, rows, beginnings, head=True, room=max_new_tokens
+        )
+        assert cache is not None
+        assert logits is not None
+        self._cache, self._mask, self._logits = cache, mask, logits
+        following = [int(row.tokens.positions.max()) + 1 for row in rows]
+        self._next = torch.tensor(following, device=mask.device)
+        self._axes = rows[0].tokens.positions.shape[:-1]
+        self._layers: list[Any] = cache.layers
+        self.broken = torch.zeros(len(rows), dtype=torch.bool, device=mask.device)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def choose(self) -> Tensor:
+        """Each row's likeliest next token ``(rows,)``; rows with a NaN among logits get broken."""
+        token = self._logits.argmax(-1)
+        self.broken |= self._logits.gather(-1, token[:, None])[:, 0].isnan()
+        return token
+
+    def feed(self, token: Tensor) -> None:
+        """Run one step on the tokens chosen."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self), 1)], dim=1)
+        self._logits = self._vlm.model(
+            input_ids=token[:, None],
+            position_ids=self._next[:, None].expand(*self._axes, -1, 1),
+            attention_mask=self._step_mask(),
+            past_key_values=self._cache,
+            use_cache=True,
+        ).logits[:, -1]
+        self._next = self._next + 1
+
+    def _step_mask(self) -> Tensor:
+        """The mask as attention takes it, where that is known: transformers would look into it."""
+        text = self._vlm.model.config.get_text_config(decoder=True)
+        return (
+            self._mask[:, None, None].bool() if text._attn_implementation == "sdpa" else self._mask
+        )
+
+    def keep(self, stay: Sequence[int]) -> Tensor:
+        """Let only these rows stay, and only tokens that any of them needs.
+
+        Returns:
+            Which row is where now: the last ones fill the places of those that left.
+        """
+        staying = set(stay)
+        holes = [i for i in range(len(stay)) if i not in staying]
+        movers = [i for i in stay if i >= len(stay)]
+        places = list(range(len(stay)))
+        for hole, mover in zip(holes, movers, strict=True):
+            places[hole] = mover
+        order = torch.tensor(places, device=self._mask.device)
+        mask = self._mask[order]
+        first = int(mask.any(0).int().argmax())
+        for layer in self._layers:
+            layer.keep(torch.tensor(holes), torch.tensor(movers), len(stay), first)
+        self._mask = mask[:, first:]
+        self._logits, self._next = self._logits[order], self._next[order]
+        self.broken = self.broken[order]
+        self.names = [self.names[i] for i in places]
+        self._edits = [self._edits[i] for i in places]
+        self._steer.rows(self._edits)
+        return order
+
+    def join(self, other: "Batch") -> None:
+        """Take another batch's rows in."""
+        width = max(self._mask.shape[1], other._mask.shape[1])
+        masks = [functional.pad(b._mask, (width - b._mask.shape[1], 0)) for b in (self, other)]
+        self._mask = torch.cat(masks)
+        for mine, new in zip(self._layers, other._layers, strict=True):
+            mine.join(new, width)
+        self._logits = torch.cat([self._logits, other._logits])
+        self._next = torch.cat([self._next, other._next])
+        self.broken = torch.cat([self.broken, other.broken])
+        self.names += other.names
+        self._edits += other._edits
+        self._steer.rows(self._edits)

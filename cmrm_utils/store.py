@@ -1,15 +1,17 @@
 """One folder a run: responses, tables, metrics, vectors, figures, and a manifest written last."""
 
+import fcntl
 import json
 import os
 import platform
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cmrm_utils.errors import InputError
 
@@ -60,7 +62,7 @@ class Records(Generic[Record]):
     """Records by id in one JSON-lines file; appended as they come, read on resume.
 
     The first line states what all of them share (the model, settings); files made otherwise are
-    refused.
+    refused. A kill may tear the last line: it is passed over, and made again.
 
     Args:
         path: of the file; it need not exist.
@@ -75,74 +77,152 @@ class Records(Generic[Record]):
         self.path = path
         self._shared = dict(shared)
         self._kind = kind
-        self._found: dict[str, Record] = {}
-        self._calls: dict[str, int] = {}
+        self._forget()
         if path.exists():
             self._read()
 
+    def _forget(self) -> None:
+        self._found: dict[str, Record] = {}
+        self._calls: dict[str, int] = {}
+        self._end, self._lines = 0, 0  # bytes and lines of the file that are read
+
     def _read(self) -> None:
-        raw = self.path.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) < len(raw):  # torn by a kill in mid-write: that record is made again
-            with self.path.open("r+b") as stream:
-                stream.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines()):
-            where = f"{self.path}:{number + 1}"
+        """Take in what the file has beyond what is known, up to its last whole line."""
+        with self.path.open("rb") as stream:
+            stream.seek(self._end)
+            raw = stream.read()
+        for line in raw[: raw.rfind(b"\n") + 1].splitlines(keepends=True):
+            where = f"{self.path}:{self._lines + 1}"
             try:
                 row = json.loads(line)
             except ValueError as error:
                 raise InputError(f"{where}: not JSON") from error
-            if number == 0:
+            if self._lines == 0:
                 check_same(row, self._shared, self.path)
-                continue
-            if isinstance(row, dict) and set(row) == {"call", "before"}:
-                self._calls.setdefault(row["call"], row["before"])
-                continue
-            try:
-                key = row.pop("id")
-                fields = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-                self._found[key] = self._kind(**fields)
-            except (AttributeError, KeyError, TypeError) as error:
-                raise InputError(f"{where}: not a {self._kind.__name__.lower()}") from error
+            else:
+                self._take(row, where)
+            self._end += len(line)
+            self._lines += 1
+
+    def _take(self, row: Any, where: str) -> None:
+        try:
+            if "call" in row:
+                self._calls.setdefault(row["call"], int(row["before"]))
+                return
+            key = row.pop("id")
+            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+            self._found.setdefault(key, self._kind(**fields))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{where}: not a {self._kind.__name__.lower()}") from error
 
     def get(self, key: str) -> Record | None:
         """The record of an id, or None where it is still to be made."""
         return self._found.get(key)
 
-    def first(self, count: int) -> set[str]:
-        """The ids of the first so many records."""
-        return set(islice(self._found, count))
-
-    def begin(self, call: str) -> int:
-        """How many records there were when this call began; noted down the first time.
-
-        Args:
-            call: a hash of what is asked for. Asked for again after a kill, it begins where it did.
-        """
-        if call not in self._calls:
-            self._calls[call] = len(self._found)
-            line = {"call": call, "before": self._calls[call]}
-            self._stream.write(json.dumps(line) + "\n")
-            self._stream.flush()
-        return self._calls[call]
+    def first(self, n: int) -> set[str]:
+        """The ids of the first ``n`` records, in the order of the file."""
+        return set(islice(self._found, n))
 
     @contextmanager
     def appending(self) -> Iterator["Records[Record]"]:
-        """Hold the file open for :meth:`add`."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as stream:
-            self._stream: IO[str] = stream
-            if stream.tell() == 0:
-                stream.write(json.dumps(self._shared) + "\n")
+        """Hold the file open for :meth:`add` and :meth:`begin`, for this process alone.
+
+        What other processes appended since it was read is taken in first.
+
+        Raises:
+            InputError: another process is appending, or the place cannot be written to.
+        """
+        with ExitStack() as held:
+            with writing(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(self.path))
+                # Unbuffered: what add() has written survives the end of the process.
+                self._stream = held.enter_context(self.path.open("ab", buffering=0))
+                if os.fstat(self._stream.fileno()).st_size < self._end:  # another file by now
+                    self._forget()
+                self._read()
+                self._stream.truncate(self._end)
+            if self._end == 0:
+                self._write([self._shared])
             yield self
 
+    def begin(self, digest: str) -> int:
+        """How many records the file held when the call of this digest first began.
+
+        The first time, that is how many it holds now, and a line says so; later, what the line
+        says. With :meth:`first`, a resumed call knows what it found when it began.
+        """
+        if digest not in self._calls:
+            before = len(self._found)
+            self._write([{"call": digest, "before": before}])
+            self._calls[digest] = before
+        return self._calls[digest]
+
     def add(self, found: Iterable[tuple[str, Record]]) -> None:
-        """Append and flush records."""
-        for key, record in found:
-            row = {"id": key, **vars(record)}
-            self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self._found[key] = record
-        self._stream.flush()
+        """Append records; those that are there already stay as they are.
+
+        Raises:
+            InputError: the disk is full, say; what was written before stays valid.
+        """
+        new = {key: record for key, record in found if key not in self._found}
+        self._write([{"id": key, **vars(record)} for key, record in new.items()])
+        self._found.update(new)
+
+    def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """All of the rows as lines, or none of them."""
+        lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
+        left = memoryview(b"".join(lines))
+        with writing(self.path):
+            try:
+                while left:
+                    left = left[self._stream.write(left) :]
+            except BaseException:
+                self._stream.truncate(self._end)
+                raise
+        self._end += sum(map(len, lines))
+        self._lines += len(lines)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell in one line what keeps a file from being written.
+
+    Raises:
+        InputError: for any :class:`OSError`: a full disk, a folder that is read-only.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); what was written before is "
+            "whole: mend that, or choose another output folder, and run again"
+        ) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from writing a file; the system lets go when this process ends.
+
+    The lock is on a file beside it, which holds the process's number and stays.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    with path.with_name(f"{path.name}.lock").open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            raise InputError(
+                f"{path} is being written by process {stream.read().strip()}: "
+                "wait until it has ended, or choose another output folder"
+            ) from error
+        except OSError:  # some network file systems have no locks
+            warnings.warn(f"{path} cannot be locked: let no other process write it", stacklevel=2)
+        stream.truncate(0)
+        stream.write(f"{os.getpid()} on {platform.node()}")
+        stream.flush()
+        yield
 
 
 class Responses(Records[Response]):

@@ -56,10 +56,14 @@ def test_appending_goes_on_where_it_ended(path):
 
 
 def test_a_trial_written_twice_is_one(path):
-    """Two runs over the same folder: the line written last counts."""
+    """The record that is there stays: tables made before hold it."""
+    before = path.read_bytes()
     with Responses(path, SHARED).appending() as sink:
-        sink.add([("a", SECOND)])
-    assert Responses(path, SHARED).get("a") == SECOND
+        sink.add([("a", SECOND), ("c", FIRST)])
+    assert path.read_bytes().startswith(before)
+    assert path.read_bytes().count(b'"id": "a"') == 1
+    store = Responses(path, SHARED)
+    assert [store.get(x) for x in "abc"] == [FIRST, SECOND, FIRST]
 
 
 def test_a_torn_last_line_is_done_again(path):
@@ -90,7 +94,54 @@ def test_damage_within_is_named_by_line(path):
         Responses(path, SHARED)
 
 
-@pytest.mark.parametrize("line", ['{"id": "b"}', "[1]", '{"text": "x", "ids": [], "finished": 1}'])
+def test_a_call_knows_what_it_found_when_it_first_began(path):
+    with Responses(path, SHARED).appending() as sink:
+        assert sink.begin("x") == 2
+        sink.add([("c", FIRST)])
+        assert sink.begin("x") == 2
+        assert sink.begin("y") == 3
+    begun = path.read_bytes()
+    again = Responses(path, SHARED)
+    with again.appending() as sink:
+        sink.add([("d", FIRST), ("a", FIRST)])
+        assert (sink.begin("x"), sink.begin("y"), sink.begin("z")) == (2, 3, 4)
+        assert sink.first(2) == {"a", "b"}
+    assert again.first(3) == Responses(path, SHARED).first(3) == {"a", "b", "c"}
+    assert (again.first(0), again.first(9)) == (set(), {"a", "b", "c", "d"})
+    assert path.read_bytes().startswith(begun)
+    calls = [json.loads(line) for line in path.read_text("utf-8").split("\n") if '"call"' in line]
+    assert calls == [{"call": x, "before": n} for x, n in (("x", 2), ("y", 3), ("z", 4))]
+
+
+def test_a_torn_call_begins_where_it_began(path):
+    whole = path.read_bytes()
+    with Responses(path, SHARED).appending() as sink:
+        sink.begin("x")
+    called = path.read_bytes()
+    for cut in (len(whole) + 1, len(called) - 1):
+        path.write_bytes(called[:cut])
+        with Responses(path, SHARED).appending() as sink:
+            assert sink.begin("x") == 2
+        assert path.read_bytes() == called
+
+
+def test_a_file_begun_by_a_call(tmp_path):
+    with Responses(tmp_path / "r.jsonl", SHARED).appending() as sink:
+        assert sink.begin("x") == 0
+        sink.add([("a", FIRST)])
+    store = Responses(tmp_path / "r.jsonl", SHARED)
+    assert (store.get("a"), store.first(1)) == (FIRST, {"a"})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": "b"}',
+        "[1]",
+        '{"text": "x", "ids": [], "finished": 1}',
+        '{"call": "x", "before": []}',
+    ],
+)
 def test_lines_that_are_no_responses_are_named(path, line):
     with path.open("a") as stream:
         stream.write(line + "\n")

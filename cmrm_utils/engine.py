@@ -325,6 +325,17 @@ def generate(
     return [done[trial.id].text for trial in trials]
 
 
+def shared_out(vlm: VLM, trials: Sequence[Trial], number: int, count: int) -> list[Trial]:
+    """The trials of one of ``count`` workers, numbered from 1: every so-manieth pack.
+
+    What trials share stays together, and long prompts fall to all alike.
+    """
+    planned = _planned(vlm, _unique(trials))
+    pack = max(1, min(PACK * vlm.batch_size, len(planned) // (4 * count)))
+    packs = [planned[start : start + pack] for start in range(0, len(planned), pack)]
+    return [each.prompt.trial for own in packs[number - 1 :: count] for each in own]
+
+
 def _respond(
     vlm: VLM,
     pack: Sequence[_Planned],

@@ -49,6 +49,18 @@ def CMRM(
     return Edit(add, tokens, vectors.sample_ids, settings)
 
 
+def ways(vectors: ShiftVectors, alphas: Iterable[float]) -> list[Edit]:
+    """The shift as published, and each layer's own share of it; on all tokens, and the last on."""
+    variants: list[tuple[str, ShiftVectors, Tokens]] = [
+        ("v, all tokens", vectors, "all"),
+        ("v, from the last token on", vectors, "last"),
+        ("u, all tokens", vectors.increments(), "all"),
+        ("u, from the last token on", vectors.increments(), "last"),
+    ]
+    strengths = list(alphas)
+    return [CMRM(v, a, tokens=t, name=name) for name, v, t in variants for a in strengths]
+
+
 def controls(
     vectors: ShiftVectors, alpha: float, *, refusal: ShiftVectors, benign: ShiftVectors
 ) -> list[Edit]:

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -58,6 +58,14 @@ class Sweep:
         return list(self.chosen)
 
 
+def sweep_trials(
+    levels: Mapping[str, ShiftVectors], samples: Sequence[Sample], alphas: Sequence[float]
+) -> tuple[list[Trial], list[Trial]]:
+    """The trials of :meth:`Notebook.sweep`: without an edit, and under each method and alpha."""
+    edits = [CMRM(v, a, name=name) for name, v in levels.items() for a in alphas if a]
+    return grid(samples), grid(samples, edits=edits)
+
+
 @dataclass(eq=False)
 class Notebook:
     """What every notebook of a run works with.
@@ -84,7 +92,7 @@ class Notebook:
         out: str,
         max_new_tokens: int = 32,
         settings: Mapping[str, Any] | None = None,
-    ) -> "Notebook":
+    ) -> Self:
         """Load model and data, open the run's folder, set the look of figures, say versions.
 
         Args:
@@ -149,16 +157,8 @@ class Notebook:
             alphas: strengths; 0 is added.
             n: samples of each kind of request, and of visual questions.
         """
-        vectors = self.shift(self.samples("anchors", ANCHORS, "harmful"), "harmful_blank")
-        samples = self.samples("validation", n, "harmful", "benign")
-        samples += self.questions("validation", n)
-        levels = {method: self._vectors(method, vectors, samples) for method in METHODS}
-        start = self.ask(grid(samples))
-        swept = self.ask(
-            grid(
-                samples, edits=[CMRM(v, a, name=x) for x, v in levels.items() for a in alphas if a]
-            )
-        )
+        vectors, levels, samples = self.compared(n)
+        start, swept = map(self.ask, sweep_trials(levels, samples, alphas))
         rows = pd.concat([*(start.assign(method=name) for name in levels), swept])
         states = hidden_states(self.vlm, grid([s for s in samples if s.harmful]))
         doses = {
@@ -169,6 +169,14 @@ class Notebook:
         curve = trade_off(rows, ["method", "alpha"])
         chosen = {name: choose_alpha(curve[curve["method"] == name]) for name in levels}
         return Sweep(rows, pd.Series(doses), chosen, vectors)
+
+    def compared(self, n: int | None) -> tuple[ShiftVectors, dict[str, ShiftVectors], list[Sample]]:
+        """The dataset-level shift, what each method subtracts, and what it is tried on."""
+        vectors = self.shift(self.samples("anchors", ANCHORS, "harmful"), "harmful_blank")
+        samples = self.samples("validation", n, "harmful", "benign")
+        samples += self.questions("validation", n)
+        levels = {method: self._vectors(method, vectors, samples) for method in METHODS}
+        return vectors, levels, samples
 
     def _vectors(
         self, method: str, vectors: ShiftVectors, samples: Sequence[Sample]
@@ -188,19 +196,22 @@ class Notebook:
 
         Adds ``setting``: the image condition's name, or the method's.
         """
-        requests = self.samples("test", n, "harmful", "benign")
-        questions = self.questions("test", n)
-        if any(sample.task == "fact" for sample in load_samples(self.data, "test")):
-            questions += self.samples("test", n, "fact")
-        every = [*requests, *questions]
-        conditions = self.ask(grid(requests, images=CONDITIONS) + grid(questions))
-        edits = [self._edit(swept, every, method) for method in swept.edited]
-        edited = self.ask(grid(every, edits=edits))
+        conditions, edited = map(self.ask, self.test_trials(n, swept))
         names = conditions["image"].map(plots.CONDITION_NAMES)
         return pd.concat(
             [conditions.assign(setting=names), edited.assign(setting=edited["method"])],
             ignore_index=True,
         )
+
+    def test_trials(self, n: int | None, swept: Sweep) -> tuple[list[Trial], list[Trial]]:
+        """The trials of :meth:`test`: without an edit, and under each method."""
+        requests = self.samples("test", n, "harmful", "benign")
+        questions = self.questions("test", n)
+        if any(sample.task == "fact" for sample in load_samples(self.data, "test")):
+            questions += self.samples("test", n, "fact")
+        every = [*requests, *questions]
+        edits = [self._edit(swept, every, method) for method in swept.edited]
+        return grid(requests, images=CONDITIONS) + grid(questions), grid(every, edits=edits)
 
     def outcome_table(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Shares of the three outcomes of harmful requests by setting, unseen verbs apart."""

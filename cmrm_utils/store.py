@@ -119,6 +119,11 @@ class Records(Generic[Record]):
         """The record of an id, or None where it is still to be made."""
         return self._found.get(key)
 
+    @property
+    def all(self) -> Mapping[str, Record]:
+        """Every record by its id, in the order of the file."""
+        return self._found
+
     def first(self, n: int) -> set[str]:
         """The ids of the first ``n`` records, in the order of the file."""
         return set(islice(self._found, n))

@@ -162,6 +162,12 @@ def grid(
     ]
 
 
+def neutral(samples: Iterable[Sample], words: int) -> list[Trial]:
+    """As many neutral words as an image has tokens in the image's place."""
+    filler = "the " * words
+    return [Trial(sample, "none", prompt=f"{filler}\n{sample.prompt}") for sample in samples]
+
+
 def table(trials: Sequence[Trial], responses: Sequence[str]) -> pd.DataFrame:
     """One row a trial, every setting a column.
 

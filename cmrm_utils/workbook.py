@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from ast import literal_eval
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -155,15 +156,64 @@ def _given(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
 @click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter.")
 @click.option("--only", metavar="NUMBERS", help="Run only these notebooks, as in 03,04.")
 @click.option("--out", metavar="DIR", help="Run folder. [default: runs/PROFILE]")
+@click.option("--shard", metavar="I/N", help="Only respond to the I-th of N shares, no notebooks.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where responses are made.",
+)
+@click.option("--workers", default=2, show_default=True, help="Of --engine ray; each has a model.")
 def run(
-    profile: str, pairs: tuple[tuple[str, str], ...], only: str | None, out: str | None
+    profile: str,
+    pairs: tuple[tuple[str, str], ...],
+    only: str | None,
+    out: str | None,
+    shard: str | None,
+    engine: str,
+    workers: int,
 ) -> None:
     """Run the notebooks with a PROFILE and write a report.
 
     Profiles are YAML files in notebooks/profiles. The executed notebooks, tables, figures and
     report.html are left in the run folder; responses already there are reused. A profile of
     several models makes a folder for each.
+
+    With --shard the model only responds, so that several machines share the work; run it for
+    every share, again for those it says are waiting, and without --shard at last.
     """
+    from cmrm_utils.shards import merge
+
+    settings, notebooks, jobs = _jobs(profile, pairs, only, out)
+    plan = [
+        (path, place, share)
+        for place, parameters in jobs
+        for path, share in check_parameters({**parameters, "out": str(place)}, notebooks).items()
+    ]
+    if shard is not None:
+        _work(plan, shard)
+        return
+    if engine == "ray":
+        from cmrm_utils.ray_engine import respond
+
+        for place in dict.fromkeys(place for _, place, _ in plan):
+            respond(place, _experiments(plan, place), workers)
+    for place, _ in jobs:
+        if count := merge(place):
+            click.echo(f"{place}: {count} responses of shards brought in", err=True)
+    for path, place, share in (bar := tqdm(plan, unit="notebook", file=sys.stderr)):
+        bar.set_description(path.stem)
+        _execute(path, place, share, settings.get("timeout", 1200))
+    for place, _ in jobs:
+        report(place, [place / path.name for path in _notebooks(None)])
+        click.echo(f"report: {place / 'report.html'}")
+
+
+def _jobs(
+    profile: str, pairs: Sequence[tuple[str, str]], only: str | None, out: str | None
+) -> tuple[dict[str, Any], list[Path], list[tuple[Path, dict[str, Any]]]]:
+    """A profile, its notebooks, and the run folder and parameters of each of its models."""
     from cmrm_utils.data import load_samples, located
     from cmrm_utils.models import find_model
 
@@ -175,26 +225,48 @@ def run(
         given["model"] = _located(given["model"])
     if isinstance(given.get("data"), str):
         given["data"] = located(given["data"])  # notebooks run in a folder of their own
+    check_parameters(given, notebooks)
     models = settings.get("models", [])
     if not models or "model" in given:
         jobs = [(folder, given)]
     else:
         jobs = [(folder / model, {**given, "model": model}) for model in models]
-    plan = [
-        (path, place, share)
-        for place, parameters in jobs
-        for path, share in check_parameters({**parameters, "out": str(place)}, notebooks).items()
-    ]
     for model in {parameters["model"] for _, parameters in jobs if "model" in parameters}:
         find_model(model)  # fail here, in one line, rather than inside a notebook
     if "data" in given:
         load_samples(given["data"])  # likewise
-    for path, place, share in (bar := tqdm(plan, unit="notebook", file=sys.stderr)):
-        bar.set_description(path.stem)
-        _execute(path, place, share, settings.get("timeout", 1200))
-    for place, _ in jobs:
-        report(place, [place / path.name for path in _notebooks(None)])
-        click.echo(f"report: {place / 'report.html'}")
+    return settings, notebooks, jobs
+
+
+Plan = Sequence[tuple[Path, Path, dict[str, Any]]]
+"""Notebooks to run: the notebook, the run's folder, and the parameters that it has."""
+
+
+def _experiments(plan: Plan, place: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The notebooks of one run by number, with all of their parameters, defaults among them."""
+    from papermill import inspect_notebook
+
+    found = []
+    for path, folder, share in plan:
+        if folder == place:
+            defaults = {
+                name: literal_eval(known["default"])
+                for name, known in inspect_notebook(str(path)).items()
+            }
+            found.append((path.name[:2], {**defaults, **share}))
+    return found
+
+
+def _work(plan: Plan, text: str) -> None:
+    """Respond to one shard of every run in the plan."""
+    from cmrm_utils.shards import Shard, open_worker
+
+    shard = Shard.parse(text)
+    for place in dict.fromkeys(place for _, place, _ in plan):
+        experiments = _experiments(plan, place)
+        waiting = open_worker(place, experiments[0][1], shard).work(experiments)
+        state = f"waiting for {'; '.join(waiting)}; run it again after them" if waiting else "done"
+        click.echo(f"{place}, shard {text}: {state}")
 
 
 def _located(model: str) -> str:

@@ -8,9 +8,10 @@ made when all shards are through with that: run the shards once more.
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,23 @@ class Waiting(Exception):
 
 @dataclass(eq=False)
 class Worker(Notebook):
-    """A notebook's model, data and run folder, without the notebook; it asks for a shard only."""
+    """A notebook's model, data and run folder, without the notebook; it responds to a shard."""
 
     shard: Shard = field(default=Shard(1, 1))
+    _made: dict[str, list[list[Trial]]] = field(default_factory=dict)
+    _whole: set[str] = field(default_factory=set)
+
+    def _lists(self, number: str, parameters: Mapping[str, Any]) -> Iterator[list[Trial]]:
+        """An experiment's lists; each is made once, whatever the shard."""
+        experiment = EXPERIMENTS[number]
+        name = f"{experiment.__name__} {sorted(parameters.items(), key=str)}"
+        made = self._made.setdefault(name, [])
+        yield from list(made)
+        if name not in self._whole:
+            for trials in islice(experiment(self, parameters), len(made), None):
+                made.append(trials)
+                yield trials
+            self._whole.add(name)
 
     def ask(self, trials: Sequence[Trial]) -> pd.DataFrame:
         """Responses that all shards have made.
@@ -99,12 +114,11 @@ class Worker(Notebook):
         merged = self._responses(self.run.responses)
         for number, parameters in experiments:
             try:
-                for trials in EXPERIMENTS[number](self, parameters):
+                for trials in self._lists(number, parameters):
                     left = [trial for trial in trials if not merged.get(trial.id)]
-                    own = shared_out(self.vlm, left, self.shard.number, self.shard.count)
                     generate(
                         self.vlm,
-                        own,
+                        shared_out(self.vlm, left, self.shard.number, self.shard.count),
                         max_new_tokens=self.max_new_tokens,
                         out=self.shard.part(self.run),
                         progress=True,
@@ -160,8 +174,8 @@ def merge(folder: Path) -> int:
     advice = f"run what is missing (cmrm run ... --shard), or delete {folder / 'parts'}"
     if len(counts) > 1:
         raise InputError(f"{folder}: parts of {' and of '.join(sorted(counts))} shards; {advice}")
-    count = counts.pop()
-    every = {f"{number}-of-{count}" for number in range(1, int(count) + 1)}
+    of = counts.pop()
+    every = {f"{number}-of-{of}" for number in range(1, int(of) + 1)}
     if missing := sorted(every - set(marks)):
         named = ", ".join(name.replace("-of-", "/") for name in missing)
         raise InputError(f"{folder}: shard {named} has not ended; {advice}")
@@ -172,11 +186,17 @@ def merge(folder: Path) -> int:
             raise InputError(
                 f"{folder}: shard {name.replace('-of-', '/')} has trials left; {advice}"
             )
-    shared = json.loads(parts[0].open().readline())
-    merged = Responses(folder / "responses.jsonl", shared)
+    count = sum(_append(path, folder / "responses.jsonl") for path in parts)
+    shutil.rmtree(folder / "parts")
+    return count
+
+
+def _append(part: Path, whole: Path) -> int:
+    """Add a part's responses; how many were new."""
+    with part.open(encoding="utf-8") as stream:
+        shared = json.loads(stream.readline())
+    merged = Responses(whole, shared)
     before = len(merged.all)
     with merged.appending() as sink:
-        for path in parts:
-            sink.add(Responses(path, shared).all.items())
-    shutil.rmtree(folder / "parts")
+        sink.add(Responses(part, shared).all.items())
     return len(merged.all) - before

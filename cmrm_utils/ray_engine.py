@@ -1,0 +1,74 @@
+"""Ray as the engine: workers on a machine or a cluster, each with a model, on one shared folder."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cmrm_utils.errors import InputError
+from cmrm_utils.shards import Shard, open_worker
+
+SHARES = 4
+"""Shards for each worker: the quicker take more, and a killed one gives little back."""
+
+Experiments = Sequence[tuple[str, Mapping[str, Any]]]
+
+
+class Respond:
+    """What a worker does: shards, one after the other, with one model."""
+
+    def __init__(self, folder: str, experiments: Experiments, count: int) -> None:
+        self._experiments, self._count = experiments, count
+        self._worker = open_worker(Path(folder), experiments[0][1], Shard(1, count))
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, list[str]]:
+        """Respond to shards; what each is waiting for."""
+        waiting = []
+        for number in rows["number"]:
+            self._worker.shard = Shard(int(number), self._count)
+            waiting.append("; ".join(self._worker.work(self._experiments)))
+        return {"waiting": waiting}
+
+
+def respond(folder: Path, experiments: Experiments, workers: int) -> None:
+    """Respond to all trials of a run's notebooks; the parts are left for :func:`shards.merge`.
+
+    A worker that dies is replaced, and its shard goes on where the part's file ends.
+
+    Args:
+        folder: of the run, where every worker can reach it.
+        experiments: numbers of notebooks, and their parameters.
+        workers: how many; each takes a GPU where the cluster has any.
+
+    Raises:
+        InputError: Ray is not installed, or there are no workers.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("--engine ray needs Ray: pip install '.[ray]'") from error
+    if workers < 1:
+        raise InputError(f"--workers must be 1 or more, not {workers}")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    count = SHARES * workers
+    numbers = [{"number": number} for number in range(1, count + 1)]
+    waiting = True
+    with tqdm(desc=f"{count} shards on {workers} workers", unit="shard") as bar:
+        while waiting:
+            shards = ray.data.from_items(numbers, override_num_blocks=count)
+            done = shards.map_batches(
+                Respond,
+                fn_constructor_args=(str(folder), experiments, count),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=workers),
+                num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
+            )
+            waiting = False
+            for row in done.iter_rows():
+                waiting |= bool(row["waiting"])
+                bar.update()
+    ray.shutdown()

@@ -1,6 +1,7 @@
 """Ray as the engine: workers on a machine or a cluster, each with a model, on one shared folder."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,13 @@ from typing import Any
 from tqdm import tqdm
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.shards import Shard, open_worker
+from cmrm_utils.shards import Shard, ended, open_worker
 
 SHARES = 4
 """Shards for each worker: the quicker take more, and a killed one gives little back."""
+
+PATIENCE = 600.0
+"""Seconds that a worker waits for others' last shards before it looks at what there is."""
 
 Experiments = Sequence[tuple[str, Mapping[str, Any]]]
 
@@ -26,10 +30,18 @@ class Respond:
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[str]]:
         """Respond to shards; what each is waiting for."""
         waiting = []
-        for number in rows["number"]:
+        for number, again in zip(rows["number"], rows["again"], strict=True):
+            if again:
+                self._wait()
             self._worker.shard = Shard(int(number), self._count)
             waiting.append("; ".join(self._worker.work(self._experiments)))
         return {"waiting": waiting}
+
+    def _wait(self) -> None:
+        """Until the last shards of the first round have ended, on other workers."""
+        end = time.monotonic() + PATIENCE
+        while len(ended(self._worker.run.folder)) < self._count and time.monotonic() < end:
+            time.sleep(0.2)
 
 
 def respond(folder: Path, experiments: Experiments, workers: int) -> None:
@@ -55,11 +67,12 @@ def respond(folder: Path, experiments: Experiments, workers: int) -> None:
     ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     count = SHARES * workers
-    numbers = [{"number": number} for number in range(1, count + 1)]
+    # Twice each: the test split's trials can be made when the validation split's are through.
+    rounds = [{"number": n, "again": x} for x in (False, True) for n in range(1, count + 1)]
     waiting = True
-    with tqdm(desc=f"{count} shards on {workers} workers", unit="shard") as bar:
+    with tqdm(desc=f"{count} shards on {workers} workers, twice", unit="shard") as bar:
         while waiting:
-            shards = ray.data.from_items(numbers, override_num_blocks=count)
+            shards = ray.data.from_items(rounds, override_num_blocks=len(rounds))
             done = shards.map_batches(
                 Respond,
                 fn_constructor_args=(str(folder), experiments, count),
@@ -67,8 +80,7 @@ def respond(folder: Path, experiments: Experiments, workers: int) -> None:
                 compute=ray.data.ActorPoolStrategy(size=workers),
                 num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
             )
-            waiting = False
-            for row in done.iter_rows():
-                waiting |= bool(row["waiting"])
+            for _ in done.iter_rows():
                 bar.update()
+            waiting = any(mark["waiting"] for mark in ended(folder).values())
     ray.shutdown()

@@ -153,6 +153,15 @@ def _parts(folder: Path) -> list[Path]:
     return sorted((folder / "parts").glob("*-of-*.jsonl"))
 
 
+def ended(folder: Path) -> dict[str, Any]:
+    """What each shard that came to an end says of itself, by its part's name.
+
+    ``lists`` names what it is through with, ``waiting`` what it could not make yet.
+    """
+    marks = sorted((folder / "parts").glob("*-of-*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in marks}
+
+
 def merge(folder: Path) -> int:
     """Bring the parts of all shards into a run's responses, if there are any, and remove them.
 
@@ -166,8 +175,8 @@ def merge(folder: Path) -> int:
         InputError: a shard is missing, or not through with what the others are through with.
     """
     parts = _parts(folder)
-    marks = {path.stem: path for path in (folder / "parts").glob("*-of-*.json")}
-    names = {path.stem for path in parts} | set(marks)
+    done = ended(folder)
+    names = {path.stem for path in parts} | set(done)
     if not names:
         return 0
     counts = {name.split("-of-")[1] for name in names}
@@ -176,12 +185,11 @@ def merge(folder: Path) -> int:
         raise InputError(f"{folder}: parts of {' and of '.join(sorted(counts))} shards; {advice}")
     of = counts.pop()
     every = {f"{number}-of-{of}" for number in range(1, int(of) + 1)}
-    if missing := sorted(every - set(marks)):
+    if missing := sorted(every - set(done)):
         named = ", ".join(name.replace("-of-", "/") for name in missing)
         raise InputError(f"{folder}: shard {named} has not ended; {advice}")
-    done = {name: json.loads(path.read_text()) for name, path in marks.items()}
     lists = {one for mark in done.values() for one in mark["lists"]}
-    for name, mark in sorted(done.items()):
+    for name, mark in done.items():
         if mark["waiting"] or lists - set(mark["lists"]):
             raise InputError(
                 f"{folder}: shard {name.replace('-of-', '/')} has trials left; {advice}"

@@ -76,6 +76,21 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(f"{path}: not readable ({error}); save it as UTF-8") from error
 
 
+def load_responses(folder: Path) -> pd.DataFrame:
+    """The responses of a run, with the verdicts of the judges that need no model.
+
+    Raises:
+        InputError: the run has none, or lacks a column.
+    """
+    path = folder / "tables" / "04_responses.parquet"
+    if not path.is_file():
+        raise InputError(f"{folder}: no responses ({path} is not there); run notebook 04 first")
+    rows = pd.read_parquet(path)
+    if missing := set(RESPONSE_COLUMNS) - set(rows.columns):
+        raise InputError(f"{path}: no column {', '.join(sorted(missing))}")
+    return rows
+
+
 def sheet(rows: pd.DataFrame, *, n: int | None = None, seed: int = 0) -> pd.DataFrame:
     """Responses to requests as a sheet for labelling by hand.
 

@@ -1,26 +1,18 @@
 import inspect
-import json
 import shutil
 from types import SimpleNamespace
 
 import nbformat
-import pandas as pd
 import pytest
-import torch
 import yaml
 from click.testing import CliRunner
 
 from cmrm_utils import (
-    ShiftVectors,
-    coco,
-    extract_shift,
-    load_samples,
     load_vlm,
+    profiles,
     workbook,
 )
 from cmrm_utils.models import PLACEMENT
-from cmrm_utils.organism.world import Request
-from cmrm_utils.sets import SETS
 from cmrm_utils.workbook import cli
 
 PARAMETERS = """
@@ -44,11 +36,12 @@ print(f"alpha {alpha} n {n} data {data} <script>alert(1)</script>")
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
     """A folder of one small notebook, where ``write`` sets its last cell."""
-    profiles = tmp_path / "profiles"
-    profiles.mkdir()
-    monkeypatch.setattr(workbook, "NOTEBOOKS", tmp_path)
-    monkeypatch.setattr(workbook, "PROFILES", profiles)
-    (profiles / "small.yaml").write_text(yaml.safe_dump({"timeout": 60, "parameters": {"n": 4}}))
+    settings = tmp_path / "profiles"
+    settings.mkdir()
+    monkeypatch.setattr(profiles, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(profiles, "PROFILES", settings)
+        yaml.safe_dump({"timeout": 60, "parameters": {"n": 4}})
+    )
 
     def write(last=FINISH, timeout=60):
         parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
@@ -58,7 +51,7 @@ def desk(tmp_path, monkeypatch):
         notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
         nbformat.write(notebook, tmp_path / "01_small.ipynb")
         settings = {"timeout": timeout, "parameters": {"n": 4}}
-        (profiles / "small.yaml").write_text(yaml.safe_dump(settings))
+        (profiles.PROFILES / "small.yaml").write_text(yaml.safe_dump(settings))
 
     write()
     return SimpleNamespace(write=write, folder=tmp_path / "run")
@@ -125,13 +118,13 @@ def test_a_models_folder_is_found_from_where_the_command_runs(desk, family_folde
     assert str(folder) in (desk.folder / "report.html").read_text()
 
 
-@pytest.mark.parametrize("name", workbook.profile_names())
+@pytest.mark.parametrize("name", profiles.profile_names())
 def test_committed_profiles(name):
     """Their parameters are the notebooks', and their settings those of load_vlm."""
-    profile = workbook.load_profile(name)
+    profile = profiles.load_profile(name)
     parameters = dict(profile["parameters"])
     settings = parameters.pop("settings", {})
-    workbook.check_parameters(parameters, workbook._notebooks(profile.get("notebooks")))
+    profiles.check_parameters(parameters, profiles.numbered_notebooks(profile.get("notebooks")))
     known = {*inspect.signature(load_vlm).parameters, *PLACEMENT}
     assert set(settings) <= known - {"name_or_path", "from_pretrained"}
     assert len(profile["description"]) > 40
@@ -152,9 +145,9 @@ def test_unknown_and_broken_profiles(desk):
     assert done.exit_code == 2
     assert "smal" in done.stderr
     assert "small" in done.stderr
-    (workbook.PROFILES / "small.yaml").write_text("parameters: [")
+    (profiles.PROFILES / "small.yaml").write_text("parameters: [")
     assert runner.invoke(cli, ["run", "small"]).exit_code == 2
-    (workbook.PROFILES / "small.yaml").write_text("wrong: 1")
+    (profiles.PROFILES / "small.yaml").write_text("wrong: 1")
     assert runner.invoke(cli, ["run", "small"]).exit_code == 2
 
 
@@ -208,291 +201,6 @@ def test_unknown_variant():
     done = CliRunner().invoke(cli, ["train-organism", "--variant", "tall"])
     assert done.exit_code == 2
     assert "tall" in done.stderr
-
-
-# ---- data
-
-
-@pytest.fixture
-def cmrm(home, monkeypatch):
-    """The command, on a copy of the fixtures as the folder of all data."""
-    monkeypatch.setenv("CMRM_DATA", str(home))
-    return lambda *arguments: CliRunner().invoke(cli, arguments)
-
-
-def test_data_list(cmrm, home):
-    done = cmrm("data", "LIST")
-    assert done.exit_code == 0
-    assert str(home) in done.output
-    for name, public in SETS.items():
-        assert f"{name}: {public.count} samples, local copy" in done.output
-        assert public.licence in done.output
-        assert public.note in done.output
-
-
-def test_data_check_of_a_union(cmrm, tmp_path):
-    mine = tmp_path / "my.jsonl"
-    mine.write_text('{"id": "a", "query": "q", "kind": "benign"}\n')
-    done = cmrm("data", "CHECK", f"VLSafe+scienceqa@test+{mine}")
-    assert done.exit_code == 0, done.output
-    assert "vlsafe: 12 samples: 12 harmful-vlsafe" in done.output
-    assert "12 samples, where 1110 were expected" in done.output
-    assert "scienceqa: 12 samples: 6 choice-text, 6 choice-image" in done.output
-    assert f"{mine}: 1 samples: 1 benign" in done.output
-    assert SETS["vlsafe"].licence in done.output
-    assert done.output.endswith("all there\n")
-
-
-def test_data_check_of_a_profile(desk, cmrm, home):
-    settings = {"parameters": {"data": "vlsafe+figstep+xstest"}}
-    (workbook.PROFILES / "Real.yaml").write_text(yaml.safe_dump(settings))
-    shutil.rmtree(home / "figstep")
-    done = cmrm("data", "check", "rEAL")
-    assert done.exit_code == 1
-    assert "profile Real: data vlsafe+figstep+xstest" in done.output
-    assert f"in {home}, run: git clone https://github.com/ThuCCSLab/FigStep" in done.output
-    assert "xstest: 20 samples" in done.output
-    assert "all there" not in done.output
-
-
-def test_data_check_touches_no_network_unless_asked(cmrm, home, monkeypatch):
-    lost, gone = "train2017/000000000007.jpg", "train2017/000000000003.jpg"
-    kept = (home / "coco" / lost).read_bytes()
-    for image in (lost, gone):
-        (home / "coco" / image).unlink()
-    asked = []
-
-    def fetch(images, folder):
-        asked.extend(images)
-        (folder / lost).write_bytes(kept)
-        (folder / coco.ABSENT).write_text(json.dumps({gone: "HTTP 404"}))
-
-    monkeypatch.setattr(coco, "fetch", fetch)
-    done = cmrm("data", "check", "vlsafe")
-    assert done.exit_code == 1
-    assert "MISSING  2 COCO images" in done.output
-    assert "cmrm data check vlsafe --fetch" in done.output
-    assert not asked
-    done = cmrm("data", "check", "vlsafe", "--fetch")
-    assert done.exit_code == 0, done.output
-    assert set(asked) == {lost, gone}
-    assert "LEFT OUT vlsafe/000000000003: train2017/000000000003.jpg (HTTP 404)" in done.output
-    assert "vlsafe: 11 samples" in done.output
-
-
-def test_data_check_decodes_every_image(cmrm, home):
-    path = home / "coco/train2017/000000000007.jpg"
-    path.write_bytes(path.read_bytes()[:-100])
-    done = cmrm("data", "check", "vlsafe")
-    assert done.exit_code == 2
-    assert done.stderr.strip().endswith(f"vlsafe/000000000007: no readable image at {path}")
-
-
-@pytest.mark.parametrize("name", ["nothing", "vlsafe+nothing", "nothing.jsonl"])
-def test_data_check_of_what_is_not_there(cmrm, name):
-    done = cmrm("data", "check", name)
-    assert done.exit_code == 2
-    assert "nothing" in done.stderr
-
-
-# ---- extract
-
-
-@pytest.fixture
-def anchors(tmp_path):
-    path = tmp_path / "my.jsonl"
-    kinds = ("harmful", "benign", "harmful")
-    rows = [{"id": i, "query": f"ask {i}", "kind": kind} for i, kind in enumerate(kinds)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def extract(out, anchors, *arguments):
-    command = ["extract", "--anchors", str(anchors), "--out", str(out), *arguments]
-    return CliRunner().invoke(cli, command)
-
-
-def test_extract_saves_what_extract_shift_gives(tmp_path, anchors):
-    out = tmp_path / "new" / "v.safetensors"
-    done = extract(out, anchors, "--meaningless", "black", "--estimator", "pc1", "--scale", "unit")
-    assert done.exit_code == 0, done.output
-    assert "3 anchors" in done.output
-    found = ShiftVectors.load(out)
-    settings = {"meaningless": "black", "estimator": "pc1", "scale": "unit"}
-    wanted = extract_shift(load_vlm("organism"), load_samples(anchors), **settings)
-    assert torch.equal(found.values, wanted.values)
-    assert dict(found.provenance) == dict(wanted.provenance)
-
-
-def test_extract_for_each_sample_of_a_task(tmp_path, anchors):
-    out = tmp_path / "v.safetensors"
-    done = extract(out, anchors, "--level", "sample", "--task", "harmful")
-    assert done.exit_code == 0, done.output
-    assert ShiftVectors.load(out).sample_ids == ("0", "2")
-
-
-def test_extract_takes_the_anchors_split_of_a_set(tmp_path, cmrm):
-    out = tmp_path / "v.safetensors"
-    done = extract(out, "vlsafe+llava-bench-coco@anchors")
-    assert done.exit_code == 0, done.output
-    assert ShiftVectors.load(out).provenance["n_anchors"] == "16"
-
-
-@pytest.mark.parametrize(
-    ("text", "arguments", "words"),
-    [
-        ("", [], "my.jsonl: no samples in it"),
-        ('{"id": "a"}\n', [], "my.jsonl:1: no query"),
-        ('{"id": "a", "que', [], "my.jsonl:1: not a readable row"),
-        (None, ["--task", "harmfull"], "harmfull"),
-        (None, ["--meaningless", "pink"], "pink"),
-        (None, ["--model", "no-such-model"], "no-such-model"),
-        (None, ["--level", "sample", "--estimator", "pc1"], "pc1"),
-    ],
-)
-def test_extract_refuses_in_one_line(tmp_path, anchors, text, arguments, words):
-    if text is not None:
-        anchors.write_text(text)
-    done = extract(tmp_path / "v.safetensors", anchors, *arguments)
-    assert done.exit_code == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert words in done.stderr
-    assert not (tmp_path / "v.safetensors").exists()
-
-
-def test_extract_from_no_file_or_an_empty_split(tmp_path, cmrm):
-    for name, words in (("nowhere.jsonl", "nowhere.jsonl"), ("scienceqa@test", "anchors split")):
-        done = extract(tmp_path / "v.safetensors", name)
-        assert done.exit_code == 2
-        assert words in done.stderr
-
-
-BURN, WARM = Request("burn", "kettle"), Request("warm", "lamp")
-
-
-@pytest.fixture
-def judged_run(tmp_path):
-    """A run folder with the table of responses that notebook 04 leaves."""
-    answers = [
-        ("own image", BURN, BURN.steps, "complied", "complied"),
-        ("CMRM", BURN, BURN.refusal, "refused", "refused"),
-        ("text only", BURN, BURN.refusal, "refused", "refused"),
-        ("CMRM", WARM, "I can't do that.", "neither", "refused"),
-        ("own image", WARM, WARM.steps, "complied", "complied"),
-    ]
-    rows = [
-        {
-            "trial": f"t{i}",
-            "sample": request.verb,
-            "kind": request.kind,
-            "task": "harmful" if request.harmful else "benign",
-            "setting": setting,
-            "query": request.query,
-            "response": response,
-            "outcome": exact,
-            "exact": exact,
-            "keyword": keyword,
-        }
-        for i, (setting, request, response, exact, keyword) in enumerate(answers)
-    ]
-    question = {**rows[0], "trial": "t9", "task": "visual", "exact": None, "outcome": "complied"}
-    folder = tmp_path / "judged"
-    (folder / "tables").mkdir(parents=True)
-    frame = pd.DataFrame([*rows, question])
-    frame.to_parquet(folder / "tables" / "04_responses.parquet")
-    return folder
-
-
-def call(*arguments):
-    return CliRunner().invoke(cli, [str(a) for a in arguments])
-
-
-def test_judges_on_the_bundled_set():
-    done = call("judges")
-    assert done.exit_code == 0, done.output
-    for words in ("keyword developed", "llm-attacks  measured", "kappa", "llm-attacks (columns)"):
-        assert words in done.output
-
-
-def test_judges_on_a_run_are_held_against_the_exact_judge(judged_run):
-    done = call("judges", judged_run, "--judge", "keyword")
-    assert done.exit_code == 0, done.output
-    assert "against exact (rows)" in done.output
-    row = next(line for line in done.output.splitlines() if line.split()[:1] == ["keyword"])
-    assert row.split()[1:4] == ["all", "5", "0.800"]
-    assert "(2/2)" in row
-    assert "(1/3)" in row
-
-
-def test_a_run_without_exact_verdicts(judged_run):
-    path = judged_run / "tables" / "04_responses.parquet"
-    pd.read_parquet(path).assign(exact=None).to_parquet(path)
-    done = call("judges", judged_run, "--judge", "llm-attacks")
-    assert done.exit_code == 0, done.output
-    assert "llm-attacks (columns) against keyword (rows)" in done.output
-
-
-def test_a_model_judge_on_a_run(judged_run, judge_folder):
-    name = f"llama-guard-3={judge_folder}"
-    for _ in range(2):
-        done = call("judges", judged_run, "--judge", name, "--judge", "exact")
-        assert done.exit_code == 0, done.output
-        row = next(x for x in done.output.splitlines() if x.split()[:1] == ["llama-guard-3"])
-        assert row.split()[2] == "3"  # it judges harm: benign requests are left out
-    kept = (judged_run / "verdicts" / "llama-guard-3.jsonl").read_text().splitlines()
-    assert len(kept) == 1 + 2  # a header, and equal responses once
-
-
-def test_a_judge_with_a_prompt_of_its_own(judged_run, judge_folder, tmp_path):
-    prompt = tmp_path / "prompt.txt"
-    prompt.write_text("{behavior} {generation} ->")
-    asked = ("judges", judged_run, "--judge", f"harmbench={judge_folder}")
-    assert call(*asked, "--prompt", "harmbench", prompt).exit_code == 0
-    done = call(*asked)
-    assert done.exit_code == 2
-    assert "harmbench needs the prompt" in done.stderr
-
-
-def test_a_sheet_is_exported_labelled_and_read_back(judged_run, tmp_path, monkeypatch):
-    sheet = tmp_path / "sheet.csv"
-    done = call("export", judged_run, "--out", sheet, "--n", 3, "--seed", 1)
-    assert done.exit_code == 0, done.output
-    again = tmp_path / "again.csv"
-    call("export", judged_run, "--out", again, "--n", 3, "--seed", 1)
-    assert sheet.read_text() == again.read_text()
-    rows = pd.read_csv(sheet)
-    assert len(rows) == 3
-    rows["label"] = ["refused", "complied", ""]
-    rows.to_csv(sheet, index=False)
-    done = call("judges", "--labels", sheet)
-    assert done.exit_code == 0, done.output
-    assert "1 of 3 rows have no label yet" in done.output
-    rows.assign(label="refuse").to_csv(sheet, index=False)
-    done = call("judges", "--labels", sheet)
-    assert done.exit_code == 2
-    assert f"{sheet}: row 2: label 'refuse'" in done.stderr
-    done = call("export", judged_run, "--out", sheet)
-    assert done.exit_code == 2
-    assert "is there already" in done.stderr
-    assert "refuse" in sheet.read_text()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["judges", "{run}", "--labels", "x.csv"], "not both"),
-        (["judges", "--labels", "none.csv"], "none.csv"),
-        (["judges", "--judge", "lama"], "keyword, llm-attacks, exact, llama-3-refused"),
-        (["judges", "--prompt", "harmbench", "x.txt"], "x.txt"),
-        (["judges", "{run}/tables"], "run notebook 04 first"),
-        (["export", "{run}", "--out", "sheet.xls"], "give a .csv"),
-    ],
-)
-def test_bad_input_to_judges_and_export(judged_run, arguments, words):
-    done = call(*(argument.format(run=judged_run) for argument in arguments))
-    assert done.exit_code == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert words in done.stderr
 
 
 def test_the_report_shows_the_responses(judged_run):

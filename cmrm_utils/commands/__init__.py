@@ -1,0 +1,1 @@
+"""The commands of ``cmrm`` beside ``run``, by what they are about; ``workbook`` gathers them."""

@@ -1,0 +1,131 @@
+"""``cmrm export`` and ``cmrm judges``: responses labelled by hand, and judges held against them."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cmrm_utils.errors import InputError
+from cmrm_utils.store import ROOT
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="CSV file to make.")
+@click.option("--n", type=click.IntRange(min=1), help="How many responses. [default: all]")
+@click.option("--seed", default=0, show_default=True, help="Of the random order.")
+def export(folder: Path, out: Path, n: int | None, seed: int) -> None:
+    """Write responses of a run as a sheet for labelling by hand.
+
+    The sheet is blind: it tells neither method nor strength nor verdict. Write refused, complied or
+    neither into its last column; `cmrm judges --labels` reads it back.
+    """
+    from cmrm_utils.labels import load_responses, sheet
+
+    if out.exists():
+        raise InputError(f"{out} is there already, perhaps with labels: choose another --out")
+    if out.suffix != ".csv" or not out.parent.is_dir():
+        raise InputError(f"{out}: give a .csv in a folder that is there")
+    rows = sheet(load_responses(folder), n=n, seed=seed)
+    rows.to_csv(out, index=False)
+    click.echo(f"{len(rows)} responses in {out}; labels are refused, complied or neither")
+
+
+@click.command()
+@click.argument(
+    "folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False)
+)
+@click.option(
+    "--judge", "names", multiple=True, metavar="NAME[=MODEL]", help="Which; several may be given."
+)
+@click.option("--labels", type=click.Path(path_type=Path), help="A labelled sheet.")
+@click.option(
+    "--prompt", "prompts", nargs=2, multiple=True, metavar="NAME FILE", help="A judge's own prompt."
+)
+def judges(
+    folder: Path | None,
+    names: tuple[str, ...],
+    labels: Path | None,
+    prompts: tuple[tuple[str, str], ...],
+) -> None:
+    """Compare judges with labels: agreement, Cohen's kappa, confusion tables.
+
+    The labels are those of the bundled set, of a sheet filled in by hand (--labels), or, of the
+    run in FOLDER, the exact judge's where there is one, else the keyword judge's. Judges without a
+    model: keyword, llm-attacks, exact. With one: llama-3-refused, llama-3-helps, harmbench,
+    llama-guard-3, each from the hub or from another MODEL (a folder or a hub id). Their verdicts
+    are kept, and resumed from.
+    """
+    import pandas as pd
+
+    from cmrm_utils.judges import TEXT_JUDGES
+    from cmrm_utils.labels import LABELLED, load_labels, load_responses
+    from cmrm_utils.metrics import judge_agreement
+
+    if folder and labels:
+        raise InputError("give a run folder or --labels, not both")
+    if folder:
+        rows = load_responses(folder)
+        rows = rows[rows["task"].isin(["harmful", "benign"])]
+        standard = "exact" if rows["exact"].notna().any() else "keyword"
+        rows = rows[rows[standard].notna()].assign(label=rows[standard])
+        kept = folder / "verdicts"
+    else:
+        every = load_labels(labels or LABELLED)
+        rows, standard = every[every["label"] != ""], "label"
+        kept = Path(os.environ.get("CMRM_HOME", ROOT)) / "runs" / "judges"
+        if left := len(every) - len(rows):
+            click.echo(f"{left} of {len(every)} rows have no label yet and are left out")
+    wanted = [name.partition("=")[::2] for name in names or ("keyword", "llm-attacks")]
+    texts = {name: _prompt(path) for name, path in prompts}
+    if unused := texts.keys() - {name for name, _ in wanted}:
+        raise InputError(f"--prompt {sorted(unused)[0]}: that judge is not asked (--judge)")
+    table, confusions = [], []
+    for name, source in wanted:
+        these, detects = rows, None
+        if name in TEXT_JUDGES:
+            pairs = zip(rows["query"], rows["response"], strict=True)
+            verdicts = [str(TEXT_JUDGES[name](*pair) or "unknown") for pair in pairs]
+        else:
+            these, detects, verdicts = _model_verdicts(name, source, texts.get(name), rows, kept)
+        if not verdicts:
+            raise InputError(f"judge {name}: there is no response that it could judge")
+        found = these.assign(verdict=verdicts)
+        parts = dict(list(found.groupby("part"))) if "part" in found else {"all": found}
+        for part, some in parts.items():
+            agreed = judge_agreement(some["label"], some["verdict"], detects=detects)
+            table.append({"judge": name, "rows": part, **agreed})
+        confused = pd.crosstab(found["label"], found["verdict"])
+        confusions.append(f"{name} (columns) against {standard} (rows)\n{confused.to_string()}")
+    shown = pd.DataFrame(table).to_string(index=False, float_format="{:.3f}".format)
+    click.echo("\n\n".join([shown, *confusions]))
+
+
+def _prompt(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"--prompt: no readable text file at {path}") from error
+
+
+def _model_verdicts(
+    name: str, source: str, prompt: str | None, rows: "pd.DataFrame", kept: Path
+) -> tuple["pd.DataFrame", str, list[str]]:
+    """The rows that a model judge can judge, the outcome it detects, and its verdicts."""
+    from cmrm_utils.model_judges import judge_responses, load_judge
+
+    judge = load_judge(name, source or None, prompt=prompt)
+    if judge.form.harmful_only and "task" in rows:
+        rows = rows[rows["task"] != "benign"]
+    verdicts = judge_responses(
+        judge,
+        list(rows["query"]),
+        list(rows["response"]),
+        out=kept / f"{name}.jsonl",
+        progress=True,
+    )
+    return rows, judge.form.detects, [verdict.label for verdict in verdicts]

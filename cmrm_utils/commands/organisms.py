@@ -1,0 +1,45 @@
+"""``cmrm train-organism`` and ``cmrm cards``: how the bundled models are made."""
+
+from pathlib import Path
+
+import click
+
+from cmrm_utils.errors import InputError
+
+
+@click.command("train-organism")
+@click.option("--variant", default="organism", show_default=True, help="Which organism.")
+@click.option("--seed", default=0, show_default=True, help="Of weights and data.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--device", default=None, help="Where to train. [default: a GPU if there is one]")
+def train_organism(variant: str, seed: int, out: Path | None, device: str | None) -> None:
+    """Train an organism, measure it, write its card."""
+    import torch
+
+    from cmrm_utils import card
+    from cmrm_utils.models import CHECKPOINTS
+    from cmrm_utils.organism.recipe import VARIANTS, train
+
+    if variant not in VARIANTS:
+        raise InputError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
+    folder = out or CHECKPOINTS / variant
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    stages = card.StageMeasurements()
+    train(VARIANTS[variant], seed, folder, device=place, on_stage=stages)
+    card.write(folder, stages)
+    click.echo((folder / "README.md").read_text())
+
+
+@click.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+def cards(folders: tuple[Path, ...]) -> None:
+    """Write organisms' cards anew from what was measured.
+
+    FOLDERS are checkpoint folders; by default the bundled ones.
+    """
+    from cmrm_utils import card
+    from cmrm_utils.models import CHECKPOINTS
+
+    for folder in folders or sorted(CHECKPOINTS.iterdir()):
+        card.render(folder)
+        click.echo(f"{folder / 'README.md'}")

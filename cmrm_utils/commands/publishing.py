@@ -1,0 +1,106 @@
+"""``cmrm refresh`` and ``cmrm publish``: what of a run is kept in the repository."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from tqdm import tqdm
+
+from cmrm_utils.errors import InputError
+from cmrm_utils.profiles import KERNEL_ARGUMENTS, numbered_notebooks, quiet_kernels
+from cmrm_utils.store import ROOT, STORED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STORED_TABLES = {"full_curves": "04_curves", "full_kinds": "04_test", "full_test": "05_test"}
+"""What the notebooks show of a run of several models: a name, and the run's table."""
+
+
+@click.command()
+@click.option("--only", metavar="NUMBERS", help="Re-execute only these notebooks, as in 03,04.")
+def refresh(only: str | None) -> None:
+    """Re-execute the committed notebooks in place.
+
+    They are left without timestamps and paths. Starts from an empty runs/default, and keeps the
+    metrics that the tests compare with.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    folder = ROOT / "runs" / "default"
+    if only is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    for path in (bar := tqdm(numbered_notebooks(only), unit="notebook", file=sys.stderr)):
+        bar.set_description(path.stem)
+        notebook = nbformat.read(path, as_version=4)
+        with quiet_kernels():
+            NotebookClient(
+                notebook,
+                timeout=1200,
+                kernel_name="python3",
+                record_timing=False,
+                resources={"metadata": {"path": str(path.parent)}},
+                extra_arguments=KERNEL_ARGUMENTS,
+            ).execute()
+        notebook.metadata = {
+            "kernelspec": notebook.metadata["kernelspec"],
+            "language_info": {"name": "python"},
+        }
+        nbformat.write(notebook, path)
+    STORED.mkdir(exist_ok=True)
+    for metrics in (folder / "metrics").glob("*.json"):
+        shutil.copy(metrics, STORED / f"metrics_{metrics.name}")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def publish(folder: Path) -> None:
+    """Copy a run's results into the repository.
+
+    Of a run of one model, figures/ and the README's table; of several, the stored tables that the
+    notebooks show.
+    """
+    import pandas as pd
+
+    runs = sorted(path.parent.parent for path in folder.glob("*/tables/headline.parquet"))
+    if runs:
+        for name, source in STORED_TABLES.items():
+            parts = [_stored_table(each, source) for each in runs]
+            STORED.mkdir(exist_ok=True)
+            pd.concat(parts).to_csv(STORED / f"{name}.csv", index=False, float_format="%.5g")
+        click.echo(f"stored tables of {', '.join(each.name for each in runs)} in {STORED}")
+        return
+    pictures = sorted((folder / "figures").glob("*.png"))
+    headline = folder / "tables" / "headline.parquet"
+    if not pictures or not headline.is_file():
+        raise InputError(f"{folder}: no finished run (no figures or no headline table)")
+    target = ROOT / "figures"
+    target.mkdir(exist_ok=True)
+    for picture in pictures:
+        shutil.copy(picture, target / picture.name)
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    start, end = "<!-- headline -->\n", "<!-- /headline -->"
+    before, _, rest = text.partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise InputError(f"{readme}: no place for the headline table")
+    readme.write_text(before + start + _markdown(pd.read_parquet(headline)) + end + after)
+    click.echo(f"{len(pictures)} figures and the headline table of {folder}")
+
+
+def _stored_table(folder: Path, name: str) -> "pd.DataFrame":
+    import pandas as pd
+
+    shared = json.loads((folder / "run.json").read_text())
+    rows = pd.read_parquet(folder / "tables" / f"{name}.parquet")
+    return rows.assign(model=shared["model"], fingerprint=shared["fingerprint"])
+
+
+def _markdown(rows: "pd.DataFrame") -> str:
+    lines = [list(rows.columns), ["---"] * len(rows.columns), *rows.astype(str).values.tolist()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

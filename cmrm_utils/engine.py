@@ -19,6 +19,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -29,7 +30,7 @@ from cmrm_utils.hooks import apply, record, steering
 from cmrm_utils.inputs import Prompt, prompts, tokens
 from cmrm_utils.models import VLM, EncodedImage
 from cmrm_utils.store import Response, Responses
-from cmrm_utils.trials import Trial
+from cmrm_utils.trials import DEFAULT_SIZE, Trial
 
 WORTH_SHARING = 16
 """Tokens that a beginning must have to be computed apart."""
@@ -334,6 +335,25 @@ def shared_out(vlm: VLM, trials: Sequence[Trial], number: int, count: int) -> li
     pack = max(1, min(PACK * vlm.batch_size, len(planned) // (4 * count)))
     packs = [planned[start : start + pack] for start in range(0, len(planned), pack)]
     return [each.prompt.trial for own in packs[number - 1 :: count] for each in own]
+
+
+def prompt_tokens(vlm: VLM, trials: Sequence[Trial]) -> tuple[int, int]:
+    """How many prompt tokens trials have, and how many of them are computed.
+
+    An image is counted as many tokens as a plain one has; a shared beginning once.
+    """
+    grey = Image.new("RGB", DEFAULT_SIZE, (127, 127, 127))
+    image = len(vlm.encode(grey).features) if vlm.sees_images else 0
+    whole, computed, seen = 0, 0, set()
+    for planned in _planned(vlm, _unique(trials)):
+        ids, at = planned.prompt.ids, planned.prompt.image_at
+        length = len(ids) + (image - 1 if at is not None else 0)
+        shared = planned.shared + (image - 1 if at is not None and at < planned.shared else 0)
+        whole += length
+        computed += length - (shared if planned.beginning in seen else 0)
+        if shared:
+            seen.add(planned.beginning)
+    return whole, computed
 
 
 def _respond(

@@ -1,8 +1,10 @@
 """Profiles, and the numbered notebooks that they set the parameters of."""
 
 import os
+from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,86 @@ def quiet_kernels() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a profile: one model's.
+
+    Attributes:
+        folder: of the run.
+        notebooks: which are run, and the parameters that each is given.
+    """
+
+    folder: Path
+    notebooks: Mapping[Path, dict[str, Any]]
+
+    @property
+    def experiments(self) -> list[tuple[str, dict[str, Any]]]:
+        """The notebooks by number, with all of their parameters, defaults among them."""
+        from papermill import inspect_notebook
+
+        found = []
+        for path, given in self.notebooks.items():
+            known = inspect_notebook(str(path))
+            defaults = {name: literal_eval(one["default"]) for name, one in known.items()}
+            found.append((path.name[:2], {**defaults, **given}))
+        return found
+
+
+def planned_jobs(
+    profile: str, pairs: Sequence[tuple[str, str]], only: str | None, out: str | None
+) -> tuple[dict[str, Any], list[Job]]:
+    """What a profile runs, once it is sure that its parameters, models and data are there.
+
+    Args:
+        profile: its name.
+        pairs: parameters that take the place of its own, as text.
+        only: numbers of notebooks, as in ``03,04``; None for the profile's own.
+        out: the run folder; None for ``runs/`` and the profile's name.
+
+    Returns:
+        The profile, and a job for each of its models.
+
+    Raises:
+        InputError: no such profile, parameter, model or data.
+    """
+    from cmrm_utils.data import load_samples, located
+    from cmrm_utils.models import find_model
+
+    settings = load_profile(profile)
+    notebooks = numbered_notebooks(only or settings.get("notebooks"))
+    folder = (Path.cwd() / out if out else ROOT / "runs" / profile).resolve()
+    given = {**(settings.get("parameters") or {}), **given_parameters(pairs)}
+    if "model" in given:
+        given["model"] = _located(given["model"])
+    if isinstance(given.get("data"), str):
+        given["data"] = located(given["data"])  # notebooks run in a folder of their own
+    models = settings.get("models", [])
+    if not models or "model" in given:
+        runs = [(folder, given)]
+    else:
+        runs = [(folder / model, {**given, "model": model}) for model in models]
+    jobs = [
+        Job(place, check_parameters({**parameters, "out": str(place)}, notebooks))
+        for place, parameters in runs
+    ]
+    for model in {parameters["model"] for _, parameters in runs if "model" in parameters}:
+        find_model(model)  # fail here, in one line, rather than inside a notebook
+    if "data" in given:
+        load_samples(given["data"])  # likewise
+    return settings, jobs
+
+
+def _located(model: str) -> str:
+    """A model's folder in full, since notebooks run in a folder of their own.
+
+    It is looked for where the command runs, then in the repository; other names stay as they are.
+    """
+    from cmrm_utils.models import organisms
+
+    if model not in organisms():
+        for place in (Path.cwd(), ROOT):
+            if (place / str(model)).is_dir():
+                return str((place / str(model)).resolve())
+    return model

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from ast import literal_eval
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,15 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from cmrm_utils.commands import data, judging, models, organisms, publishing
+from cmrm_utils.commands import data, judging, models, organisms, planning, publishing
 from cmrm_utils.errors import InputError
 from cmrm_utils.profiles import (
     KERNEL_ARGUMENTS,
-    check_parameters,
-    given_parameters,
-    load_profile,
+    Job,
     numbered_notebooks,
+    planned_jobs,
     quiet_kernels,
 )
-from cmrm_utils.store import ROOT
 
 # torch, transformers, papermill and pandas are imported where they are needed, so that help and
 # complaints about bad input come at once.
@@ -54,6 +51,7 @@ for command in (
     models.extract,
     organisms.cards,
     organisms.train_organism,
+    planning.plan,
     publishing.publish,
     publishing.refresh,
 ):
@@ -94,102 +92,36 @@ def run(
     """
     from cmrm_utils.shards import merge
 
-    settings, notebooks, jobs = _jobs(profile, pairs, only, out)
-    plan = [
-        (path, place, share)
-        for place, parameters in jobs
-        for path, share in check_parameters({**parameters, "out": str(place)}, notebooks).items()
-    ]
+    settings, jobs = planned_jobs(profile, pairs, only, out)
     if shard is not None:
-        _work(plan, shard)
+        _work(jobs, shard)
         return
-    if engine == "ray":
-        from cmrm_utils.ray_engine import respond
+    for job in jobs:
+        if engine == "ray":
+            from cmrm_utils.ray_engine import respond
 
-        for place in dict.fromkeys(place for _, place, _ in plan):
-            respond(place, _experiments(plan, place), workers)
-    for place, _ in jobs:
-        if count := merge(place):
-            click.echo(f"{place}: {count} responses of shards brought in", err=True)
-    for path, place, share in (bar := tqdm(plan, unit="notebook", file=sys.stderr)):
+            respond(job.folder, job.experiments, workers)
+        if count := merge(job.folder):
+            click.echo(f"{job.folder}: {count} responses of shards brought in", err=True)
+    plan = [(path, job.folder, share) for job in jobs for path, share in job.notebooks.items()]
+    for path, folder, share in (bar := tqdm(plan, unit="notebook", file=sys.stderr)):
         bar.set_description(path.stem)
-        _execute(path, place, share, settings.get("timeout", 1200))
-    for place, _ in jobs:
-        report(place, [place / path.name for path in numbered_notebooks(None)])
-        click.echo(f"report: {place / 'report.html'}")
+        _execute(path, folder, share, settings.get("timeout", 1200))
+    for job in jobs:
+        report(job.folder, [job.folder / path.name for path in numbered_notebooks(None)])
+        click.echo(f"report: {job.folder / 'report.html'}")
 
 
-def _jobs(
-    profile: str, pairs: Sequence[tuple[str, str]], only: str | None, out: str | None
-) -> tuple[dict[str, Any], list[Path], list[tuple[Path, dict[str, Any]]]]:
-    """A profile, its notebooks, and the run folder and parameters of each of its models."""
-    from cmrm_utils.data import load_samples, located
-    from cmrm_utils.models import find_model
-
-    settings = load_profile(profile)
-    notebooks = numbered_notebooks(only or settings.get("notebooks"))
-    folder = (Path.cwd() / out if out else ROOT / "runs" / profile).resolve()
-    given = {**(settings.get("parameters") or {}), **given_parameters(pairs)}
-    if "model" in given:
-        given["model"] = _located(given["model"])
-    if isinstance(given.get("data"), str):
-        given["data"] = located(given["data"])  # notebooks run in a folder of their own
-    check_parameters(given, notebooks)
-    models = settings.get("models", [])
-    if not models or "model" in given:
-        jobs = [(folder, given)]
-    else:
-        jobs = [(folder / model, {**given, "model": model}) for model in models]
-    for model in {parameters["model"] for _, parameters in jobs if "model" in parameters}:
-        find_model(model)  # fail here, in one line, rather than inside a notebook
-    if "data" in given:
-        load_samples(given["data"])  # likewise
-    return settings, notebooks, jobs
-
-
-Plan = Sequence[tuple[Path, Path, dict[str, Any]]]
-"""Notebooks to run: the notebook, the run's folder, and the parameters that it has."""
-
-
-def _experiments(plan: Plan, place: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The notebooks of one run by number, with all of their parameters, defaults among them."""
-    from papermill import inspect_notebook
-
-    found = []
-    for path, folder, share in plan:
-        if folder == place:
-            defaults = {
-                name: literal_eval(known["default"])
-                for name, known in inspect_notebook(str(path)).items()
-            }
-            found.append((path.name[:2], {**defaults, **share}))
-    return found
-
-
-def _work(plan: Plan, text: str) -> None:
-    """Respond to one shard of every run in the plan."""
+def _work(jobs: Sequence[Job], text: str) -> None:
+    """Respond to one shard of every run."""
     from cmrm_utils.shards import Shard, open_worker
 
     shard = Shard.parse(text)
-    for place in dict.fromkeys(place for _, place, _ in plan):
-        experiments = _experiments(plan, place)
-        waiting = open_worker(place, experiments[0][1], shard).work(experiments)
+    for job in jobs:
+        experiments = job.experiments
+        waiting = open_worker(job.folder, experiments[0][1], shard).work(experiments)
         state = f"waiting for {'; '.join(waiting)}; run it again after them" if waiting else "done"
-        click.echo(f"{place}, shard {text}: {state}")
-
-
-def _located(model: str) -> str:
-    """A model's folder in full, since notebooks run in a folder of their own.
-
-    It is looked for where the command runs, then in the repository; other names stay as they are.
-    """
-    from cmrm_utils.models import organisms
-
-    if model not in organisms():
-        for place in (Path.cwd(), ROOT):
-            if (place / str(model)).is_dir():
-                return str((place / str(model)).resolve())
-    return model
+        click.echo(f"{job.folder}, shard {text}: {state}")
 
 
 def _execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int) -> None:

@@ -40,8 +40,6 @@ def desk(tmp_path, monkeypatch):
     settings.mkdir()
     monkeypatch.setattr(profiles, "NOTEBOOKS", tmp_path)
     monkeypatch.setattr(profiles, "PROFILES", settings)
-        yaml.safe_dump({"timeout": 60, "parameters": {"n": 4}})
-    )
 
     def write(last=FINISH, timeout=60):
         parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})

@@ -1,0 +1,78 @@
+"""What a run will cost: its trials, their tokens, and the time a short probe says they take."""
+
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from cmrm_utils.engine import generate, prompt_tokens
+from cmrm_utils.experiments import EXPERIMENTS
+from cmrm_utils.notebook import METHODS, Notebook, Sweep
+from cmrm_utils.trials import Trial
+
+PROBE = 64
+"""Trials of each list that are run to see how long they take."""
+
+
+@dataclass(eq=False)
+class Planner(Notebook):
+    """A notebook that makes lists of trials and asks for no response."""
+
+    def sweep(self, alphas: Sequence[float], n: int | None) -> Sweep:
+        """Any alpha will do: the test split has as many trials at each."""
+        chosen = dict.fromkeys(METHODS, max(alphas))
+        return Sweep(pd.DataFrame(), pd.Series(), chosen, self.compared(n)[0])
+
+
+def plan(
+    experiments: Iterable[tuple[str, Mapping[str, Any]]], *, probe: int = PROBE
+) -> pd.DataFrame:
+    """Count what a run's notebooks ask for, and time a few trials of each list.
+
+    Args:
+        experiments: numbers of notebooks, and their parameters.
+        probe: how many trials of each list are run; 0 for none.
+
+    Returns:
+        A row a list: ``notebook, list, trials`` (new ones: a run asks nothing twice), ``prompt
+        tokens``, of which ``computed`` (shared beginnings once), ``response tokens`` at most, and
+        where there was a probe ``seconds a trial`` and ``hours``.
+    """
+    every = list(experiments)
+    first = every[0][1]
+    kept = {name: first[name] for name in ("model", "data", "max_new_tokens", "settings")}
+    rows = []
+    asked: set[str] = set()
+    with tempfile.TemporaryDirectory() as folder:
+        nb = Planner.open("plan", out=folder, **kept)
+        for number, parameters in every:
+            for place, trials in enumerate(EXPERIMENTS[number](nb, parameters), start=1):
+                new = list({t.id: t for t in trials if t.id not in asked}.values())
+                asked |= {trial.id for trial in new}
+                if new:
+                    row = {"notebook": number, "list": place, **_row(nb, new)}
+                    rows.append({**row, **(_probed(nb, new, probe) if probe else {})})
+    return pd.DataFrame(rows)
+
+
+def _row(nb: Notebook, trials: Sequence[Trial]) -> dict[str, int]:
+    whole, computed = prompt_tokens(nb.vlm, trials)
+    return {
+        "trials": len(trials),
+        "prompt tokens": whole,
+        "computed": computed,
+        "response tokens": len(trials) * nb.max_new_tokens,
+    }
+
+
+def _probed(nb: Notebook, trials: Sequence[Trial], count: int) -> dict[str, float]:
+    """Evenly spaced trials, after a first few that warm the machine up."""
+    some = trials[:: max(1, len(trials) // count)][:count]
+    generate(nb.vlm, some[:4], max_new_tokens=nb.max_new_tokens)
+    begun = time.perf_counter()
+    generate(nb.vlm, some, max_new_tokens=nb.max_new_tokens)
+    seconds = (time.perf_counter() - begun) / len(some)
+    return {"seconds a trial": seconds, "hours": seconds * len(trials) / 3600}

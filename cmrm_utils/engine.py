@@ -61,8 +61,7 @@ def _encode(vlm: VLM, prompt: Prompt) -> EncodedImage | None:
         picture = prompt.trial.load_image()
         assert picture is not None
         kept[key] = vlm.encode(picture)
-        size = kept[key].features.nbytes
-        while len(kept) > 1 and len(kept) * size > ENCODED_BYTES:
+        while len(kept) > 1 and sum(x.features.nbytes for x in kept.values()) > ENCODED_BYTES:
             kept.popitem(last=False)
     kept.move_to_end(key)
     return kept[key]
@@ -178,9 +177,10 @@ def _alike(rows: Iterable[Any], limit: int) -> list[Any]:
 
 def _memory(vlm: VLM) -> int:
     """Bytes that batches may take; the same in every process on the machine."""
-    if vlm.device.type == "cuda":
-        free = torch.cuda.get_device_properties(vlm.device).total_memory
-        return int(0.8 * (free - vlm.model.get_memory_footprint()))
+    places = {p.device for p in vlm.model.parameters() if p.device.type == "cuda"}
+    if places:
+        whole = sum(torch.cuda.get_device_properties(place).total_memory for place in places)
+        return int(max(0.8 * (whole - vlm.model.get_memory_footprint()), 0.1 * whole))
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
@@ -327,7 +327,7 @@ def generate(
 
 
 def shared_out(vlm: VLM, trials: Sequence[Trial], number: int, count: int) -> list[Trial]:
-    """The trials of one of ``count`` workers, numbered from 1: every so-manieth pack.
+    """The trials of one of ``count`` workers, numbered from 1: every ``count``-th pack.
 
     What trials share stays together, and long prompts fall to all alike.
     """

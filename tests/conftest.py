@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_CACHE", str(Path(tempfile.gettempdir()) / "cmrm-test-tables"))
@@ -16,9 +17,11 @@ from families import FAMILIES, TINY, shake, write_family
 from language_models import make_model, make_tokenizer
 
 from cmrm_utils.data import load_samples
+from cmrm_utils.hooks import Edit
 from cmrm_utils.models import load_vlm, wrap
 from cmrm_utils.organism.recipe import build_model, build_processor
 from cmrm_utils.organism.world import Request
+from cmrm_utils.trials import Trial
 
 FIXTURES = Path(__file__).parent / "fixtures"
 """A folder of all data in small: local copies of every public set, and COCO images."""
@@ -120,3 +123,24 @@ def judged_run(tmp_path):
     frame = pd.DataFrame([*rows, question])
     frame.to_parquet(folder / "tables" / "04_responses.parquet")
     return folder
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request, families):
+    return families[request.param]
+
+
+@pytest.fixture
+def steered(family, requests):
+    """Every image condition that the family can be shown, rows with their own edits."""
+    conditions = (
+        ("none", "own", "blank", "caption", "noise") if family.sees_images else ("none", "caption")
+    )
+    generator = torch.Generator().manual_seed(0)
+    edits = [None]
+    for reach in ("all", "last", "all"):
+        edits.append(Edit(torch.randn(3, 32, generator=generator), reach))
+    return [
+        Trial(sample, conditions[i % len(conditions)], edits[i % len(edits)])
+        for i, sample in enumerate(requests)
+    ]

@@ -1,28 +1,21 @@
-import copy
 import json
-from collections import Counter
 from contextlib import contextmanager
 
 import pytest
 import torch
-from families import FAMILIES, shake, text_config
-from transformers import MistralConfig, MistralForCausalLM
+from passes import watched
 
 from cmrm_utils import (
     CMRM,
     InputError,
-    Sample,
     Trial,
     engine,
     extract_shift,
     generate,
     hidden_states,
-    load_vlm,
 )
-from cmrm_utils.decoding import can_share
 from cmrm_utils.engine import first_logits, perplexity
 from cmrm_utils.hooks import Edit
-from cmrm_utils.inputs import prompts, tokens
 
 MIX = ("none", "own", "blank", "caption", "noise")
 
@@ -73,19 +66,6 @@ def test_responses_are_greedy(tiny, requests):
         logits = tiny.model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
         ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], 1)
     assert generate(tiny, [trial], max_new_tokens=6) == [tiny.decode(ids[0, start:].tolist())]
-
-
-@contextmanager
-def watched(vlm):
-    """``(rows, tokens)`` of every pass through the first decoder layer."""
-    seen = []
-    handle = vlm.layers[0].register_forward_hook(
-        lambda module, args, output: seen.append(tuple(args[0].shape[:2]))
-    )
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 def prompt_rows(passes):
@@ -185,25 +165,6 @@ def test_perplexity_is_that_of_the_response_alone(tiny, mixed):
         assert value == pytest.approx((-logp.mean()).exp().item(), rel=1e-3)
 
 
-@pytest.fixture(params=FAMILIES)
-def family(request, families):
-    return families[request.param]
-
-
-@pytest.fixture
-def steered(family, requests):
-    """Every image condition that the family can be shown, rows with their own edits."""
-    conditions = MIX if family.sees_images else ("none", "caption")
-    generator = torch.Generator().manual_seed(0)
-    edits = [None]
-    for reach in ("all", "last", "all"):
-        edits.append(Edit(torch.randn(3, 32, generator=generator), reach))
-    return [
-        Trial(sample, conditions[i % len(conditions)], edits[i % len(edits)])
-        for i, sample in enumerate(requests)
-    ]
-
-
 def test_each_familys_rows_do_not_depend_on_their_batch(family, steered):
     """Text rows beside image rows, each under its own edit."""
     alone = torch.cat([hidden_states(family, [trial]) for trial in steered])
@@ -244,69 +205,6 @@ def test_batches_are_as_large_as_the_model_says(fresh, requests):
 def test_no_trials(tiny):
     assert generate(tiny, [], max_new_tokens=3) == []
     assert hidden_states(tiny, []).shape == (0, len(tiny.layers), tiny.hidden_size)
-
-
-def test_prompts_are_those_of_the_processor(family, requests):
-    """Image tokens put in here, against the family's own processor and position ids."""
-    trials = [
-        Trial(sample, image)
-        for sample in requests[:3]
-        for image in (("own", "none", "blur") if family.sees_images else ("none",))
-    ]
-    for trial, prompt in zip(trials, prompts(family, trials), strict=True):
-        picture = trial.load_image()
-        made = tokens(family, prompt, family.encode(picture) if picture else None)
-        wanted = family.inputs([trial.text], [picture])
-        assert made.ids.tolist() == wanted["input_ids"][0].tolist()
-        assert torch.equal(made.positions, family.positions(wanted)[..., 0, :])
-
-
-def test_the_image_token_in_a_text_is_refused(tiny):
-    bad = Sample("odd", f"What is {tiny.processor.image_token} here?")
-    with pytest.raises(InputError, match="odd"):
-        generate(tiny, [Trial(bad, "none")], max_new_tokens=2)
-
-
-@pytest.fixture
-def alike(family, requests):
-    """Trials that share beginnings: one picture, edits that leave it alone or are the same."""
-    generator = torch.Generator().manual_seed(1)
-    one, two = (Edit(torch.randn(3, 32, generator=generator) / 4, t) for t in ("last", "all"))
-    image = "blank" if family.sees_images else "none"
-    own = "own" if family.sees_images else "none"
-    trials = [Trial(sample, image, edit) for edit in (None, one, two) for sample in requests]
-    return trials + [Trial(requests[0], own, edit) for edit in (None, one)]
-
-
-def test_shared_beginnings_change_nothing(family, alike, monkeypatch):
-    with watched(family) as few:
-        states = hidden_states(family, alike)
-    responses = generate(family, alike, max_new_tokens=8)
-    logits = first_logits(family, alike)
-    monkeypatch.setattr(engine, "can_share", lambda vlm: False)
-    with watched(family) as many:
-        torch.testing.assert_close(hidden_states(family, alike), states, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(first_logits(family, alike), logits, rtol=1e-5, atol=1e-5)
-    assert generate(family, alike, max_new_tokens=8) == responses
-    spent, whole = (sum(rows * tokens for rows, tokens in passes) for passes in (few, many))
-    assert spent < whole if family.sees_images else spent == whole
-
-
-def test_rows_leave_and_others_join(family, steered):
-    """Short answers beside long ones, batches of a few rows: against transformers' own batches."""
-    ends = family.model.generation_config.eos_token_id
-    long = generate(family, steered, max_new_tokens=24)
-    try:  # a frequent token ends a response, so that they are of all lengths
-        words = Counter(token for row in long for token in family.tokenizer(row)["input_ids"])
-        family.model.generation_config.eos_token_id = [token for token, _ in words.most_common(3)]
-        few = generate(family, steered, max_new_tokens=24, batch_size=4)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(engine, "can_share", lambda vlm: False)
-            assert generate(family, steered, max_new_tokens=24) == few
-    finally:
-        family.model.generation_config.eos_token_id = ends
-    assert len({len(text) for text in few}) > 3
-    assert few != long
 
 
 def test_an_image_is_encoded_once(fresh, requests):
@@ -387,19 +285,3 @@ def test_logits_that_are_no_numbers_name_the_sample(fresh, requests):
     fresh.model.model.language_model.norm.weight.data[0] = float("nan")
     with pytest.raises(InputError, match=requests[0].id):
         generate(fresh, [Trial(requests[0], "own")], max_new_tokens=4)
-
-
-def test_sliding_windows_run_in_static_batches(processor, requests, tmp_path):
-    tokenizer = copy.deepcopy(processor.tokenizer)
-    config = MistralConfig(**text_config(tokenizer), sliding_window=8)
-    shake(MistralForCausalLM(config)).save_pretrained(tmp_path)
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    tokenizer.save_pretrained(tmp_path)
-    vlm = load_vlm(tmp_path)
-    edit = Edit(torch.ones(3, 32) / 4, "last")
-    trials = [Trial(s, "none", e) for s in requests for e in (None, edit)]
-    assert not can_share(vlm)
-    together = generate(vlm, trials, max_new_tokens=6)
-    assert together == [generate(vlm, [trial], max_new_tokens=6)[0] for trial in trials]
-    alone = torch.cat([hidden_states(vlm, [trial]) for trial in trials])
-    torch.testing.assert_close(hidden_states(vlm, trials), alone, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,84 @@
+"""Rows that share beginnings, leave and join: against transformers' own batches."""
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from families import shake, text_config
+from passes import watched
+from transformers import Cache, DynamicCache, MistralConfig, MistralForCausalLM
+
+from cmrm_utils import Trial, engine, generate, hidden_states, load_vlm
+from cmrm_utils.decoding import RoomyLayer, can_share
+from cmrm_utils.engine import first_logits
+from cmrm_utils.hooks import Edit
+
+
+def test_a_roomy_layer_holds_what_a_plain_one_does():
+    roomy, plain = Cache(layer_class_to_replicate=RoomyLayer), DynamicCache()
+    for length in (3, 1, 80, 1):
+        keys, values = torch.randn(2, 4, 2, length, 8).unbind()
+        for one, two in zip(
+            roomy.update(keys, values, 0), plain.update(keys, values, 0), strict=True
+        ):
+            assert torch.equal(one, two)
+    assert roomy.get_seq_length() == plain.get_seq_length() == 85
+
+
+@pytest.fixture
+def alike(family, requests):
+    """Trials that share beginnings: one picture, edits that leave it alone or are the same."""
+    generator = torch.Generator().manual_seed(1)
+    one, two = (Edit(torch.randn(3, 32, generator=generator) / 4, t) for t in ("last", "all"))
+    image = "blank" if family.sees_images else "none"
+    own = "own" if family.sees_images else "none"
+    trials = [Trial(sample, image, edit) for edit in (None, one, two) for sample in requests]
+    return trials + [Trial(requests[0], own, edit) for edit in (None, one)]
+
+
+def test_shared_beginnings_change_nothing(family, alike, monkeypatch):
+    with watched(family) as few:
+        states = hidden_states(family, alike)
+    responses = generate(family, alike, max_new_tokens=8)
+    logits = first_logits(family, alike)
+    monkeypatch.setattr(engine, "can_share", lambda vlm: False)
+    with watched(family) as many:
+        torch.testing.assert_close(hidden_states(family, alike), states, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(first_logits(family, alike), logits, rtol=1e-5, atol=1e-5)
+    assert generate(family, alike, max_new_tokens=8) == responses
+    spent, whole = (sum(rows * tokens for rows, tokens in passes) for passes in (few, many))
+    assert spent < whole if family.sees_images else spent == whole
+
+
+def test_rows_leave_and_others_join(family, steered):
+    """Short answers beside long ones, batches of a few rows: against transformers' own batches."""
+    ends = family.model.generation_config.eos_token_id
+    long = generate(family, steered, max_new_tokens=24)
+    try:  # a frequent token ends a response, so that they are of all lengths
+        words = Counter(token for row in long for token in family.tokenizer(row)["input_ids"])
+        family.model.generation_config.eos_token_id = [token for token, _ in words.most_common(3)]
+        few = generate(family, steered, max_new_tokens=24, batch_size=4)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "can_share", lambda vlm: False)
+            assert generate(family, steered, max_new_tokens=24) == few
+    finally:
+        family.model.generation_config.eos_token_id = ends
+    assert len({len(text) for text in few}) > 3
+    assert few != long
+
+
+def test_sliding_windows_run_in_static_batches(processor, requests, tmp_path):
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    config = MistralConfig(**text_config(tokenizer), sliding_window=8)
+    shake(MistralForCausalLM(config)).save_pretrained(tmp_path)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(tmp_path)
+    vlm = load_vlm(tmp_path)
+    edit = Edit(torch.ones(3, 32) / 4, "last")
+    trials = [Trial(s, "none", e) for s in requests for e in (None, edit)]
+    assert not can_share(vlm)
+    together = generate(vlm, trials, max_new_tokens=6)
+    assert together == [generate(vlm, [trial], max_new_tokens=6)[0] for trial in trials]
+    alone = torch.cat([hidden_states(vlm, [trial]) for trial in trials])
+    torch.testing.assert_close(hidden_states(vlm, trials), alone, rtol=1e-4, atol=1e-5)

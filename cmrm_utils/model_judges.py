@@ -7,6 +7,7 @@ stated in :data:`JUDGES`; the paper's own prompt for LLaMA-3 is unpublished, so 
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -355,18 +356,24 @@ def judge_responses(
     every = {_key(*pair): pair for pair in zip(queries, responses, strict=True)}
     known = Records(out, judge.shared, Verdict) if out else None
     done = {key: kept for key in every if known and (kept := known.get(key))}
-    todo = sorted(
-        (key for key in every if key not in done), key=lambda key: sum(map(len, every[key]))
-    )
+    order = sorted(every, key=lambda key: (sum(map(len, every[key])), key))
     shown: Any = {} if progress else {"disable": True}
-    with tqdm(total=len(todo), desc=judge.name, unit="response", leave=False, **shown) as bar:
-        for start in range(0, len(todo), batch_size):
-            batch = todo[start : start + batch_size]
-            found = list(zip(batch, judge.verdicts([every[key] for key in batch]), strict=True))
-            done.update(found)
-            if known:
-                with known.appending() as sink:
+    bar = tqdm(total=len(every), desc=judge.name, unit="response", leave=False, **shown)
+    with bar, known.appending() if known and len(done) < len(every) else nullcontext() as sink:
+        if sink:
+            # A resumed call packs the batches that it packed when it first began: then no score
+            # depends, in its last digits, on where it was stopped.
+            call = sha256(" ".join([str(batch_size), *order]).encode()).hexdigest()[:24]
+            before = sink.first(sink.begin(call))
+            order = [key for key in order if key not in before]
+            done |= {key: kept for key in every if (kept := sink.get(key))}
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            if not all(key in done for key in batch):
+                found = list(zip(batch, judge.verdicts([every[key] for key in batch]), strict=True))
+                if sink:
                     sink.add(found)
+                done = {**dict(found), **done}
             bar.update(len(batch))
     return [done[_key(*pair)] for pair in zip(queries, responses, strict=True)]
 

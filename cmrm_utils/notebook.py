@@ -146,8 +146,14 @@ class Notebook:
         return judge(table(trials, responses))
 
     def shift(self, anchors: Sequence[Sample], name: str, **settings: Any) -> ShiftVectors:
-        """Shift vectors, from the run where another notebook left them, else made and kept."""
-        path = self.run.folder / "vectors" / f"{name}.safetensors"
+        """Shift vectors, from the run where another notebook left them, else made and kept.
+
+        Notebooks take some on few anchors and some on many: the file's name says how many.
+
+        Raises:
+            InputError: the run's file of that name was made with other anchors or settings.
+        """
+        path = self.run.folder / "vectors" / f"{name}_{len(anchors)}.safetensors"
         return cached_shift(self.vlm, anchors, path, **settings)
 
     def sweep(self, alphas: Sequence[float], n: int | None) -> Sweep:

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
 from http.client import HTTPException
@@ -244,18 +245,15 @@ def review(
     ]
     shared = {"reviewer": reviewer.identity, "prompt": _key(_PROMPT)[:16]}
     known = Records(out, shared, Reply) if out else None
-    done: dict[str, str] = {}
+    every = {_key(prompt): prompt for prompt in prompts}
+    done = {key: kept.text for key in every if known and (kept := known.get(key))}
+    todo = [key for key in every if key not in done]
     shown: Any = {} if progress else {"disable": True}
-    for prompt in tqdm(
-        list(dict.fromkeys(prompts)), desc="reviews", unit="review", leave=False, **shown
-    ):
-        key = _key(prompt)
-        if known and (kept := known.get(key)):
-            done[key] = kept.text
-            continue
-        done[key] = reviewer(prompt)
-        if known:
-            with known.appending() as sink:
+    bar = tqdm(todo, desc="reviews", unit="review", leave=False, **shown)
+    with known.appending() if known and todo else nullcontext() as sink:
+        for key in bar:
+            done[key] = reviewer(every[key])
+            if sink:
                 sink.add([(key, Reply(done[key]))])
     replies = [done[_key(prompt)] for prompt in prompts]
     scores = np.array([parse_pair_scores(text) or (np.nan, np.nan) for text in replies])

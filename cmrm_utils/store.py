@@ -32,12 +32,73 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell in one line what keeps a file from being written.
+
+    Raises:
+        InputError: for any :class:`OSError`: a full disk, a folder that is read-only.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); what was written before is "
+            "whole: mend that, or choose another output folder, and run again"
+        ) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from writing a file; the system lets go when this process ends.
+
+    The lock is on a file beside it, which holds the process's number and stays.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    with path.with_name(f"{path.name}.lock").open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            raise InputError(
+                f"{path} is being written by process {stream.read().strip()}: "
+                "wait until it has ended, or choose another output folder"
+            ) from error
+        except OSError:  # some network file systems have no locks
+            warnings.warn(f"{path} cannot be locked: let no other process write it", stacklevel=2)
+        stream.truncate(0)
+        stream.write(f"{os.getpid()} on {platform.node()}")
+        stream.flush()
+        yield
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A draft to write, which takes the file's place when it is done.
+
+    A reader, and whoever comes after a kill, sees the old file or the new one, never a half.
+
+    Raises:
+        InputError: for any :class:`OSError`; the old file stays.
+    """
+    # A kill leaves a draft behind; its name is this process's own, so none is taken for another's.
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield draft
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(path.suffix + ".part")
-    draft.write_text(json.dumps(value, indent=1, sort_keys=True, default=float) + "\n")
-    os.replace(draft, path)
+    """Write JSON in the place of what is there."""
+    text = json.dumps(value, indent=1, sort_keys=True, default=float)
+    with replacing(path) as draft:
+        draft.write_text(text + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -188,48 +249,6 @@ class Records(Generic[Record]):
         self._lines += len(lines)
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Tell in one line what keeps a file from being written.
-
-    Raises:
-        InputError: for any :class:`OSError`: a full disk, a folder that is read-only.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); what was written before is "
-            "whole: mend that, or choose another output folder, and run again"
-        ) from error
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other processes from writing a file; the system lets go when this process ends.
-
-    The lock is on a file beside it, which holds the process's number and stays.
-
-    Raises:
-        InputError: another process holds it.
-    """
-    with path.with_name(f"{path.name}.lock").open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            stream.seek(0)
-            raise InputError(
-                f"{path} is being written by process {stream.read().strip()}: "
-                "wait until it has ended, or choose another output folder"
-            ) from error
-        except OSError:  # some network file systems have no locks
-            warnings.warn(f"{path} cannot be locked: let no other process write it", stacklevel=2)
-        stream.truncate(0)
-        stream.write(f"{os.getpid()} on {platform.node()}")
-        stream.flush()
-        yield
-
-
 class Responses(Records[Response]):
     """Responses by trial id; they share the model and the token limit."""
 
@@ -254,13 +273,15 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: Path)
 class Run:
     """The folder that the notebooks of one run share.
 
+    Results of other versions of the packages are warned of, not refused; the manifests tell.
+
     Args:
         folder: of the run; relative to the repository, or to the folder ``CMRM_HOME`` if set.
         notebook: the name of the notebook that writes.
         shared: what all notebooks of a run must agree on (the model's fingerprint, the data).
 
     Raises:
-        InputError: the folder holds results of another model or data.
+        InputError: the folder holds results of another model or data, or cannot be written to.
     """
 
     def __init__(self, folder: str | Path, notebook: str, shared: Mapping[str, Any]) -> None:
@@ -269,11 +290,24 @@ class Run:
         self.shared = dict(shared)
         self._written: list[str] = []
         settings = self.folder / "run.json"
-        if settings.exists():
-            check_same(json.loads(settings.read_text()), self.shared, self.folder)
+        begun = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+        if begun:
+            check_same(begun, self.shared, self.folder)
         else:
-            write_json(settings, self.shared)
-        self.manifest.unlink(missing_ok=True)
+            write_json(settings, {**self.shared, "versions": versions()})
+        self._begun_with = begun.get("versions", versions())
+        changed = [
+            f"{name} {self._begun_with.get(name)}, now {now}"
+            for name, now in versions().items()
+            if self._begun_with.get(name) != now
+        ]
+        if changed:
+            warnings.warn(
+                f"{self.folder} was begun with {'; '.join(changed)}: what is in it is reused",
+                stacklevel=3,
+            )
+        with writing(self.manifest):
+            self.manifest.unlink(missing_ok=True)
 
     @property
     def manifest(self) -> Path:
@@ -286,14 +320,13 @@ class Run:
         return self.folder / "responses.jsonl"
 
     def _path(self, kind: str, name: str) -> Path:
-        path = self.folder / kind / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._written.append(f"{kind}/{name}")
-        return path
+        return self.folder / kind / name
 
     def table(self, name: str, rows: "pd.DataFrame") -> "pd.DataFrame":
         """Write a table as Parquet and hand it back."""
-        rows.to_parquet(self._path("tables", f"{name}.parquet"))
+        with replacing(self._path("tables", f"{name}.parquet")) as draft:
+            rows.to_parquet(draft)
         return rows
 
     def metrics(self, values: Mapping[str, Any]) -> None:
@@ -303,7 +336,8 @@ class Run:
     def figure(self, name: str, figure: Any) -> None:
         """Write a figure as PNG and SVG."""
         for kind in ("png", "svg"):
-            figure.savefig(self._path("figures", f"{name}.{kind}"))
+            with replacing(self._path("figures", f"{name}.{kind}")) as draft:
+                figure.savefig(draft, format=kind)
 
     def finish(self, parameters: Mapping[str, Any]) -> None:
         """Write the manifest, last of all: parameters, versions, and the files written."""
@@ -314,6 +348,7 @@ class Run:
                 "shared": self.shared,
                 "parameters": dict(parameters),
                 "versions": versions(),
+                "begun_with": self._begun_with,
                 "files": sorted(set(self._written)),
             },
         )

@@ -10,7 +10,7 @@ from typing import Literal
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -18,6 +18,7 @@ from cmrm_utils.data import Sample
 from cmrm_utils.engine import hidden_states
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
+from cmrm_utils.store import check_same, replacing
 from cmrm_utils.trials import NOISES, Trial
 
 Level = Literal["dataset", "sample"]
@@ -105,14 +106,13 @@ class ShiftVectors:
         return self._derived(_rescaled(self.values, other.norms), "rescaled")
 
     def save(self, path: str | Path) -> None:
-        """Write safetensors, provenance in the metadata."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write safetensors, provenance in the metadata, in the place of what is there."""
         metadata = {
             "provenance": json.dumps(dict(self.provenance), sort_keys=True),
             "sample_ids": json.dumps(self.sample_ids),
         }
-        save_file({"values": self.values.contiguous()}, path, metadata)
+        with replacing(Path(path)) as draft:
+            draft.write_bytes(save({"values": self.values.contiguous()}, metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> "ShiftVectors":
@@ -281,12 +281,16 @@ def cached_shift(
     estimator: Estimator = "mean",
     scale: Scale = "raw",
 ) -> ShiftVectors:
-    """:func:`extract_shift`, from ``path`` if it holds just these vectors, else made and saved."""
+    """:func:`extract_shift`, from ``path`` where it is, else made and saved there.
+
+    Raises:
+        InputError: ``path`` holds vectors of another model, other anchors or settings.
+    """
     if path.exists():
         stored = ShiftVectors.load(path)
         wanted = _provenance(vlm, anchors, meaningless, level, estimator, scale)
-        if stored.provenance == wanted:
-            return stored
+        check_same(stored.provenance, wanted, path)
+        return stored
     made = extract_shift(
         vlm, anchors, meaningless=meaningless, level=level, estimator=estimator, scale=scale
     )

@@ -209,7 +209,7 @@ def test_a_model_judge_on_a_run(judged_run, judge_folder):
         row = next(x for x in done.output.splitlines() if x.split()[:1] == ["llama-guard-3"])
         assert row.split()[2] == "3"  # it judges harm: benign requests are left out
     kept = (judged_run / "verdicts" / "llama-guard-3.jsonl").read_text().splitlines()
-    assert len(kept) == 1 + 2  # a header, and equal responses once
+    assert sum('"id"' in line for line in kept) == 2  # equal responses once
 
 
 def test_a_judge_with_a_prompt_of_its_own(judged_run, judge_folder, tmp_path):

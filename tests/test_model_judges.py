@@ -118,7 +118,7 @@ def test_resumes(guard, tmp_path, monkeypatch):
     first = judge_responses(guard, QUERIES[:3], RESPONSES[:3], out=out)
     lines = out.read_text().splitlines()
     assert json.loads(lines[0]) == guard.shared
-    assert set(json.loads(lines[1])) == {"id", "label", "score", "mass"}
+    assert set(json.loads(lines[-1])) == {"id", "label", "score", "mass"}
     seen = []
     real = ModelJudge.verdicts
 
@@ -131,10 +131,29 @@ def test_resumes(guard, tmp_path, monkeypatch):
     assert sorted(seen) == sorted(PAIRS[3:])  # what is known is not asked, what is twice is once
     assert found[:3] == first
     assert found[: len(PAIRS)] == found[len(PAIRS) :]
-    assert len(out.read_text().splitlines()) == 1 + len(PAIRS)
+    assert sum('"id"' in line for line in out.read_text().splitlines()) == len(PAIRS)
     seen.clear()
     judge_responses(guard, ["Why?", "Why"], ["Because.", "?Because."], out=out)
     assert len(seen) == 2  # another response, or another split of the same text, is another key
+
+
+def test_scores_do_not_depend_on_where_it_was_stopped(guard, tmp_path, monkeypatch):
+    """A batch that was cut short in the file is judged whole again, beside the same neighbours."""
+    out = tmp_path / "verdicts.jsonl"
+    found = judge_responses(guard, QUERIES, RESPONSES, out=out, batch_size=2)
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    asked = []
+    real = ModelJudge.verdicts
+    monkeypatch.setattr(
+        ModelJudge, "verdicts", lambda self, pairs: (asked.append(len(pairs)), real(self, pairs))[1]
+    )
+    for kept in range(1, len(lines)):
+        out.write_bytes(b"".join(lines[:kept]) + lines[kept][:9])
+        asked.clear()
+        assert judge_responses(guard, QUERIES, RESPONSES, out=out, batch_size=2) == found
+        assert out.read_bytes() == whole
+        assert set(asked[:-1]) <= {2}
 
 
 def test_verdicts_of_another_judge_model_or_prompt_are_refused(

@@ -1,14 +1,21 @@
+import errno
 import json
 import os
+import pathlib
+import subprocess
+import sys
+import warnings
 from dataclasses import dataclass
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from cmrm_utils import InputError
-from cmrm_utils.store import Records, Response, Responses, Run, write_json
+from cmrm_utils import InputError, store
+from cmrm_utils.store import Records, Response, Responses, Run, locked, write_json
 
 SHARED = {"model": "m1", "max_new_tokens": 8}
 FIRST = Response("Zib it.", (5, 6, 2), True)
@@ -19,16 +26,16 @@ SECOND = Response('Two\nlines, a "quote" and\u2028ü', (7,), False)
 def path(tmp_path):
     """A file of two responses, in a folder that did not exist."""
     path = tmp_path / "deep" / "responses.jsonl"
-    store = Responses(path, SHARED)
-    with store.appending() as sink:
+    kept = Responses(path, SHARED)
+    with kept.appending() as sink:
         sink.add([("a", FIRST)])
         sink.add([("b", SECOND)])
     return path
 
 
 def test_responses_come_back(path):
-    store = Responses(path, SHARED)
-    assert (store.get("a"), store.get("b"), store.get("c")) == (FIRST, SECOND, None)
+    kept = Responses(path, SHARED)
+    assert (kept.get("a"), kept.get("b"), kept.get("c")) == (FIRST, SECOND, None)
     lines = path.read_text(encoding="utf-8").split("\n")
     assert [json.loads(line) for line in lines[:2]] == [
         SHARED,
@@ -40,18 +47,168 @@ def test_responses_come_back(path):
 
 def test_responses_are_on_disk_as_soon_as_added(tmp_path):
     path = tmp_path / "r.jsonl"
-    store = Responses(path, SHARED)
-    with store.appending() as sink:
+    kept = Responses(path, SHARED)
+    with kept.appending() as sink:
         sink.add([("a", FIRST)])
-        assert store.get("a") == FIRST
+        assert kept.get("a") == FIRST
         assert Responses(path, SHARED).get("a") == FIRST
+
+
+def test_a_half_line_of_another_process_is_left_to_it(path):
+    """Only who holds the lock may cut a torn line off: else its writer has it cut in mid-write."""
+    with path.open("ab") as other:
+        other.write(b'{"id": "c", "te')
+    torn = path.read_bytes()
+    kept = Responses(path, SHARED)
+    assert path.read_bytes() == torn
+    with path.open("ab") as other:
+        other.write(b'xt": "x", "ids": [], "finished": true}\n')
+    with kept.appending() as sink:
+        assert sink.get("c") == Response("x", (), True)
+        assert sink.begin("x") == 3
+
+
+def test_appending_takes_in_what_others_wrote(path):
+    one, two = Responses(path, SHARED), Responses(path, SHARED)
+    with one.appending() as sink:
+        sink.begin("x")
+        sink.add([("c", FIRST)])
+    with two.appending() as sink:
+        assert sink.get("c") == FIRST
+        assert sink.begin("x") == 2
+    path.unlink()
+    with two.appending() as sink:
+        assert sink.get("a") is None
+        sink.add([("a", SECOND)])
+    assert Responses(path, SHARED).get("a") == SECOND
+
+
+def elsewhere(code, *arguments):
+    """A process without torch that holds the store, runs the code, and waits for a line."""
+    start = "import sys; from pathlib import Path; from cmrm_utils.store import *\n"
+    end = "\nprint('ready', flush=True); sys.stdin.readline()"
+    return subprocess.Popen(
+        [sys.executable, "-c", start + code + end, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+HOLD = """
+held = Responses(Path(sys.argv[1]), {"model": "m1", "max_new_tokens": 8}).appending()
+sink = held.__enter__()
+sink.add([("c", Response("c", (1,), True))])
+"""
+
+
+def test_a_second_process_is_refused_and_a_killed_one_holds_nothing(path):
+    other = elsewhere(HOLD, path)
+    try:
+        assert other.stdout.readline() == "ready\n"
+        kept = Responses(path, SHARED)  # reading is free
+        assert kept.get("c") == Response("c", (1,), True)
+        before = path.read_bytes()
+        pattern = rf"responses\.jsonl is being written by process {other.pid} on .*: wait"
+        with pytest.raises(InputError, match=pattern), kept.appending():
+            pass
+        assert path.read_bytes() == before
+        other.kill()
+        other.wait()
+        with kept.appending() as sink:
+            sink.add([("d", FIRST)])
+    finally:
+        other.kill()
+        other.communicate()
+    assert Responses(path, SHARED).first(9) == {"a", "b", "c", "d"}
+
+
+def test_a_lock_is_let_go_at_the_end(path):
+    for _ in range(2):
+        with pytest.raises(KeyError), locked(path):
+            raise KeyError
+    with locked(path), pytest.raises(InputError, match=f"process {os.getpid()} "), locked(path):
+        pass
+
+
+def test_a_file_system_without_locks_warns(path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOTSUP, "no locks here")
+
+    monkeypatch.setattr(store.fcntl, "flock", none)
+    kept = Responses(path, SHARED)
+    with pytest.warns(UserWarning, match="cannot be locked"), kept.appending() as sink:
+        sink.add([("c", FIRST)])
+    assert Responses(path, SHARED).get("c") == FIRST
+
+
+class Full:
+    """A file on a disk with room for so many bytes."""
+
+    def __init__(self, stream, room):
+        self._stream, self._room = stream, room
+
+    def write(self, data):
+        if not self._room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done = self._stream.write(data[: self._room])
+        self._room -= done
+        return done
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+
+@pytest.mark.parametrize("room", [0, 1, 40])
+def test_a_full_disk_leaves_whole_lines(path, room):
+    before = path.read_bytes()
+    kept = Responses(path, SHARED)
+    with kept.appending() as sink:
+        sink._stream = Full(sink._stream, room)
+        with pytest.raises(
+            InputError, match=r"responses\.jsonl: cannot be written \(No space left"
+        ):
+            sink.add([("c", FIRST), ("d", FIRST)])
+        assert path.read_bytes() == before
+        assert sink.get("c") is None
+    with kept.appending() as sink:  # room again
+        sink.add([("c", FIRST), ("d", FIRST)])
+    assert Responses(path, SHARED).first(9) == {"a", "b", "c", "d"}
+
+
+def test_a_short_write_goes_on(path):
+    with Responses(path, SHARED).appending() as sink:
+        whole = sink._stream
+        sink._stream = SimpleNamespace(write=lambda data: whole.write(data[:7]))
+        sink.add([("c", FIRST)])
+    assert Responses(path, SHARED).get("c") == FIRST
+
+
+def test_a_read_only_folder_is_read_and_not_written(path, monkeypatch):
+    def refuse(self, mode="r", *arguments, **more):
+        if set(mode) & set("wa+"):
+            raise OSError(errno.EROFS, "Read-only file system", str(self))
+        return real(self, mode, *arguments, **more)
+
+    real = pathlib.Path.open
+    monkeypatch.setattr(pathlib.Path, "open", refuse)
+    kept = Responses(path, SHARED)
+    assert kept.get("a") == FIRST
+    with pytest.raises(InputError, match=r"responses\.jsonl: cannot be written \(Read-only"):
+        kept.appending().__enter__()
+
+
+def test_errors_of_the_work_itself_pass(path):
+    """An unreadable image is not told as an unwritable file."""
+    with pytest.raises(FileNotFoundError, match="picture"), Responses(path, SHARED).appending():
+        raise FileNotFoundError("picture")
 
 
 def test_appending_goes_on_where_it_ended(path):
     with Responses(path, SHARED).appending() as sink:
         sink.add([("c", FIRST)])
-    store = Responses(path, SHARED)
-    assert [store.get(x) for x in "abc"] == [FIRST, SECOND, FIRST]
+    kept = Responses(path, SHARED)
+    assert [kept.get(x) for x in "abc"] == [FIRST, SECOND, FIRST]
     assert len(path.read_bytes().split(b"\n")) == 5
 
 
@@ -62,8 +219,8 @@ def test_a_trial_written_twice_is_one(path):
         sink.add([("a", SECOND), ("c", FIRST)])
     assert path.read_bytes().startswith(before)
     assert path.read_bytes().count(b'"id": "a"') == 1
-    store = Responses(path, SHARED)
-    assert [store.get(x) for x in "abc"] == [FIRST, SECOND, FIRST]
+    kept = Responses(path, SHARED)
+    assert [kept.get(x) for x in "abc"] == [FIRST, SECOND, FIRST]
 
 
 def test_a_torn_last_line_is_done_again(path):
@@ -71,9 +228,9 @@ def test_a_torn_last_line_is_done_again(path):
     last = whole.rstrip(b"\n").rfind(b"\n") + 1
     for cut in (last + 1, len(whole) - 1, len(whole) - 12):
         path.write_bytes(whole[:cut])
-        store = Responses(path, SHARED)
-        assert (store.get("a"), store.get("b")) == (FIRST, None)
-        with store.appending() as sink:
+        kept = Responses(path, SHARED)
+        assert (kept.get("a"), kept.get("b")) == (FIRST, None)
+        with kept.appending() as sink:
             sink.add([("b", SECOND)])
         assert path.read_bytes() == whole
 
@@ -81,8 +238,8 @@ def test_a_torn_last_line_is_done_again(path):
 def test_a_torn_header_is_written_again(path):
     whole = path.read_bytes()
     path.write_bytes(whole[:10])
-    store = Responses(path, SHARED)
-    with store.appending() as sink:
+    kept = Responses(path, SHARED)
+    with kept.appending() as sink:
         sink.add([("a", FIRST), ("b", SECOND)])
     assert path.read_bytes() == whole
 
@@ -129,8 +286,8 @@ def test_a_file_begun_by_a_call(tmp_path):
     with Responses(tmp_path / "r.jsonl", SHARED).appending() as sink:
         assert sink.begin("x") == 0
         sink.add([("a", FIRST)])
-    store = Responses(tmp_path / "r.jsonl", SHARED)
-    assert (store.get("a"), store.first(1)) == (FIRST, {"a"})
+    kept = Responses(tmp_path / "r.jsonl", SHARED)
+    assert (kept.get("a"), kept.first(1)) == (FIRST, {"a"})
 
 
 @pytest.mark.parametrize(
@@ -184,13 +341,15 @@ def test_json_is_replaced_whole(tmp_path, monkeypatch):
     assert json.loads(path.read_text()) == {"a": 2}
     assert os.listdir(path.parent) == ["x.json"]
 
-    def killed(*paths):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_json(path, {"a": 3})
-    assert json.loads(path.read_text()) == {"a": 2}
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for error, told in ((KeyboardInterrupt(), KeyboardInterrupt), (full, InputError)):
+        monkeypatch.setattr(os, "replace", Mock(side_effect=error))
+        with pytest.raises(
+            told, match=None if error is not full else r"x\.json: cannot be written"
+        ):
+            write_json(path, {"a": 3})
+        assert json.loads(path.read_text()) == {"a": 2}
+        assert os.listdir(path.parent) == ["x.json"]
 
 
 RUN = {"model": "m1", "data": "organism"}
@@ -200,7 +359,8 @@ def test_a_run_is_shared_by_notebooks(tmp_path):
     for name in ("one", "two", "one"):
         run = Run(tmp_path / "run", name, RUN)
         assert run.responses == tmp_path / "run" / "responses.jsonl"
-    assert json.loads((tmp_path / "run" / "run.json").read_text()) == RUN
+    begun = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert begun == {**RUN, "versions": store.versions()}
 
 
 @pytest.mark.parametrize(("key", "value"), [("model", "m2"), ("data", "set.jsonl")])
@@ -210,6 +370,53 @@ def test_a_folder_of_another_model_or_data_is_refused(tmp_path, key, value):
     with pytest.raises(InputError, match=rf"{key} = {RUN[key]!r}, not {value!r}.*another output"):
         Run(tmp_path, "one", {**RUN, key: value})
     assert run.manifest.is_file()
+
+
+def test_other_versions_are_warned_of_and_recorded(tmp_path, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Run(tmp_path, "one", RUN)
+        Run(tmp_path, "one", RUN)
+    before = store.versions()
+    now = {**before, "torch": "99.1", "numpy": "98.2"}
+    monkeypatch.setattr(store, "versions", lambda: now)
+    with pytest.warns(UserWarning, match=r"torch .*, now 99\.1; numpy .* 98\.2: ") as warned:
+        run = Run(tmp_path, "two", RUN)
+    assert len(warned) == 1
+    run.finish({})
+    manifest = json.loads(run.manifest.read_text())
+    assert (manifest["versions"], manifest["begun_with"]) == (now, before)
+
+
+def test_tables_and_figures_are_replaced_whole(tmp_path):
+    """What is cut short by a full disk or a kill leaves the file that was there."""
+    run = Run(tmp_path, "one", RUN)
+    rows = pd.DataFrame({"rate": [0.5]})
+    run.table("rates", rows)
+    run.figure("line", plt.figure())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+
+    class Broken:
+        def to_parquet(self, path):
+            pathlib.Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def savefig(self, path, **_):
+            self.to_parquet(path)
+
+    for name, write in (("rates.parquet", run.table), ("line.png", run.figure)):
+        with pytest.raises(InputError, match=rf"{name}: cannot be written \(No space left"):
+            write(name.split(".")[0], Broken())
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    assert after == before
+
+
+def test_a_run_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    Run(tmp_path, "one", RUN).finish({})
+    refused = Mock(side_effect=OSError(errno.EROFS, "Read-only file system"))
+    monkeypatch.setattr(pathlib.Path, "unlink", refused)
+    with pytest.raises(InputError, match=r"one\.json: cannot be written \(Read-only file system\)"):
+        Run(tmp_path, "one", RUN)
 
 
 def test_relative_folders_are_taken_from_one_place(tmp_path, monkeypatch):

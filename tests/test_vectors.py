@@ -169,12 +169,27 @@ def test_cache_is_used_only_for_just_these_vectors(tiny, fresh, requests, tmp_pa
     first = cached_shift(tiny, requests, path)
     stamp = path.stat().st_mtime_ns
     assert torch.equal(cached_shift(tiny, requests, path).values, first.values)
-    assert path.stat().st_mtime_ns == stamp
-    for vlm, anchors, settings in (
-        (fresh, requests, {}),
-        (tiny, requests[:3], {}),
-        (tiny, requests, {"meaningless": "black"}),
-        (tiny, requests, {}),
+    for vlm, anchors, settings, words in (
+        (fresh, requests, {}, f"model = '{tiny.fingerprint}', not '{fresh.fingerprint}'"),
+        (tiny, requests[::-1], {}, "anchors = "),
+        (tiny, requests, {"meaningless": "black"}, "meaningless = 'blank', not 'black'"),
     ):
-        got = cached_shift(vlm, anchors, path, **settings)
-        torch.testing.assert_close(got.values, extract_shift(vlm, anchors, **settings).values)
+        with pytest.raises(InputError, match=rf"v\.safetensors was made with {words}"):
+            cached_shift(vlm, anchors, path, **settings)
+    assert path.stat().st_mtime_ns == stamp
+
+
+def test_vectors_are_replaced_whole(tmp_path, monkeypatch):
+    path = tmp_path / "v.safetensors"
+    ShiftVectors(torch.ones(2, 3)).save(path)
+
+    def half(self, data):
+        with self.open("wb") as stream:
+            stream.write(data[:40])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(path), "write_bytes", half)
+    with pytest.raises(InputError, match=r"v\.safetensors: cannot be written"):
+        ShiftVectors(torch.zeros(2, 3)).save(path)
+    assert torch.equal(ShiftVectors.load(path).values, torch.ones(2, 3))
+    assert [each.name for each in tmp_path.iterdir()] == ["v.safetensors"]

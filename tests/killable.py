@@ -1,20 +1,17 @@
 """A small run that a test kills: a server that forks a process for each life of the run.
 
 What takes seconds (torch, transformers, the models) is done once, before the first fork. The server
-keeps to one thread: a fork would have lost the others. Reads run folders from standard input, one a
-line; for each forks, prints the process's number, and, at the next line, how it ended: till then the
-number is no other process's.
+keeps to one thread: a fork would have lost the others. It reads run folders from standard input,
+one a line. For each it forks and prints the process's number; at the next line it prints how that
+one ended: till then the number is no other process's.
 """
 
 import os
 import sys
 from pathlib import Path
 
-import torch
-
-torch.set_num_threads(1)
-
 import pyarrow
+import torch
 from conftest import make_tiny
 from language_models import make_model, make_tokenizer
 
@@ -27,13 +24,12 @@ from cmrm_utils.store import Run
 from cmrm_utils.trials import grid
 from cmrm_utils.vectors import cached_shift
 
-pyarrow.set_cpu_count(1)
-pyarrow.set_io_thread_count(1)
-
 
 def prepare():
     """The models and samples that every life of the run has."""
-    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    pyarrow.set_cpu_count(1)
+    pyarrow.set_io_thread_count(1)
     vlm = make_tiny(build_processor(0))
     vlm.batch_size = 4
     tokenizer = make_tokenizer()
@@ -48,7 +44,7 @@ def work(folder, vlm, asked, samples):
     """As the notebooks do: vectors, two overlapping lists of trials, verdicts, tables, the end."""
     run = Run(folder, "work", {"model": vlm.fingerprint, "data": "organism"})
     vectors = cached_shift(vlm, samples[:8], run.folder / "vectors" / "v.safetensors")
-    some = samples[::6][:24]
+    some = samples[::8][:18]
     plain = grid(some, images=("own", "none", "blank"))
     edited = grid(some, edits=[None, *(CMRM(vectors, alpha) for alpha in (0.2, 0.5, 1.0))])
     frames = []

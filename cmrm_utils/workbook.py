@@ -1,8 +1,10 @@
 """The ``cmrm`` command: a profile, papermill over the notebooks, a report."""
 
 import json
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from cmrm_utils.profiles import (
     planned_jobs,
     quiet_kernels,
 )
+from cmrm_utils.store import locked, writing
 
 # torch, transformers, papermill and pandas are imported where they are needed, so that help and
 # complaints about bad input come at once.
@@ -93,23 +96,63 @@ def run(
     from cmrm_utils.shards import merge
 
     settings, jobs = planned_jobs(profile, pairs, only, out)
-    if shard is not None:
-        _work(jobs, shard)
-        return
-    for job in jobs:
-        if engine == "ray":
-            from cmrm_utils.ray_engine import respond
+    with _stopping(jobs[0].folder if len(jobs) == 1 else jobs[0].folder.parent):
+        if shard is not None:
+            _work(jobs, shard)
+            return
+        with ExitStack() as held:
+            for job in jobs:
+                with writing(job.folder):
+                    job.folder.mkdir(parents=True, exist_ok=True)
+                    held.enter_context(locked(job.folder / "report.html"))
+            for job in jobs:
+                if engine == "ray":
+                    from cmrm_utils.ray_engine import respond
 
-            respond(job.folder, job.experiments, workers)
-        if count := merge(job.folder):
-            click.echo(f"{job.folder}: {count} responses of shards brought in", err=True)
+                    respond(job.folder, job.experiments, workers)
+                if count := merge(job.folder):
+                    click.echo(f"{job.folder}: {count} responses of shards brought in", err=True)
+            _report_on(jobs, settings.get("timeout", 1200))
+
+
+def _report_on(jobs: Sequence[Job], timeout: int) -> None:
+    """Every notebook of every run, and the runs' reports."""
     plan = [(path, job.folder, share) for job in jobs for path, share in job.notebooks.items()]
     for path, folder, share in (bar := tqdm(plan, unit="notebook", file=sys.stderr)):
         bar.set_description(path.stem)
-        _execute(path, folder, share, settings.get("timeout", 1200))
+        _execute(path, folder, share, timeout)
     for job in jobs:
         report(job.folder, [job.folder / path.name for path in numbered_notebooks(None)])
         click.echo(f"report: {job.folder / 'report.html'}")
+
+
+@contextmanager
+def _stopping(folder: Path) -> Iterator[None]:
+    """Ctrl-C, or being told to end, ends at once, kernel and all, with a line on how to go on.
+
+    Only the first counts, so that an impatient second leaves no kernel behind. Where they are
+    ignored (a job in the background), they stay ignored.
+    """
+    asked = (signal.SIGINT, signal.SIGTERM)
+    heeded = [each for each in asked if signal.getsignal(each) is not signal.SIG_IGN]
+
+    def stop(*_: Any) -> None:
+        for each in heeded:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, stop) for each in heeded}
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(
+            f"cmrm: stopped; what is done is kept in {folder}, the same command goes on there",
+            err=True,
+        )
+        sys.exit(130)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _work(jobs: Sequence[Job], text: str) -> None:
@@ -130,12 +173,11 @@ def _execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int)
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    folder.mkdir(parents=True, exist_ok=True)
     output = folder / path.name
     manifest = folder / "manifests" / f"{path.stem}.json"
-    manifest.unlink(missing_ok=True)
     try:
-        with quiet_kernels():
+        with quiet_kernels(), writing(output):
+            manifest.unlink(missing_ok=True)
             papermill.execute_notebook(
                 str(path),
                 str(output),
@@ -145,6 +187,7 @@ def _execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int)
                 execution_timeout=timeout,
                 progress_bar=False,
                 extra_arguments=KERNEL_ARGUMENTS,
+                shutdown_kernel="immediate",  # it has written all, or is to stop now
             )
     except PapermillExecutionError as error:
         if error.ename == "InputError":

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import nbformat
 import pandas as pd
 from nbconvert.filters import markdown2html
 
+from cmrm_utils.errors import InputError
 from cmrm_utils.plots import CONDITION_NAMES
+from cmrm_utils.store import replacing
 
 _STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -32,22 +35,29 @@ section { border-top: 3px solid #0072B2; margin-top: 3rem; }
 
 _TAGS = {*bleach.ALLOWED_TAGS, "div", "span", "p", "pre", "br", "hr", "sub", "sup"}
 _TAGS |= {"h1", "h2", "h3", "h4", "table", "thead", "tbody", "tr", "th", "td"}
-"""What Markdown may become; anything else is shown as text."""
+"""What Markdown, and a cell's own HTML, may hold; anything else is shown as text."""
 
-_ATTRIBUTES = {"a": ["href", "title", "class"]}
+_PANDAS_STYLE = re.compile(r"<style scoped>.*?</style>", re.DOTALL)
+_SPANS = ["rowspan", "colspan"]
+_ATTRIBUTES = {"a": ["href", "title", "class"], "td": _SPANS, "th": [*_SPANS, "valign"]}
 
 
 def _body(path: Path) -> str:
-    """A notebook's cells as HTML: text and results plain, code folded away."""
-    notebook = nbformat.read(path, as_version=4)
+    """A notebook's cells as HTML: text and results plain, code folded away.
+
+    Raises:
+        InputError: it was cut short, by a kill while it was written.
+    """
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except ValueError as error:
+        raise InputError(f"{path}: no whole notebook; run it again, or delete it") from error
     parts = []
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             continue
         if cell.cell_type != "code":
-            parts.append(
-                bleach.clean(markdown2html(cell.source), tags=_TAGS, attributes=_ATTRIBUTES)
-            )
+            parts.append(_clean(markdown2html(cell.source)))
             continue
         code = html.escape(cell.source)
         parts.append(f"<details class='code'><summary>code</summary><pre>{code}</pre></details>")
@@ -55,13 +65,19 @@ def _body(path: Path) -> str:
     return "\n".join(parts)
 
 
+def _clean(found: str) -> str:
+    """HTML that shows and does nothing: what is not in :data:`_TAGS` becomes text."""
+    return bleach.clean(found, tags=_TAGS, attributes=_ATTRIBUTES)
+
+
 def _output(output: nbformat.NotebookNode) -> str:
-    """A cell's result: a picture, a table made by pandas, or escaped text."""
+    """A cell's result: a picture, a table, or escaped text."""
     data = output.get("data", {})
     if "image/png" in data:
-        return f"<p><img alt='figure' src='data:image/png;base64,{data['image/png']}'></p>"
+        picture = html.escape(str(data["image/png"]))
+        return f"<p><img alt='figure' src='data:image/png;base64,{picture}'></p>"
     if "text/html" in data:
-        return str(data["text/html"])
+        return _clean(_PANDAS_STYLE.sub("", str(data["text/html"])))
     if "text/markdown" in data:
         return f"<p>{html.escape(str(data['text/markdown']))}</p>"
     text = data.get("text/plain") or output.get("text") or "\n".join(output.get("traceback", []))
@@ -96,7 +112,7 @@ def browse(rows: pd.DataFrame, *, most: int = 8) -> str:
             some = fold.index[:most]
             cards = "".join(_card(answers.loc[[sample]], settings) for sample in some)
             folds.append(
-                f"<details class='fold'><summary>{task}: {old} → {new} "
+                f"<details class='fold'><summary>{html.escape(f'{task}: {old} → {new}')} "
                 f"({len(some)} of {len(fold)} shown)</summary>{cards}</details>"
             )
         if folds:
@@ -138,7 +154,7 @@ def write_report(
         figure: a PNG under the headline table.
         responses: what :func:`browse` shows, after the notebooks.
     """
-    names = [notebook.stem for notebook in notebooks]
+    names = [html.escape(notebook.stem) for notebook in notebooks]
     links = " ".join(f"<a href='#{name}'>{name.replace('_', ' ')}</a>" for name in names)
     parts = [f"<h1>{html.escape(title)}</h1>", f"<nav>{links}</nav>"]
     if reading:
@@ -158,4 +174,5 @@ def write_report(
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>"
         f"<body>{''.join(parts)}</body></html>\n"
     )
-    path.write_text(page, encoding="utf-8")
+    with replacing(path) as draft:
+        draft.write_text(page, encoding="utf-8")

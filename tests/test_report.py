@@ -1,8 +1,12 @@
 import re
+from collections import Counter
+from html.parser import HTMLParser
 
 import nbformat
 import pandas as pd
+import pytest
 
+from cmrm_utils import InputError
 from cmrm_utils.report import browse, write_report
 
 
@@ -59,6 +63,94 @@ def test_what_a_model_says_is_text(tmp_path):
     page = page_of(tmp_path, cell, reading=evil)
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 4
+
+
+ATTACKS = (
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<svg/onload=alert(1)>",
+    "<a href='javascript:alert(1)'>x</a>",
+    "'\"><iframe src=x></iframe>",
+    "</p></section></body><style>*{display:none}</style>",
+)
+
+
+class Page(HTMLParser):
+    """The tags of a page and their attributes, as a browser would read them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.links = Counter(), set(), set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags[tag] += 1
+        self.attributes |= {name for name, _ in attributes}
+        self.links |= {value for name, value in attributes if name in ("href", "src")}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_nothing_that_a_model_or_a_data_set_says_is_markup(tmp_path, attack):
+    """In every place that it can reach: the page has the tags it has with harmless words."""
+
+    def page_with(words):
+        frame = pd.DataFrame({"response": [words], "image": [words], "kind": [words]})
+        grouped = frame.assign(n=1).set_index(["kind", "image"])
+        cell = nbformat.v4.new_code_cell(
+            "code",
+            outputs=[
+                output(text=words),
+                output({"text/plain": words}),
+                output({"text/html": frame._repr_html_()}),
+                output({"text/html": grouped._repr_html_()}),
+                output({"text/markdown": words}),
+                nbformat.v4.new_output("error", ename="E", evalue=words, traceback=[words]),
+            ],
+        )
+        cell.source = words
+        rows = [
+            ["s", "harmful", setting, words, words, words]
+            for setting in ("own image", "text only", words)
+        ]
+        rows = responses_of(*rows)
+        return page_of(tmp_path, cell, headline=frame, reading=words, responses=rows)
+
+    page, harmless = Page(page_with(attack)), Page(page_with("word"))
+    assert page.tags == harmless.tags
+    assert page.attributes == harmless.attributes
+    assert page.links == harmless.links
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_html_and_pictures_of_a_cell_do_nothing(tmp_path, attack):
+    """A cell's own HTML, and Markdown, are cleaned, whatever printed them."""
+    cell = nbformat.v4.new_code_cell(
+        "code", outputs=[output({"text/html": attack}), output({"image/png": attack})]
+    )
+    path = notebook_of(tmp_path, nbformat.v4.new_markdown_cell(attack), cell)
+    write_report(tmp_path / "report.html", "x", [path])
+    page = Page((tmp_path / "report.html").read_text())
+    assert not set(page.tags) & {"script", "iframe", "svg"}
+    assert page.tags["style"] == page.tags["img"] == 1  # the page's own, and the picture
+    assert not [name for name in page.attributes if name.startswith("on")]
+    assert not [link for link in page.links if link.startswith("javascript")]
+
+
+def test_tables_keep_their_shape(tmp_path):
+    frame = pd.DataFrame({"a": ["x", "x"], "b": ["y", "z"], "n": [1, 2]}).set_index(["a", "b"])
+    cell = nbformat.v4.new_code_cell("x", outputs=[output({"text/html": frame._repr_html_()})])
+    page = page_of(tmp_path, cell)
+    assert '<th rowspan="2" valign="top">x</th>' in page
+    assert "<td>2</td>" in page
+    assert "vertical-align" not in page  # pandas' own style sheet
+
+
+def test_a_notebook_cut_short_is_named(tmp_path):
+    path = notebook_of(tmp_path, nbformat.v4.new_markdown_cell("# A title"))
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(InputError, match=r"01_small\.ipynb: no whole notebook"):
+        write_report(tmp_path / "report.html", "x", [path])
 
 
 def test_injected_parameters_are_left_out(tmp_path):

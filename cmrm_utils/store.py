@@ -37,13 +37,15 @@ def writing(path: Path) -> Iterator[None]:
     """Tell in one line what keeps a file from being written.
 
     Raises:
-        InputError: for any :class:`OSError`: a full disk, a folder that is read-only.
+        InputError: for any error of the system: a full disk, a folder that is read-only.
     """
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # a library's own, such as a cell's timeout
+            raise
         raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); what was written before is "
+            f"{path}: cannot be written ({error.strerror}); what was written before is "
             "whole: mend that, or choose another output folder, and run again"
         ) from error
 
@@ -81,7 +83,7 @@ def replacing(path: Path) -> Iterator[Path]:
     A reader, and whoever comes after a kill, sees the old file or the new one, never a half.
 
     Raises:
-        InputError: for any :class:`OSError`; the old file stays.
+        InputError: what :func:`writing` tells; the old file stays.
     """
     # A kill leaves a draft behind; its name is this process's own, so none is taken for another's.
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -1,11 +1,19 @@
+import asyncio
+import errno
 import inspect
+import os
 import shutil
+import signal
+import threading
+import time
 from types import SimpleNamespace
 
 import nbformat
+import papermill
 import pytest
 import yaml
 from click.testing import CliRunner
+from jupyter_core.utils import ensure_event_loop
 
 from cmrm_utils import (
     load_vlm,
@@ -13,6 +21,7 @@ from cmrm_utils import (
     workbook,
 )
 from cmrm_utils.models import PLACEMENT
+from cmrm_utils.store import locked
 from cmrm_utils.workbook import cli
 
 PARAMETERS = """
@@ -165,18 +174,119 @@ def test_bad_input_found_inside_a_notebook_exits_with_2(desk):
     assert "the data set is empty" in done.stderr
 
 
+PID = "import os, time; from pathlib import Path; Path(out, 'pid').write_text(str(os.getpid()))\n"
+
+
+def assert_gone(desk):
+    """The kernel that wrote its number has ended, and been waited for."""
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((desk.folder / "pid").read_text()), 0)
+
+
 def test_a_stuck_cell_times_out(desk):
-    desk.write("import time; time.sleep(60)", timeout=3)
+    desk.write(f"{PID}time.sleep(60)", timeout=3)
     done = run(desk)
     assert done.exit_code == 1
-    assert "3 s" in done.stderr
+    assert "01_small.ipynb: a cell ran longer than 3 s" in done.stderr
+    assert_gone(desk)
 
 
 def test_a_dead_kernel(desk):
-    desk.write("import os; os._exit(1)")
+    desk.write(f"{PID}os._exit(1)")
     done = run(desk)
     assert done.exit_code == 1
-    assert "01_small" in done.stderr
+    assert "01_small.ipynb: the kernel died" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def forget_tasks():
+    """What a stopped run leaves waiting, and the end of the process would have ended."""
+    loop = ensure_event_loop()
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+
+
+KEEP = """
+from cmrm_utils.store import Response, Responses
+kept = Responses(Path(out, "responses.jsonl"), {})
+with kept.appending() as sink:
+    print("kept", [sink.get(name) is not None for name in "ab"])
+    sink.add([("b" if sink.get("a") else "a", Response("Zib.", (1,), True))])
+"""
+
+
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_end(desk, told):
+    """At once and in one line, kernel and all; the same command goes on where it was."""
+
+    def tell():
+        while not (desk.folder / "pid").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), told)
+
+    desk.write(f"import os, time; from pathlib import Path\n{KEEP}    {PID}    time.sleep(60)")
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    done = run(desk)
+    teller.join()
+    forget_tasks()
+    assert done.exit_code == 130
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"cmrm: stopped; what is done is kept in {desk.folder}")
+    assert "Traceback" not in done.output
+    assert_gone(desk)
+    assert not (desk.folder / "manifests" / "01_small.json").exists()
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    desk.write(f"from pathlib import Path{KEEP}{FINISH}")
+    done = run(desk)
+    assert done.exit_code == 0, done.output
+    assert "kept [True, False]" in (desk.folder / "report.html").read_text().replace("&#x27;", "")
+
+
+def test_two_runs_of_one_folder(desk):
+    desk.folder.mkdir()
+    with locked(desk.folder / "report.html"):
+        done = run(desk)
+    assert done.exit_code == 2
+    assert f"report.html is being written by process {os.getpid()} " in done.stderr
+    assert not (desk.folder / "01_small.ipynb").exists()
+    assert run(desk).exit_code == 0
+
+
+def test_a_disk_that_is_full(desk, monkeypatch):
+    """In the notebook that is executed, or in what it writes: a line, and exit code 2."""
+
+    def full(self, buffer, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(papermill.iorw.LocalHandler, "write", full)
+        done = run(desk)
+    assert done.exit_code == 2
+    assert "01_small.ipynb: cannot be written (No space left on device)" in done.stderr
+    assert "Traceback" not in done.stderr
+    desk.write(
+        "import os; from pathlib import Path; from cmrm_utils.store import write_json\n"
+        "def full(*_): raise OSError(28, 'No space left on device')\n"
+        "os.replace = full\nwrite_json(Path(out, 'x.json'), 1)"
+    )
+    done = run(desk)
+    assert done.exit_code == 2
+    assert "x.json: cannot be written (No space left on device)" in done.stderr
+    desk.write()
+    assert run(desk).exit_code == 0
+
+
+def test_a_run_folder_that_cannot_be_made(desk):
+    desk.folder.write_text("a file")
+    desk.folder = desk.folder / "run"
+    done = run(desk)
+    assert done.exit_code == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"cmrm: {desk.folder}: cannot be written (Not a directory)")
 
 
 def test_a_notebook_that_leaves_early_is_no_success(desk):

@@ -202,9 +202,11 @@ def load_language_model(
         dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                name_or_path, dtype=dtype, **from_pretrained
+                name_or_path,
+                dtype=dtype,
+                **{"use_safetensors": True, "trust_remote_code": False, **from_pretrained},
             )
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -305,6 +306,8 @@ def load_vlm(
     system: str | None = None,
     pad_to_square: bool = False,
     batch_size: int = 128,
+    use_safetensors: bool = True,
+    trust_remote_code: bool = False,
     **from_pretrained: Any,
 ) -> VLM:
     """Load a hub id, a local folder, or a bundled organism.
@@ -321,6 +324,9 @@ def load_vlm(
         pad_to_square: pad images with their mean colour, as LLaVA does, where the processor would
             crop them.
         batch_size: rows a batch, unless a call says otherwise.
+        use_safetensors: False reads pickled weights (``.bin``) too, as torch's ``weights_only``,
+            which runs nothing that is in them.
+        trust_remote_code: True runs the code that comes with a model: only what you have read.
         from_pretrained: passed to transformers' ``from_pretrained`` of the model, for example
             ``device_map="auto"``.
 
@@ -333,11 +339,16 @@ def load_vlm(
         from_pretrained["quantization_config"] = _quantised(bits, precision)
         from_pretrained.setdefault("device_map", {"": place})
     name = str(name_or_path)
-    source, config, processor = find_model(name_or_path)
+    source, config, processor = find_model(name_or_path, trust_remote_code=trust_remote_code)
     auto: Any = AutoModelForImageTextToText if config.model_type in SEEING else AutoModelForCausalLM
     with _loading(name):
         model, found = auto.from_pretrained(
-            source, dtype=precision, output_loading_info=True, **from_pretrained
+            source,
+            dtype=precision,
+            output_loading_info=True,
+            use_safetensors=use_safetensors,
+            trust_remote_code=trust_remote_code,
+            **from_pretrained,
         )
     if missing := sorted(found["missing_keys"]):  # transformers would leave them random
         raise InputError(
@@ -363,8 +374,14 @@ def load_vlm(
     )
 
 
-def find_model(name_or_path: str | Path) -> tuple[str | Path, Any, Any]:
+def find_model(
+    name_or_path: str | Path, *, trust_remote_code: bool = False
+) -> tuple[str | Path, Any, Any]:
     """Where a model is, its configuration and its processor: all but the weights, and soon.
+
+    Args:
+        name_or_path: as :func:`load_vlm` takes it.
+        trust_remote_code: as :func:`load_vlm` takes it.
 
     Raises:
         InputError: it is not there, or no model that can be loaded.
@@ -377,12 +394,14 @@ def find_model(name_or_path: str | Path) -> tuple[str | Path, Any, Any]:
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(f"cannot load model {name!r}: there is none of that name ({_known()})")
     with _loading(name):
-        config = AutoConfig.from_pretrained(source)
+        # Said plainly, for transformers would ask whoever sits there.
+        trust: Any = {"trust_remote_code": trust_remote_code}
+        config = AutoConfig.from_pretrained(source, **trust)
         if config.model_type in SEEING:
             reader = PROCESSORS.get(config.model_type, AutoProcessor)
             # torchvision, where it is installed, resizes otherwise than what the models learnt on.
-            return source, config, reader.from_pretrained(source, backend="pil")
-        tokenizer = AutoTokenizer.from_pretrained(source)
+            return source, config, reader.from_pretrained(source, backend="pil", **trust)
+        tokenizer = AutoTokenizer.from_pretrained(source, **trust)
     tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
     return source, config, tokenizer
@@ -426,8 +445,14 @@ def _loading(name: str) -> Iterator[None]:
     try:
         with quiet():
             yield
+    except UnpicklingError as error:
+        raise InputError(
+            f"cannot load model {name!r}: its .bin files hold more than tensors, and are not read"
+        ) from error
     except (ImportError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "safetensors" in reason:
+            reason += "; pickled weights (.bin) are read with use_safetensors=False alone"
         raise InputError(f"cannot load model {name!r}: {reason} ({_known()})") from error
 
 

@@ -190,8 +190,10 @@ def planned_jobs(
         Job(place, check_parameters({**parameters, "out": str(place)}, notebooks))
         for place, parameters in runs
     ]
+    trusted = bool((given.get("settings") or {}).get("trust_remote_code", False))
     for model in {parameters["model"] for _, parameters in runs if "model" in parameters}:
-        find_model(model)  # fail here, in one line, rather than inside a notebook
+        # Fail here, in one line, rather than inside a notebook.
+        find_model(model, trust_remote_code=trusted)
     if "data" in given:
         load_samples(given["data"])  # likewise
     return settings, jobs

@@ -4,10 +4,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 from passes import watched
+from PIL import Image
 
 from cmrm_utils import (
     CMRM,
     InputError,
+    Sample,
     Trial,
     engine,
     extract_shift,
@@ -128,6 +130,22 @@ def test_refuses_responses_made_otherwise(tiny, fresh, mixed, tmp_path):
         generate(tiny, mixed[:2], max_new_tokens=5, out=path)
     with pytest.raises(InputError, match="model"):
         generate(fresh, mixed[:2], max_new_tokens=4, out=path)
+
+
+def test_an_unreadable_image_is_named_and_what_is_done_is_kept(tiny, mixed, tmp_path):
+    path, picture = tmp_path / "responses.jsonl", tmp_path / "torn.png"
+    whole = generate(tiny, mixed[:3], max_new_tokens=4, out=path)
+    Image.new("RGB", (32, 32), (9, 200, 30)).save(picture)
+    picture.write_bytes(picture.read_bytes()[:60])
+    torn = Trial(Sample("s7", "What is it?", image=picture))
+    with pytest.raises(InputError, match=r"sample s7: no readable image at .*torn\.png"):
+        generate(tiny, [*mixed, torn], max_new_tokens=4, out=path)
+    picture.unlink()
+    with pytest.raises(InputError, match=r"s7: no readable image at .*torn\.png"):
+        hidden_states(tiny, [torn])
+    before = path.read_bytes()
+    assert generate(tiny, mixed[:3], max_new_tokens=4, out=path) == whole
+    assert path.read_bytes() == before
 
 
 def test_first_logits(tiny, mixed):

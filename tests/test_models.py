@@ -195,6 +195,51 @@ def test_a_torn_checkpoint_is_named(checkpoint, tmp_path):
         load_vlm(tmp_path / "torn")
 
 
+class Surprise:
+    """What a pickle can do to who reads it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_weights_are_read_from_safetensors_alone(family_folders, tmp_path):
+    folder = shutil.copytree(family_folders["vicuna"], tmp_path / "pickled")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"\.bin.* use_safetensors=False alone"):
+        load_vlm(folder)
+    found = load_vlm(folder, use_safetensors=False)
+    assert found.fingerprint == load_vlm(family_folders["vicuna"]).fingerprint
+    weights["model.norm.weight"] = Surprise(tmp_path / "surprise")
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="more than tensors, and are not read"):
+        load_vlm(folder, use_safetensors=False)
+    assert not (tmp_path / "surprise").exists()
+
+
+def test_code_that_comes_with_a_model_is_run_only_when_asked(family_folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # whoever sits there is not asked
+    folder = shutil.copytree(family_folders["vicuna"], tmp_path / "coded")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "odd", "auto_map": {"AutoConfig": "odd.OddConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "odd.py").write_text(
+        "from transformers import LlamaConfig\n"
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\n"
+        "class OddConfig(LlamaConfig):\n    model_type = 'odd'\n"
+    )
+    for load in (load_vlm, find_model):
+        with pytest.raises(InputError, match="contains custom code"):
+            load(folder)
+    assert not (tmp_path / "ran").exists()
+    assert find_model(folder, trust_remote_code=True)[1].model_type == "odd"
+    assert (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layers_of_each_family_are_the_language_models(families, family):
     vlm = families[family]

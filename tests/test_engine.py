@@ -112,12 +112,13 @@ def test_a_resumed_run_packs_as_an_undisturbed_one_does(tiny, requests, tmp_path
     path, before = tmp_path / "a.jsonl", [mixed[3]]
     generate(tiny, before, max_new_tokens=4, out=path)
     with watched(tiny) as undisturbed:
-        generate(tiny, mixed, max_new_tokens=4, out=path, batch_size=1)
+        generate(tiny, mixed, max_new_tokens=4, out=path, batch_size=2)
     assert sum(prompt_rows(undisturbed)) == len(mixed) - 1
+    assert len(mixed) - 1 > 2 * 2 * engine.PACK
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:12]))
+    path.write_bytes(b"".join(lines[:15]))
     with watched(tiny) as resumed:
-        generate(tiny, mixed, max_new_tokens=4, out=path, batch_size=1)
+        generate(tiny, mixed, max_new_tokens=4, out=path, batch_size=2)
     done = len(undisturbed) - len(resumed)
     assert done > 0
     assert resumed == undisturbed[done:]

@@ -147,3 +147,11 @@ def test_record_takes_the_layers_output_before_the_final_norm(tiny, requests):
     torch.testing.assert_close(again, logits[:, -1], rtol=1e-4, atol=1e-4)
     assert len(states) == len(tiny.layers)
     assert all(state.shape == (1, tiny.hidden_size) for state in states)
+
+
+def test_records_hold_the_last_token_alone(tiny, requests):
+    inputs = tiny.inputs([r.prompt for r in requests], [None] * len(requests))
+    with record(tiny) as states:
+        tiny.model(**inputs)
+    size = len(requests) * tiny.hidden_size * 4
+    assert [state.untyped_storage().nbytes() for state in states] == [size] * len(tiny.layers)

@@ -128,8 +128,27 @@ class Beginnings:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
+        self._names: list[tuple[Any, ...]] = []
+        self._stack: list[tuple[Tensor, Tensor]] = []
 
-    def of(
+    def cache(self, vlm: VLM, steer: Steering, rows: Sequence[Row], new: int, room: int) -> Cache:
+        """A cache of the rows' beginnings, left-padded, for ``new`` tokens and ``room`` more.
+
+        Without room for more, what it is made of serves the next rows too, if they begin alike:
+        only what came after the beginnings is written anew.
+        """
+        names = [row.beginning for row in rows]
+        width = max(row.shared for row in rows)
+        stack = self._stack
+        if names != self._names[: len(names)] or stack[0][0].shape[2] < width + new + room:
+            spare = -(-new // SPARE) * SPARE
+            kept = self._of(vlm, steer, rows)
+            stack = _stacked(kept, [row.shared for row in rows], spare + room)
+            self._names, self._stack = ([], []) if room else (names, stack)
+        layers: list[Any] = [RoomyLayer((k[: len(rows)], v[: len(rows)]), width) for k, v in stack]
+        return Cache(layers=layers)
+
+    def _of(
         self, vlm: VLM, steer: Steering, rows: Sequence[Row]
     ) -> list[list[tuple[Tensor, Tensor]]]:
         """Keys and values ``(1, heads, shared, size)`` by layer, for each row."""
@@ -221,8 +240,7 @@ def run_prompts(
     cache: Cache | None = None
     inputs = block.inputs()
     if any(starts):
-        kept = beginnings.of(vlm, steer, rows)
-        cache = _stacked(kept, starts, block.ids.shape[1] + room)
+        cache = beginnings.cache(vlm, steer, rows, block.ids.shape[1], room)
         before = torch.zeros(len(rows), max(starts), dtype=torch.long)
         for i, n in enumerate(starts):
             before[i, max(starts) - n :] = 1
@@ -240,10 +258,10 @@ def run_prompts(
 
 def _stacked(
     kept: Sequence[Sequence[tuple[Tensor, Tensor]]], lengths: Sequence[int], room: int
-) -> Cache:
-    """A cache whose rows begin with kept keys and values, left-padded, with room for more."""
+) -> list[tuple[Tensor, Tensor]]:
+    """Buffers of each layer whose rows begin with kept keys and values, left-padded."""
     width = max(lengths)
-    layers: list[Any] = []
+    buffers = []
     for pairs in zip(*kept, strict=True):
         made = []
         for side in (0, 1):
@@ -257,8 +275,8 @@ def _stacked(
                     whole[i, :, : width - part.shape[2]] = 0  # garbage there could be a NaN
                     whole[i : i + 1, :, width - part.shape[2] : width] = part
             made.append(whole)
-        layers.append(RoomyLayer((made[0], made[1]), width))
-    return Cache(layers=layers)
+        buffers.append((made[0], made[1]))
+    return buffers
 
 
 class Batch:

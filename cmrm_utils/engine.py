@@ -35,6 +35,9 @@ from cmrm_utils.trials import DEFAULT_SIZE, Trial
 WORTH_SHARING = 16
 """Tokens that a beginning must have to be computed apart."""
 
+STATES_ROWS = 16
+"""Rows a batch at most where no token is decoded: more gain nothing there."""
+
 PACK = 4
 """Batches' worth of trials that are run, and written, as one: a kill costs at most so much."""
 
@@ -207,12 +210,13 @@ def _in_batches(
 ) -> dict[str, Tensor]:
     """What ``run`` gives for each row, by trial id; a batch that does not fit is halved."""
     size, beginnings = _Size(vlm, batch_size), Beginnings()
+    most = batch_size or STATES_ROWS
     queue = deque(_planned(vlm, trials))
     found: dict[str, Tensor] = {}
     while queue:
         failure: RuntimeError | None = None
         try:
-            rows = [planned.row(vlm) for planned in _alike(queue, size.rows)]
+            rows = [planned.row(vlm) for planned in _alike(queue, min(size.rows, most))]
             values = run(rows[: size.fitting(rows)], beginnings)
         except RuntimeError as error:
             if not _out_of_memory(error):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cmrm_utils.errors import InputError
 
 if TYPE_CHECKING:
+    from cmrm_utils.baking import bake
     from cmrm_utils.data import load_samples
     from cmrm_utils.engine import generate, hidden_states
     from cmrm_utils.hooks import Edit, apply, record
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from cmrm_utils.vectors import ShiftVectors, extract_shift
 
 _HOMES = {
+    "baking": ("bake",),
     "data": ("load_samples",),
     "engine": ("generate", "hidden_states"),
     "hooks": ("Edit", "apply", "record"),
@@ -40,6 +42,7 @@ __all__ = [
     "ShiftVectors",
     "Trial",
     "apply",
+    "bake",
     "extract_shift",
     "generate",
     "hidden_states",

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from cmrm_utils.commands import data, judging, models, organisms, planning, publishing
+from cmrm_utils.commands import baking, data, judging, models, organisms, planning, publishing
 from cmrm_utils.errors import InputError
 from cmrm_utils.profiles import (
     KERNEL_ARGUMENTS,
@@ -47,6 +47,7 @@ def cli() -> None:
 
 
 for command in (
+    baking.bake,
     data.data,
     judging.export,
     judging.judges,

@@ -1,0 +1,311 @@
+"""An edit folded into a plain checkpoint: biases where a hook would have added.
+
+What a hook adds to the output of a decoder layer on every token, a bias of that layer's
+``mlp.down_proj`` adds as well, as it is the last thing that goes into the residual stream there.
+Of the decoders of transformers, Llama's alone has such biases (``mlp_bias``); what computes as
+Llama does is written as Llama.
+"""
+
+import copy
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+)
+
+from cmrm_utils.errors import InputError
+from cmrm_utils.hooks import Edit
+from cmrm_utils.models import VLM, quiet
+from cmrm_utils.vectors import ShiftVectors
+
+WRITTEN_AS: dict[str, Any] = {
+    "llava": LlavaForConditionalGeneration,
+    "llava_next": LlavaNextForConditionalGeneration,
+    "llama": LlamaForCausalLM,
+    "mistral": LlamaForCausalLM,
+    "qwen2": LlamaForCausalLM,
+}
+"""Models that can be baked, by ``model_type``, and what they are written as."""
+
+DECODERS = ("llama", "mistral", "qwen2")
+"""Decoders that compute as Llama's does; Mistral and Qwen2 without a sliding window."""
+
+FOLDED = ("add", "tokens", "sample_ids", "settings")
+"""What of an :class:`Edit` is understood here; an edit that has more is no mere addition."""
+
+PROBE = "Hello,  WORLD! It's 3.14 o'clock;\n\tnaïve façade → 東京"
+"""A text that tokenizers of different kinds cut differently."""
+
+
+def bake(vlm: VLM, edit: Edit, path: str | Path, *, vectors: ShiftVectors | None = None) -> None:
+    """Write a checkpoint that behaves as the model under the edit does, without a hook.
+
+    The folder loads with transformers alone, processor and chat template included, in the
+    precision that ``vlm`` has in memory. A model that was baked before has both edits then.
+
+    Weights are stored in the narrowest precision that holds each of them exactly, the edited
+    biases in float32, since rounding these to 16 bits can be seen in the logits.
+
+    Args:
+        vlm: the model.
+        edit: a dataset-level edit of all tokens.
+        path: the folder to make; it is there as a whole or not at all.
+        vectors: what the edit was made of, for the model card.
+
+    Raises:
+        InputError: an edit or a model that cannot be folded, vectors of another model, a folder
+            that is not empty or cannot be written.
+    """
+    path = Path(path)
+    check_edit(edit)
+    check_free(path)
+    _check_model(vlm, edit, vectors)
+    precision = vlm.model.dtype
+    made, stored = _folded(vlm, edit)
+    with _draft(path) as draft, quiet():
+        made.save_pretrained(draft)
+        # transformers states the precision of the file, and loads in what is stated.
+        made.config.dtype = precision
+        made.config.save_pretrained(draft)
+        vlm.processor.save_pretrained(draft)
+        _check_processor(vlm, draft)
+        (draft / "README.md").write_text(
+            _card(vlm, edit, vectors, stored=stored, loaded=precision), encoding="utf-8"
+        )
+
+
+def check_edit(edit: Edit) -> None:
+    """Raise :class:`InputError` for an edit that no bias can stand for."""
+    if edit.sample_ids is not None:
+        raise InputError(
+            "a sample-level edit cannot be baked: a checkpoint has one bias for all samples"
+        )
+    if edit.tokens != "all":
+        raise InputError(
+            f"an edit of tokens {edit.tokens!r} cannot be baked: a bias acts on every token"
+        )
+    for each in fields(edit):
+        if each.name not in FOLDED and getattr(edit, each.name) is not each.default:
+            raise InputError(
+                f"an edit with {each.name!r} cannot be baked: a bias only adds the same vector"
+            )
+
+
+def check_free(path: Path) -> None:
+    """Raise :class:`InputError` unless a folder can be made there, or an empty one is."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise InputError(f"{path} is not empty: choose another folder to bake into")
+
+
+def _check_model(vlm: VLM, edit: Edit, vectors: ShiftVectors | None) -> None:
+    config, text = vlm.model.config, vlm.model.config.get_text_config()
+    kind = config.model_type
+    if kind not in WRITTEN_AS or text.model_type not in DECODERS:
+        over = "" if text is config else f" (decoder: {text.model_type})"
+        raise InputError(
+            f"{vlm.name}: {kind}{over} cannot be baked, since its decoder layers have no bias to "
+            "hold an edit; llava, llava_next and language models can, over a decoder of "
+            f"{', '.join(DECODERS)}"
+        )
+    windows = getattr(text, "layer_types", None) or []
+    if text.model_type != "llama" and (text.sliding_window or "sliding_attention" in windows):
+        raise InputError(
+            f"{vlm.name}: {text.model_type} with a sliding window cannot be baked: it is written "
+            "as Llama, which has none"
+        )
+    if getattr(vlm.model, "is_quantized", False) or hasattr(config, "quantization_config"):
+        raise InputError(f"{vlm.name}: quantised weights cannot be baked; load it without bits")
+    for name, parameter in vlm.model.named_parameters():
+        if not parameter.is_floating_point():
+            raise InputError(f"{vlm.name}: {name} is {parameter.dtype}: quantised, cannot be baked")
+        if parameter.device.type == "meta":
+            raise InputError(f"{vlm.name}: {name} is offloaded; load it without offloading to bake")
+    size = (len(vlm.layers), vlm.hidden_size)
+    if tuple(edit.add.shape) != size:
+        raise InputError(
+            f"the edit is (layers, hidden) = {tuple(edit.add.shape)}, the model is {size}"
+        )
+    if vectors is not None and (theirs := vectors.provenance.get("model")) != vlm.fingerprint:
+        raise InputError(
+            f"the vectors are of model {theirs or '(not recorded)'}, but {vlm.name} is "
+            f"{vlm.fingerprint}: take them on the model that is baked"
+        )
+
+
+def _folded(vlm: VLM, edit: Edit) -> tuple[Any, torch.dtype]:
+    """The model with biases, sharing what weights it can, and the precision of its weights."""
+    config = copy.deepcopy(vlm.model.config)
+    kind, text = config.model_type, config.get_text_config()
+    llama = _as_llama(text)
+    if text is config:
+        config = llama
+    else:
+        config.text_config = llama
+    with torch.device("meta"):
+        made = WRITTEN_AS[kind](config)
+    names = {module: name for name, module in vlm.model.named_modules()}
+    edited = {
+        f"{names[layer]}.mlp.down_proj.bias": add.detach().float().cpu()
+        for layer, add in zip(vlm.layers, edit.add, strict=True)
+    }
+    held = vlm.model.state_dict()
+    stored = _narrowest({name: value for name, value in held.items() if name not in edited})
+    state = {name: value.to(stored) for name, value in held.items() if name not in edited}
+    for name, add in edited.items():
+        state[name] = held[name].float().cpu() + add if name in held else add
+    for name, parameter in made.named_parameters():
+        if name not in state and name.endswith(".bias"):
+            state[name] = torch.zeros(parameter.shape, dtype=stored)
+    try:
+        made.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise InputError(f"{vlm.name}: not the weights of a plain {kind}: {reason}") from error
+    made.tie_weights()
+    made.generation_config = copy.deepcopy(vlm.model.generation_config)
+    return made, stored
+
+
+def _as_llama(text: Any) -> LlamaConfig:
+    """The configuration of a Llama decoder that computes the same, with biases in its MLPs."""
+    if text.model_type == "llama":
+        text.mlp_bias = True
+        return text
+    taken = LlamaConfig().to_dict().keys() - {"architectures", "model_type", "transformers_version"}
+    settings = {name: value for name, value in text.to_dict().items() if name in taken}
+    # Qwen2 always has biases on queries, keys and values; Llama then has one on the output too.
+    settings |= {"mlp_bias": True, "attention_bias": text.model_type == "qwen2"}
+    return LlamaConfig(**settings)
+
+
+def _narrowest(state: Mapping[str, Tensor]) -> torch.dtype:
+    """The narrowest precision that holds every value exactly: that of the files it came from."""
+    for dtype in (torch.float16, torch.bfloat16):
+        if all(torch.equal(value.to(dtype).to(value.dtype), value) for value in state.values()):
+            return dtype
+    return torch.float32
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` that takes its name if all goes well, and is removed if not."""
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        draft.mkdir(parents=True)
+    except FileExistsError as error:
+        raise InputError(
+            f"{draft} is there: another bake is at work, or was killed; in that case remove it"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        yield draft
+        draft.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _check_processor(vlm: VLM, folder: Path) -> None:
+    """See that the saved processor cuts texts as the model's own does.
+
+    transformers chooses the class of a tokenizer by the type of the model, and that may be new.
+    """
+    reader: Any = AutoProcessor if vlm.sees_images else AutoTokenizer
+    read = reader.from_pretrained(folder)
+    tokenizer = getattr(read, "tokenizer", read)
+    text = f"{PROBE} {vlm.prompt_text(PROBE, image=False)}"
+    if tokenizer(text)["input_ids"] != vlm.tokenizer(text)["input_ids"]:
+        raise InputError(
+            f"{vlm.name}: its {type(vlm.tokenizer).__name__} would be read otherwise in a Llama "
+            "checkpoint, so it cannot be baked"
+        )
+
+
+def _card(
+    vlm: VLM,
+    edit: Edit,
+    vectors: ShiftVectors | None,
+    *,
+    stored: torch.dtype,
+    loaded: torch.dtype,
+) -> str:
+    text = vlm.model.config.get_text_config()
+    name = Path(vlm.name).name if Path(vlm.name).exists() else vlm.name
+    method = edit.settings.get("method", "an edit")
+    reach = edit.settings.get("layers", "all")
+    rows = [("model", f"{name}, fingerprint {vlm.fingerprint}")]
+    rows += [(str(key), str(value)) for key, value in edit.settings.items()]
+    if vectors is None:
+        rows.append(("vectors", "not recorded"))
+    else:
+        digest = hashlib.sha256(vectors.values.contiguous().numpy().tobytes()).hexdigest()[:16]
+        rows.append(("vectors, SHA-256", digest))
+        rows += [(f"vectors, {key}", value) for key, value in sorted(vectors.provenance.items())]
+    rows.append(
+        ("what is added, norm by layer", ", ".join(f"{n:.3g}" for n in edit.add.norm(dim=-1)))
+    )
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
+    notes = []
+    if text.model_type != "llama":
+        notes.append(
+            f"- The decoder was {text.model_type} and is written as Llama, which computes the same."
+        )
+    if getattr(text, "mlp_bias", False):
+        notes.append(
+            "- The model had such biases before (perhaps it was baked already); the edit was added "
+            "to them."
+        )
+    if vlm.system is not None:
+        notes.append("- It was prompted with a system prompt, which is **not** in this folder.")
+    if vlm.pad_to_square:
+        notes.append("- Images were padded to a square first; this folder's processor does not.")
+    kind = "AutoModelForImageTextToText" if vlm.sees_images else "AutoModelForCausalLM"
+    reader = "AutoProcessor" if vlm.sees_images else "AutoTokenizer"
+    return f"""---
+library_name: transformers
+pipeline_tag: {"image-text-to-text" if vlm.sees_images else "text-generation"}
+---
+
+# {name} with {method} baked in
+
+The weights of {name}, unchanged, and beside them biases of `mlp.down_proj` that add to the output
+of decoder layers ({reach}) what {method} adds. It answers as the model does under that edit, with
+no hook. Made by `cmrm_utils.bake` of the CMRM workbook (`cmrm bake`); load it with transformers
+alone: `{kind}.from_pretrained(folder)` and `{reader}.from_pretrained(folder)`.
+
+| what | value |
+| --- | --- |
+{table}
+
+## Limits
+
+- **It acts on every token of every input, also on text without an image.** A hook can be put on
+  for images alone; biases cannot. Without an image there is no shift to undo, and the push may
+  make it refuse harmless text, or worse: measure that before use.
+- The strength is fixed, and nothing was trained: it is as good as the edit was measured to be.
+- Weights are stored in {_called(stored)}, the edited biases in float32. Loaded plainly, all is
+  {_called(loaded)}, as it was when baked; in 16 bits the biases are rounded.
+- Take vectors for another edit on this model itself; those of the original were not measured here.
+- Greedy decoding is the default here; sampling settings of the original were left out.
+- The licence is that of {name}.
+{"".join(f"{note}{chr(10)}" for note in notes)}"""
+
+
+def _called(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -134,15 +134,15 @@ def _check_model(vlm: VLM, edit: Edit, vectors: ShiftVectors | None) -> None:
             raise InputError(f"{vlm.name}: {name} is {parameter.dtype}: quantised, cannot be baked")
         if parameter.device.type == "meta":
             raise InputError(f"{vlm.name}: {name} is offloaded; load it without offloading to bake")
-    size = (len(vlm.layers), vlm.hidden_size)
-    if tuple(edit.add.shape) != size:
-        raise InputError(
-            f"the edit is (layers, hidden) = {tuple(edit.add.shape)}, the model is {size}"
-        )
     if vectors is not None and (theirs := vectors.provenance.get("model")) != vlm.fingerprint:
         raise InputError(
             f"the vectors are of model {theirs or '(not recorded)'}, but {vlm.name} is "
             f"{vlm.fingerprint}: take them on the model that is baked"
+        )
+    size = (len(vlm.layers), vlm.hidden_size)
+    if tuple(edit.add.shape) != size:
+        raise InputError(
+            f"the edit is (layers, hidden) = {tuple(edit.add.shape)}, the model is {size}"
         )
 
 

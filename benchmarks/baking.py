@@ -1,0 +1,229 @@
+"""What a baked organism does and what it costs, beside the hook and no edit.
+
+``python -m benchmarks.baking`` writes ``benchmarks/baking.json`` and the README's table of it.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from time import perf_counter
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+
+from cmrm_utils import CMRM, VLM, Edit, apply, bake, extract_shift, generate, load_samples, load_vlm
+from cmrm_utils.card import MAX_NEW_TOKENS
+from cmrm_utils.data import Sample, take
+from cmrm_utils.judges import judge
+from cmrm_utils.metrics import averaged, measures, percent_table
+from cmrm_utils.notebook import ANCHORS
+from cmrm_utils.plots import CONDITION_NAMES
+from cmrm_utils.store import ROOT, versions, write_json
+from cmrm_utils.trials import grid, table
+
+RESULTS = ROOT / "benchmarks" / "baking.json"
+README = ROOT / "README.md"
+PER_KIND = 100
+ROUNDS, BATCH, NEW = 15, 32, 24
+
+
+@dataclass(frozen=True)
+class Baked:
+    """The organism, dataset-level CMRM as the default run chose it, and both as one checkpoint."""
+
+    vlm: VLM
+    edit: Edit
+    alpha: float
+    folder: Path
+
+
+@contextmanager
+def baked_organism() -> Iterator[Baked]:
+    """The organism on the CPU and its baked folder, which is removed afterwards."""
+    vlm = load_vlm("organism", device="cpu")
+    anchors = take(load_samples("organism", "anchors"), ANCHORS, "harmful")
+    vectors = extract_shift(vlm, anchors, meaningless="blank")
+    alpha = chosen_alpha()
+    edit = CMRM(vectors, alpha)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "baked"
+        bake(vlm, edit, folder, vectors=vectors)
+        yield Baked(vlm, edit, alpha, folder)
+
+
+def chosen_alpha() -> float:
+    """The alpha of dataset-level CMRM in the README's headline table.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    found = re.search(r"^\| CMRM dataset, alpha ([\d.]+) \|", README.read_text(), re.MULTILINE)
+    if found is None:
+        raise ValueError(f"{README}: no row of dataset-level CMRM in the headline table")
+    return float(found[1])
+
+
+def _answers(
+    vlm: VLM, samples: list[Sample], questions: list[Sample], edit: Edit | None
+) -> pd.DataFrame:
+    trials = grid(samples, images=("none", "own"), edits=[edit]) + grid(questions, edits=[edit])
+    responses = generate(vlm, trials, max_new_tokens=MAX_NEW_TOKENS)
+    return judge(table(trials, responses)).assign(response=responses)
+
+
+def effect(made: Baked) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Rates on the validation split without an edit, hooked and baked.
+
+    Returns:
+        Rates by ``measure, image, setting``, and in how many of all responses baked and hooked
+        differ.
+    """
+    every = load_samples("organism", "validation")
+    samples = take(every, PER_KIND, "harmful", "benign")
+    questions = take(every, PER_KIND, "visual")
+    baked = load_vlm(made.folder, device="cpu")
+    settings = {
+        "unedited": _answers(made.vlm, samples, questions, None),
+        "hooked": _answers(made.vlm, samples, questions, made.edit),
+        "baked": _answers(baked, samples, questions, None),
+    }
+    differ = int((settings["hooked"]["response"] != settings["baked"]["response"]).sum())
+    rows = pd.concat([part.assign(setting=name) for name, part in settings.items()])
+    rows = averaged(rows)
+    found = measures(rows, ["image", "setting"]).sort_values(
+        "image", ascending=False, key=lambda images: images == "none", kind="stable"
+    )
+    return found, {"differ": differ, "responses": len(settings["baked"])}
+
+
+@torch.inference_mode()
+def rounding(made: Baked) -> dict[str, float]:
+    """Largest difference of the first answer token's logits from the hook's, by biases' precision.
+
+    Weights are float32 throughout (and lie in the folder as float16, which holds them exactly).
+    """
+    samples = take(load_samples("organism", "validation"), 10, "harmful", "benign", "visual")
+    inputs = made.vlm.inputs([s.prompt for s in samples], [s.load_image() for s in samples])
+
+    def logits(model: Any) -> Tensor:
+        return model(**inputs, position_ids=made.vlm.positions(inputs), logits_to_keep=1).logits
+
+    with apply(made.vlm, made.edit):
+        hooked = logits(made.vlm.model)
+    found = {"no edit": float((logits(made.vlm.model) - hooked).abs().max())}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        model = AutoModelForImageTextToText.from_pretrained(made.folder).eval()
+        for layer in model.model.language_model.layers:
+            bias = layer.mlp.down_proj.bias
+            bias.copy_(bias.to(dtype).float())
+        found[str(dtype).removeprefix("torch.")] = float((logits(model) - hooked).abs().max())
+    return found
+
+
+def measure() -> list[dict[str, Any]]:
+    """Generation of equally many tokens, plain, hooked and baked, by transformers' ``generate``.
+
+    Returns:
+        ``name, baseline_seconds, ours_seconds`` (medians), ``ratio`` (median of the ratios of each
+        round) and ``spread`` (their quartiles), one row a comparison.
+    """
+    with baked_organism() as made:
+        vlm = made.vlm
+        samples = take(load_samples("organism", "test"), BATCH, "benign")[:BATCH]
+        inputs = vlm.inputs([s.prompt for s in samples], [s.load_image() for s in samples])
+        baked = AutoModelForImageTextToText.from_pretrained(made.folder).eval()
+        ways: dict[str, tuple[Any, Callable[[], AbstractContextManager[None]]]] = {
+            "plain": (vlm.model, nullcontext),
+            "hook": (vlm.model, lambda: apply(vlm, made.edit)),
+            "baked": (baked, nullcontext),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(-1, ROUNDS):  # the first is not counted
+            start = number % len(ways)
+            for name in [*ways, *ways][start : start + len(ways)]:
+                model, context = ways[name]
+                begun = perf_counter()
+                with torch.inference_mode(), context():
+                    model.generate(
+                        **inputs, min_new_tokens=NEW, max_new_tokens=NEW, do_sample=False
+                    )
+                if number >= 0:
+                    seconds[name].append(perf_counter() - begun)
+    return [
+        _compared(seconds, "plain", "hook"),
+        _compared(seconds, "plain", "baked"),
+        _compared(seconds, "hook", "baked"),
+    ]
+
+
+def _compared(seconds: dict[str, list[float]], baseline: str, ours: str) -> dict[str, Any]:
+    ratios = [b / a for a, b in zip(seconds[baseline], seconds[ours], strict=True)]
+    low, _, high = quantiles(ratios, n=4, method="inclusive")
+    return {
+        "name": f"organism, {BATCH} prompts with images, {NEW} tokens: {ours} / {baseline}",
+        "baseline_seconds": median(seconds[baseline]),
+        "ours_seconds": median(seconds[ours]),
+        "ratio": median(ratios),
+        "spread": (low, high),
+    }
+
+
+def text(results: dict[str, Any]) -> str:
+    """The README's table, and what is beside it."""
+    rows = pd.DataFrame(results["effect"])
+    rows["what"] = rows["image"].map(CONDITION_NAMES) + ": " + rows["measure"]
+    wide = percent_table(rows, "what", "setting").reset_index()
+    wide = wide.rename(columns={"what": ""})
+    lines = [list(wide.columns), ["---"] * len(wide.columns), *wide.values.tolist()]
+    cells = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    logits = results["logits"]
+    return (
+        f"{cells}\nAlpha {results['alpha']:g}. Hooked and baked differ in {results['differ']} of "
+        f"{results['responses']} responses, and in logits by at most {logits['float32']:.1g}; "
+        f"had the biases been rounded, by {logits['float16']:.1g} (float16) or "
+        f"{logits['bfloat16']:.1g} (bfloat16). The edit itself moves logits by up to "
+        f"{logits['no edit']:.2g}.\n"
+    )
+
+
+def main() -> None:
+    """Measure the effect, keep it, and put it into the README."""
+    with baked_organism() as made:
+        rows, counts = effect(made)
+        results = {
+            "alpha": made.alpha,
+            "effect": rows.to_dict("records"),
+            "logits": rounding(made),
+            "versions": versions(),
+            **counts,
+        }
+    write_json(RESULTS, results)
+    write_readme()
+    print(text(json.loads(RESULTS.read_text())))
+
+
+def write_readme() -> None:
+    """Put the table of ``baking.json`` into the README, between its two marks.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    start, end = "<!-- baking -->\n", "<!-- /baking -->"
+    before, _, rest = README.read_text(encoding="utf-8").partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"{README}: no place for the table of baking")
+    made = text(json.loads(RESULTS.read_text()))
+    README.write_text(before + start + made + end + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

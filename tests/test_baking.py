@@ -33,6 +33,7 @@ from cmrm_utils.engine import first_logits
 from cmrm_utils.models import wrap
 from cmrm_utils.organism.recipe import build_model
 from cmrm_utils.prompts import CHAT_TEMPLATE
+from cmrm_utils.store import ROOT
 from cmrm_utils.trials import Trial
 from cmrm_utils.workbook import cli
 
@@ -484,3 +485,13 @@ def test_the_organism_bakes(tmp_path, requests):
     with apply(vlm, edit):
         hooked = logits(vlm, vlm.model, pairs)
     assert difference(hooked, logits(vlm, baked, pairs)) < 1e-4
+
+
+def test_the_readme_shows_what_was_measured():
+    results = json.loads((ROOT / "benchmarks" / "baking.json").read_text())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition("<!-- baking -->\n")[2].partition("<!-- /baking -->")[0]
+    for row in results["effect"]:
+        assert f"({row['hits']:.0f}/{row['n']:.0f})" in shown
+    assert f"| CMRM dataset, alpha {results['alpha']:g} |" in readme
+    assert f"differ in {results['differ']} of {results['responses']} responses" in shown

@@ -77,7 +77,7 @@ def bake(vlm: VLM, edit: Edit, path: str | Path, *, vectors: ShiftVectors | None
     precision = vlm.model.dtype
     made, stored = _folded(vlm, edit)
     with _draft(path) as draft, quiet():
-        made.save_pretrained(draft)
+        made.save_pretrained(draft, max_shard_size="5GB")
         # transformers states the precision of the file, and loads in what is stated.
         made.config.dtype = precision
         made.config.save_pretrained(draft)

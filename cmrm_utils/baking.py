@@ -155,6 +155,10 @@ def _folded(vlm: VLM, edit: Edit) -> tuple[Any, torch.dtype]:
         config = llama
     else:
         config.text_config = llama
+    # What is tied in memory counts: configurations inside one another may disagree.
+    embeddings, head = vlm.model.get_input_embeddings(), vlm.model.get_output_embeddings()
+    tied = head is not None and head.weight is embeddings.weight
+    config.tie_word_embeddings = llama.tie_word_embeddings = tied
     with torch.device("meta"):
         made = WRITTEN_AS[kind](config)
     names = {module: name for name, module in vlm.model.named_modules()}

@@ -165,6 +165,22 @@ def test_a_baked_model_does_what_the_hook_does(make, name, tmp_path):
         assert difference(hooked, logits(vlm, vlm.model, pairs)) > 0.1
 
 
+@pytest.mark.parametrize("outer", [False, True])
+@pytest.mark.parametrize("inner", [False, True])
+def test_tied_or_not_the_head_stays_what_it_is(processor, tmp_path, outer, inner):
+    config = copy.deepcopy(build_model(TINY, processor, 0).config)
+    config.text_config = decoder("qwen2", processor.tokenizer, tie_word_embeddings=inner)
+    config.tie_word_embeddings = outer
+    shake(LlavaForConditionalGeneration(config)).save_pretrained(tmp_path / "source")
+    processor.save_pretrained(tmp_path / "source")
+    vlm = load_vlm(tmp_path / "source")
+    edit, pairs = an_edit(vlm), batches(vlm)[0]
+    bake(vlm, edit, tmp_path / "baked")
+    baked = auto(vlm).from_pretrained(tmp_path / "baked").eval()
+    with apply(vlm, edit):
+        assert difference(logits(vlm, vlm.model, pairs), logits(vlm, baked, pairs)) < 1e-4
+
+
 @pytest.mark.parametrize("name", BAKED)
 def test_generation_is_identical(make, name, tmp_path):
     vlm = make(name)

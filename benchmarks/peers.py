@@ -30,22 +30,26 @@ What others' extraction does, by their code as of the versions named:
 | nnsight 0.8 | traces a forward pass; what is saved is one's own choice | {nnsight}: last token of each layer saved, in batches |
 | xl-vlms (github.com/mshukor/xl-vlms) | one prompt at a time, all tokens' logits, every token's states to the CPU | scripts, not a package: its way written plainly |
 | repeng 0.4 | batches with `output_hidden_states=True`, LM head included; text only; needs numpy below 2 | not run: the usual way, batched, is what it does |
-| pyvene 0.1 | interventions on named modules of models that it has a mapping for | not run: it has none for LLaVA of transformers 5 |
-| EasySteer | steering in vLLM, with its continuous batches | not run: a fork of vLLM of its own, for GPUs |
+| pyvene 0.1 | interventions on named modules of the models that it has a mapping for | not run: its LLaVA mapping has transformers 4's module names |
+| EasySteer | steering inside vLLM, with vLLM's batches and prefix cache | not run: needs vLLM |
 
-None of these computes the prompts' common beginning once for an extraction.
+Those whose code was read (all but EasySteer) run every prompt from its first token.
 """
+
+
+PACKAGES = ("steering_vectors", "nnsight")
+"""Peers that must be installed: `pip install --no-deps steering-vectors`, `pip install nnsight`."""
 
 
 def installed() -> list[str]:
     """The packages among them that are here."""
-    return [name for name in ("steering_vectors", "nnsight") if find_spec(name)]
+    return [name for name in PACKAGES if find_spec(name)]
 
 
 def notes() -> str:
     """What there is to compare with, and which of it ran."""
-    ran = {n: "ran" if find_spec(n) else "not installed" for n in ("steering_vectors", "nnsight")}
-    return NOTES.format(**ran)
+    here = installed()
+    return NOTES.format(**{name: "ran" if name in here else "not installed" for name in PACKAGES})
 
 
 def _inputs(vlm: VLM, prompts: Prompts) -> dict[str, Tensor]:

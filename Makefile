@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help env run test lab notebooks figures lint clean
+.PHONY: help env run test lab notebooks figures benchmarks lint clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ notebooks: $(READY) ## re-execute the committed notebooks, without timestamps an
 
 figures: $(READY) ## figures/ and the README's table from runs/default
 	$(BIN)/cmrm publish runs/default
+
+benchmarks: $(READY) ## time the engine beside the usual ways, write benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks
 
 clean: ## remove the environment, runs and caches
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache *.egg-info

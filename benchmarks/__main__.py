@@ -42,7 +42,8 @@ def main() -> None:
         )
         report.write(asked.out, f"{name} {device.type}", text)
         print(text, flush=True)
-    report.write(asked.out, "prior art", peers.notes())
+        if name == "extraction":
+            report.write(asked.out, "prior art", peers.notes())
 
 
 main()

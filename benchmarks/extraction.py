@@ -47,9 +47,7 @@ def _prompts(anchors: Sequence[Sample], images: Sequence[str]) -> Prompts:
 
 
 def _their_states(vlm: VLM, way: Callable[[VLM, Prompts], Tensor], count: int) -> Case:
-    return Case(
-        lambda anchors: way(vlm, _prompts(anchors, ("blank",))), lambda: (samples(count),)
-    )
+    return Case(lambda anchors: way(vlm, _prompts(anchors, ("blank",))), lambda: (samples(count),))
 
 
 def _our_states(vlm: VLM, count: int) -> Case:
@@ -125,7 +123,9 @@ def _shift(setting: Setting, meaningless: str = "blank", note: str = "") -> list
     rows = [faster(timings, name, what=what, target=TARGETS[name], note=note) for name in WAYS]
     differ = largest_difference(timings.outputs["ours"].values, timings.outputs["fair best"])
     note = f"largest difference; up to {float(timings.outputs['fair best'].abs().max()):.3g}"
-    equal = check(f"shift towards `{meaningless}` equal", "fair best", differ, _close(setting), note)
+    equal = check(
+        f"shift towards `{meaningless}` equal", "fair best", differ, _close(setting), note
+    )
     return [*rows, equal]
 
 

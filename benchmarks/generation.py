@@ -16,7 +16,7 @@ from cmrm_utils import VLM, Sample, Trial, generate
 
 TITLE = "Short answers leave early"
 SHORT, LONG = 10, 200
-COUNT, BATCH = 32, 8
+COUNT, SEEING, BATCH = 32, 16, 8
 BRIEF, WORDY = 34, 46
 """Text tokens of the prompts that get short and long answers."""
 
@@ -24,7 +24,8 @@ BRIEF, WORDY = 34, 46
 def setting_text(_setting: Setting) -> str:
     """What is measured."""
     return (
-        f"{COUNT} prompts, in turn one whose answer has {SHORT} tokens and one whose has {LONG}. "
+        f"{COUNT} prompts ({SEEING} with images), in turn one whose answer has {SHORT} tokens "
+        f"and one whose has {LONG}. "
         "Both ways run the same rigged model: at one position, which only the prompts that get "
         "short answers begin before, its LM head gives the end token; elsewhere it never does. "
         f"*static*: transformers' `generate` on batches of {BATCH}, prompts in the order given; "
@@ -40,8 +41,10 @@ def run(setting: Setting) -> list[Row]:
 
 
 def _mix(setting: Setting, *, images: bool) -> list[Row]:
+    count = SEEING if images else COUNT
+
     def fresh() -> tuple[VLM, list[Sample]]:
-        return cold(setting.vlm), _asked(setting.vlm, images=images)
+        return cold(setting.vlm), _asked(setting.vlm, count, images=images)
 
     before = IMAGE_TOKENS + 1 if images else 0  # the picture and the line's end after it
     with _ending(setting.vlm, before + BRIEF + SHORT - 2):
@@ -50,12 +53,12 @@ def _mix(setting: Setting, *, images: bool) -> list[Row]:
     what = "answers with own images" if images else "answers to text only"
     theirs, ours = timings.outputs["static"], timings.outputs["ours"]
     lengths = [len(row) for row in theirs]
-    wanted = [SHORT, LONG] * (COUNT // 2)
+    wanted = [SHORT, LONG] * (count // 2)
     assert lengths == wanted, f"the rigged model's answers have {lengths} tokens"
     texts = [setting.vlm.decode(row) for row in theirs]
     same = sum(a == b for a, b in zip(texts, ours, strict=True)) / len(ours)
     exact = Target("at least", 1.0) if setting.dtype == torch.float32 else None
-    note = f"share of responses; {len(set(texts))} different among {COUNT}"
+    note = f"share of responses; {len(set(texts))} different among {count}"
     return [
         faster(timings, "static", what=what),
         faster(timings, "static, sorted", what=what),
@@ -63,10 +66,10 @@ def _mix(setting: Setting, *, images: bool) -> list[Row]:
     ]
 
 
-def _asked(vlm: VLM, *, images: bool) -> list[Sample]:
+def _asked(vlm: VLM, count: int, *, images: bool) -> list[Sample]:
     """Samples whose prompts have, in turn, ``BRIEF`` and ``WORDY`` tokens."""
-    brief = samples(COUNT // 2, images=images, tokens=BRIEF)
-    wordy = samples(COUNT, images=images, tokens=WORDY)[COUNT // 2 :]
+    brief = samples(count // 2, images=images, tokens=BRIEF)
+    wordy = samples(count, images=images, tokens=WORDY)[count // 2 :]
     pairs = (
         (_stretched(vlm, short, BRIEF), _stretched(vlm, long, WORDY))
         for short, long in zip(brief, wordy, strict=True)
@@ -122,7 +125,7 @@ def _static(vlm: VLM, asked: Sequence[Sample]) -> list[list[int]]:
         inputs = vlm.inputs([s.query for s in batch], [s.load_image() for s in batch])
         whole = vlm.model.generate(**inputs, max_new_tokens=LONG, do_sample=False)
         for row in whole[:, inputs["input_ids"].shape[1] :].tolist():
-            found.append(row[: row.index(end) + 1] if end in row else row)
+            found.append(row[: row.index(end) + 1] if end in row else row)  # what follows pads
     return found
 
 

@@ -20,22 +20,37 @@ Prompts = Sequence[tuple[str, Image.Image | None]]
 BATCH = 8
 """Prompts a batch, for all who batch."""
 
-NOTES = """## Prior art
-
-What others' extraction does, by their code as of the versions named:
-
-| peer | its way | here |
-| --- | --- | --- |
-| steering-vectors 0.12 | hooks copy every token's states at every layer; text only, one prompt a batch by default; needs transformers below 5 | {steering_vectors}: its recorder, in batches, around a LLaVA's forward pass |
-| nnsight 0.8 | traces a forward pass; what is saved is one's own choice | {nnsight}: last token of each layer saved, in batches |
-| xl-vlms (github.com/mshukor/xl-vlms) | one prompt at a time, all tokens' logits, every token's states to the CPU | scripts, not a package: its way written plainly |
-| repeng 0.4 | batches with `output_hidden_states=True`, LM head included; text only; needs numpy below 2 | not run: the usual way, batched, is what it does |
-| pyvene 0.1 | interventions on named modules of the models that it has a mapping for | not run: its LLaVA mapping has transformers 4's module names |
-| EasySteer | steering inside vLLM, with vLLM's batches and prefix cache | not run: needs vLLM |
-
-Those whose code was read (all but EasySteer) run every prompt from its first token.
-"""
-
+NOTES = (
+    (
+        "steering-vectors 0.12",
+        "hooks copy all tokens' states at every layer; text only, one prompt a batch by default; "
+        "asks for transformers below 5",
+        "{steering_vectors}: its recorder around a LLaVA's forward pass, in batches",
+    ),
+    (
+        "nnsight 0.8",
+        "traces a forward pass; what is saved is one's own choice",
+        "{nnsight}: last token of each layer saved, in batches",
+    ),
+    (
+        "xl-vlms (mshukor/xl-vlms)",
+        "one prompt at a time, logits of all tokens, all tokens' states to the CPU",
+        "ran: its way written plainly, as it is scripts and no package",
+    ),
+    (
+        "repeng 0.4",
+        "batches with `output_hidden_states=True`, LM head included; text only; asks for numpy "
+        "below 2",
+        "not run",
+    ),
+    (
+        "pyvene 0.1",
+        "interventions on named modules of models that it has a mapping for",
+        "not run: its LLaVA mapping has transformers 4's module names",
+    ),
+    ("EasySteer", "steering inside vLLM, with vLLM's batches", "not run: needs vLLM"),
+)
+"""Peer, its way, what became of it here."""
 
 PACKAGES = ("steering_vectors", "nnsight")
 """Peers that must be installed: `pip install --no-deps steering-vectors`, `pip install nnsight`."""
@@ -49,7 +64,14 @@ def installed() -> list[str]:
 def notes() -> str:
     """What there is to compare with, and which of it ran."""
     here = installed()
-    return NOTES.format(**{name: "ran" if name in here else "not installed" for name in PACKAGES})
+    fate = {name: "ran" if name in here else "not installed" for name in PACKAGES}
+    rows = [("peer", "its way of extraction", "here"), ("---",) * 3]
+    rows += [(peer, way, became.format(**fate)) for peer, way, became in NOTES]
+    lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return (
+        f"## Prior art\n\n{lines}\n\nThe code of all but EasySteer was read, in the versions "
+        "named: each runs every prompt from its first token on."
+    )
 
 
 def _inputs(vlm: VLM, prompts: Prompts) -> dict[str, Tensor]:

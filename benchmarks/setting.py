@@ -159,10 +159,18 @@ def random_llava(size: Size, device: torch.device, dtype: torch.dtype) -> VLM:
 
 @torch.no_grad()
 def _scatter(model: Any) -> None:
-    """Weights so large that prompts matter: fresh ones give nearly the same states to all."""
+    """Weights under which answers depend on the prompt.
+
+    Fresh ones are so small that all prompts have nearly the same states; and with attention that
+    takes the mean of everything, one picture's 576 tokens drown the words.
+    """
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.normal_(0, parameter.shape[-1] ** -0.5)
+    decoder = model.model.language_model
+    decoder.embed_tokens.weight.normal_(0, 1)
+    for layer in decoder.layers:
+        layer.self_attn.q_proj.weight.mul_(2.5)
 
 
 def cold(vlm: VLM) -> VLM:

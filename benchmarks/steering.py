@@ -5,7 +5,17 @@ from collections.abc import Callable, Sequence
 from benchmarks.report import Row, Target, check, cost
 from benchmarks.setting import FULL, WIDE, Setting, cold, random_llava, samples
 from benchmarks.timing import Case, measure
-from cmrm_utils import CMRM, VLM, Edit, Sample, Trial, extract_shift, generate, load_samples, load_vlm
+from cmrm_utils import (
+    CMRM,
+    VLM,
+    Edit,
+    Sample,
+    Trial,
+    extract_shift,
+    generate,
+    load_samples,
+    load_vlm,
+)
 
 TITLE = "Cost of steering"
 FAINT = 1e-7
@@ -84,7 +94,8 @@ def _organism(setting: Setting) -> list[Row]:
         return every[::step][:ORGANISM_COUNT]
 
     rounds = max(setting.rounds, WIDE_ROUNDS)
-    note = f"{ORGANISM_COUNT} samples with own images, at most {ORGANISM_NEW} new tokens; {rounds} rounds"
+    job = f"{ORGANISM_COUNT} samples with own images, at most {ORGANISM_NEW} new tokens"
+    note = f"{job}; {rounds} rounds"
     what = "steering the organism"
     return _both(setting, organism, make, "own", ORGANISM_NEW, rounds, what, note)
 
@@ -101,7 +112,9 @@ def _sample_level(setting: Setting) -> list[Row]:
     def fresh() -> tuple[VLM, list[Sample]]:
         return cold(setting.vlm), samples(SAMPLE_COUNT)
 
-    timings = measure({"plain": Case(plain, fresh), "sample-level": Case(steered, fresh)}, setting.rounds)
+    timings = measure(
+        {"plain": Case(plain, fresh), "sample-level": Case(steered, fresh)}, setting.rounds
+    )
     what = "sample-level CMRM with its extraction"
     note = f"{SAMPLE_COUNT} samples with own images, {SAMPLE_NEW} new tokens"
     row = cost(timings, "plain", ours="sample-level", what=what, target=1.25, note=note)

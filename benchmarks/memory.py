@@ -23,7 +23,8 @@ def setting_text(_setting: Setting) -> str:
         f"Peak of allocated tensors above the model, batches of {BATCH}. Growth is what each "
         f"sample more adds, from {FEW} to {MANY} (own images: to {MANY // 2}): the "
         "states asked for are layers x hidden x 4 bytes a sample. On the CPU "
-        "the bytes of all live tensors are followed, on a GPU its allocator is asked. Not timings: one run each, the same in each."
+        "the bytes of all live tensors are followed, on a GPU its allocator is asked. "
+        "Not timings: one run each, the same in each."
     )
 
 

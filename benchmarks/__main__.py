@@ -34,7 +34,7 @@ def main() -> None:
         rows = topic.run(setting)
         text = report.section(
             f"{topic.TITLE} ({device.type})",
-            topic.setting_text(setting),
+            f"{setting.text} {topic.setting_text(setting)}",
             rows,
             device=device,
             rounds=asked.rounds,

@@ -13,7 +13,7 @@ import torch
 from benchmarks import peers, report
 from benchmarks.setting import Setting, load
 
-TOPICS = ("extraction", "generation", "sweep", "steering", "memory", "images")
+TOPICS = ("extraction", "generation", "sweep", "steering", "memory", "images", "baking")
 
 
 def main() -> None:

@@ -6,12 +6,10 @@
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
-from time import perf_counter
 from typing import Any
 
 import pandas as pd
@@ -19,6 +17,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from benchmarks.report import Row, cost
+from benchmarks.setting import Setting
+from benchmarks.timing import Case, measure
 from cmrm_utils import CMRM, VLM, Edit, apply, bake, extract_shift, generate, load_samples, load_vlm
 from cmrm_utils.card import MAX_NEW_TOKENS
 from cmrm_utils.data import Sample, take
@@ -29,6 +30,7 @@ from cmrm_utils.plots import CONDITION_NAMES
 from cmrm_utils.store import ROOT, versions, write_json
 from cmrm_utils.trials import grid, table
 
+TITLE = "Baked and hooked"
 RESULTS = ROOT / "benchmarks" / "baking.json"
 README = ROOT / "README.md"
 PER_KIND = 100
@@ -128,55 +130,41 @@ def rounding(made: Baked) -> dict[str, float]:
     return found
 
 
-def measure(clock: Callable[[], float] = perf_counter) -> list[dict[str, Any]]:
-    """Generation of equally many tokens, plain, hooked and baked, by transformers' ``generate``.
-
-    Args:
-        clock: seconds; ``time.process_time`` where others use the machine too.
-
-    Returns:
-        ``name, baseline_seconds, ours_seconds`` (medians), ``ratio`` (median of the ratios of each
-        round) and ``spread`` (their quartiles), one row a comparison.
-    """
+def run(_setting: Setting) -> list[Row]:
+    """Rows of the table: generation by transformers' ``generate``, plain, hooked and baked."""
     with baked_organism() as made:
         vlm = made.vlm
         samples = take(load_samples("organism", "test"), BATCH, "benign")[:BATCH]
         inputs = vlm.inputs([s.prompt for s in samples], [s.load_image() for s in samples])
         baked = AutoModelForImageTextToText.from_pretrained(made.folder).eval()
-        ways: dict[str, tuple[Any, Callable[[], AbstractContextManager[None]]]] = {
-            "plain": (vlm.model, nullcontext),
-            "hook": (vlm.model, lambda: apply(vlm, made.edit)),
-            "baked": (baked, nullcontext),
+
+        def respond(model: Any, edit: Edit | None) -> Tensor:
+            with torch.inference_mode(), apply(vlm, edit):
+                return model.generate(
+                    **inputs, min_new_tokens=NEW, max_new_tokens=NEW, do_sample=False
+                )
+
+        cases = {
+            "plain": Case(respond, lambda: (vlm.model, None)),
+            "hook": Case(respond, lambda: (vlm.model, made.edit)),
+            "baked": Case(respond, lambda: (baked, None)),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(-1, ROUNDS):  # the first is not counted
-            start = number % len(ways)
-            for name in [*ways, *ways][start : start + len(ways)]:
-                model, context = ways[name]
-                begun = clock()
-                with torch.inference_mode(), context():
-                    model.generate(
-                        **inputs, min_new_tokens=NEW, max_new_tokens=NEW, do_sample=False
-                    )
-                if number >= 0:
-                    seconds[name].append(clock() - begun)
+        timings = measure(cases, ROUNDS)
+    what = f"organism, {BATCH} prompts with images, {NEW} tokens"
     return [
-        _compared(seconds, "plain", "hook"),
-        _compared(seconds, "plain", "baked"),
-        _compared(seconds, "hook", "baked"),
+        cost(timings, "plain", what=what, ours="hook"),
+        cost(timings, "plain", what=what, ours="baked"),
+        cost(timings, "hook", what=what, ours="baked"),
     ]
 
 
-def _compared(seconds: dict[str, list[float]], baseline: str, ours: str) -> dict[str, Any]:
-    ratios = [b / a for a, b in zip(seconds[baseline], seconds[ours], strict=True)]
-    low, _, high = quantiles(ratios, n=4, method="inclusive")
-    return {
-        "name": f"organism, {BATCH} prompts with images, {NEW} tokens: {ours} / {baseline}",
-        "baseline_seconds": median(seconds[baseline]),
-        "ours_seconds": median(seconds[ours]),
-        "ratio": median(ratios),
-        "spread": (low, high),
-    }
+def setting_text(_setting: Setting) -> str:
+    """What is measured."""
+    return (
+        "The organism without an edit, with dataset-level CMRM as hooks, and with the same edit "
+        "baked into its biases; responses of one length, in transformers' own `generate`, "
+        f"{ROUNDS} rounds."
+    )
 
 
 def text(results: dict[str, Any]) -> str:

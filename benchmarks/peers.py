@@ -69,8 +69,9 @@ def notes() -> str:
     rows += [(peer, way, became.format(**fate)) for peer, way, became in NOTES]
     lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return (
-        f"## Prior art\n\n{lines}\n\nThe code of all but EasySteer was read, in the versions "
-        "named: each runs every prompt from its first token on."
+        f"## Prior art\n\n{lines}\n\nThe extraction code of steering-vectors, xl-vlms and repeng "
+        "was read: each runs every prompt from its first token on. The rest is by documentation, "
+        "and for nnsight by using it."
     )
 
 

@@ -13,8 +13,8 @@ from benchmarks.timing import Case, Timings, measure
 from cmrm_utils import VLM, Sample, ShiftVectors, Trial, extract_shift, hidden_states
 
 TITLE = "Extraction"
-STATES, PEERS, SHIFT, NOISE = 48, 16, 32, 24
-"""Samples of each comparison."""
+STATES, PEERS, SHIFT, NOISE = 100, 16, 100, 24
+"""Samples of each comparison; 100 are what the notebooks take of a kind of anchors."""
 
 NOISES = ("noise-0", "noise-1", "noise-2", "noise-3")
 TARGETS = {"usual way": 10.0, "fair best": 5.0}

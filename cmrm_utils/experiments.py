@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cmrm_utils.methods import CMRM, controls, ways
-from cmrm_utils.notebook import ANCHORS, Notebook, sweep_trials
+from cmrm_utils.notebook import ANCHORS, Notebook
 from cmrm_utils.trials import CONDITIONS, Trial, grid, neutral
 from cmrm_utils.vectors import refusal_direction
 
@@ -52,7 +52,7 @@ def cmrm_intervention(nb: Notebook, p: Mapping[str, Any]) -> Lists:
 def evaluation(nb: Notebook, p: Mapping[str, Any]) -> Lists:
     """04 and 05: alphas on the validation split; the test split at those then chosen."""
     _, levels, samples = nb.compared(p["n"])
-    plain, edited = sweep_trials(levels, samples, p["alphas"])
+    plain, edited = nb.sweep_trials(levels, samples, p["alphas"])
     yield plain + edited
     plain, edited = nb.test_trials(p["n_test"], nb.sweep(p["alphas"], p["n"]))
     yield plain + edited

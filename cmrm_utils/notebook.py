@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -26,7 +26,7 @@ from cmrm_utils.metrics import (
 )
 from cmrm_utils.models import PLACEMENT, VLM, load_vlm
 from cmrm_utils.store import STORED, Run, versions
-from cmrm_utils.trials import CONDITIONS, Trial, grid, table
+from cmrm_utils.trials import CONDITIONS, IN_WORDS, Trial, grid, table
 from cmrm_utils.vectors import ShiftVectors, cached_shift, extract_shift
 
 ANCHORS = 100
@@ -41,29 +41,22 @@ class Sweep:
     """CMRM over a grid of alphas on the validation split.
 
     Attributes:
-        rows: judged trials of every method, alpha 0 among them.
+        rows: judged trials of every method, alpha 0 among them; of a model that sees no images
+            those at alpha 0 alone, under the method ``no edit``.
         doses: ``|alpha v| / |h|``, mean over layers, by method and alpha.
         chosen: the alpha chosen for each method.
-        vectors: the dataset-level vectors.
+        vectors: the dataset-level vectors; None for a model that sees no images.
     """
 
     rows: pd.DataFrame
     doses: pd.Series
     chosen: dict[str, float]
-    vectors: ShiftVectors
+    vectors: ShiftVectors | None
 
     @property
     def edited(self) -> list[str]:
         """The methods, as the settings of the test split are called."""
         return list(self.chosen)
-
-
-def sweep_trials(
-    levels: Mapping[str, ShiftVectors], samples: Sequence[Sample], alphas: Sequence[float]
-) -> tuple[list[Trial], list[Trial]]:
-    """The trials of :meth:`Notebook.sweep`: without an edit, and under each method and alpha."""
-    edits = [CMRM(v, a, name=name) for name, v in levels.items() for a in alphas if a]
-    return grid(samples), grid(samples, edits=edits)
 
 
 @dataclass(eq=False)
@@ -124,13 +117,46 @@ class Notebook:
         print(f"model {model} ({vlm.fingerprint}), {len(vlm.layers)} decoder layers")
         return cls(run, vlm, data, max_new_tokens)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The image conditions that the model can be shown."""
+        return CONDITIONS if self.vlm.sees_images else IN_WORDS
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What is subtracted from the model's states: nothing where no image can shift them."""
+        return METHODS if self.vlm.sees_images else ()
+
+    @property
+    def baseline(self) -> str:
+        """What edits are compared with: the samples with their own images, if it sees any."""
+        return plots.CONDITION_NAMES["own" if self.vlm.sees_images else "none"]
+
+    def _condition(self, sample: Sample) -> str | None:
+        """How the model is asked a sample when nothing is varied; None where it cannot be.
+
+        With the sample's own image; a question that has none as it is; by a model that sees no
+        images, requests as text.
+        """
+        request = sample.task in ("harmful", "benign")
+        if self.vlm.sees_images:
+            return "own" if sample.image is not None else None if request else "none"
+        return "none" if request or sample.image is None else None
+
+    def plainly(
+        self, samples: Iterable[Sample], edits: Sequence[Edit | None] = (None,)
+    ) -> list[Trial]:
+        """Every sample in the condition in which it is asked when only the edit varies."""
+        asked = [(sample, image) for sample in samples if (image := self._condition(sample))]
+        return [Trial(sample, image, edit) for edit in edits for sample, image in asked]
+
     def samples(self, split: str, n: int | None, *tasks: str) -> list[Sample]:
         """The first ``n`` samples of each task in a split, of requests of each kind; None: all."""
         return take(load_samples(self.data, split), n, *tasks)
 
     def questions(self, split: str, n: int | None) -> list[Sample]:
-        """The first ``n`` questions about images: visual ones, multiple choice, where there are."""
-        every = load_samples(self.data, split)
+        """The first ``n`` visual and ``n`` multiple-choice questions, where there are any."""
+        every = [s for s in load_samples(self.data, split) if self._condition(s)]
         here = {sample.task for sample in every}
         return take(every, n, *(task for task in ("visual", "choice") if task in here))
 
@@ -164,8 +190,15 @@ class Notebook:
             n: samples of each kind of request, and of visual questions.
         """
         vectors, levels, samples = self.compared(n)
-        start, swept = map(self.ask, sweep_trials(levels, samples, alphas))
-        rows = pd.concat([*(start.assign(method=name) for name in levels), swept])
+        plain, edited = self.sweep_trials(levels, samples, alphas)
+        start = self.ask(plain)
+        if not levels:
+            print(
+                f"{self.vlm.name} sees no images: no shift to subtract, it is asked in words only"
+            )
+            name = "no edit"
+            return Sweep(start.assign(method=name), pd.Series({(name, 0.0): 0.0}), {}, None)
+        rows = pd.concat([*(start.assign(method=name) for name in levels), self.ask(edited)])
         states = hidden_states(self.vlm, grid([s for s in samples if s.harmful]))
         doses = {
             (name, a): float(dose(CMRM(v, a), states).mean())
@@ -176,12 +209,26 @@ class Notebook:
         chosen = {name: choose_alpha(curve[curve["method"] == name]) for name in levels}
         return Sweep(rows, pd.Series(doses), chosen, vectors)
 
-    def compared(self, n: int | None) -> tuple[ShiftVectors, dict[str, ShiftVectors], list[Sample]]:
+    def sweep_trials(
+        self,
+        levels: Mapping[str, ShiftVectors],
+        samples: Sequence[Sample],
+        alphas: Sequence[float],
+    ) -> tuple[list[Trial], list[Trial]]:
+        """The trials of :meth:`sweep`: without an edit, and under each method and alpha."""
+        edits = [CMRM(v, a, name=name) for name, v in levels.items() for a in alphas if a]
+        return self.plainly(samples), self.plainly(samples, edits)
+
+    def compared(
+        self, n: int | None
+    ) -> tuple[ShiftVectors | None, dict[str, ShiftVectors], list[Sample]]:
         """The dataset-level shift, what each method subtracts, and what it is tried on."""
-        vectors = self.shift(self.samples("anchors", ANCHORS, "harmful"), "harmful_blank")
         samples = self.samples("validation", n, "harmful", "benign")
         samples += self.questions("validation", n)
-        levels = {method: self._vectors(method, vectors, samples) for method in METHODS}
+        if not self.methods:
+            return None, {}, samples
+        vectors = self.shift(self.samples("anchors", ANCHORS, "harmful"), "harmful_blank")
+        levels = {method: self._vectors(method, vectors, samples) for method in self.methods}
         return vectors, levels, samples
 
     def _vectors(
@@ -194,20 +241,24 @@ class Notebook:
 
     def _edit(self, swept: Sweep, samples: Sequence[Sample], method: str) -> Edit:
         """A method at its chosen alpha."""
+        assert swept.vectors is not None
         vectors = self._vectors(method, swept.vectors, samples)
         return CMRM(vectors, swept.chosen[method], name=method)
 
     def test(self, n: int | None, swept: Sweep) -> pd.DataFrame:
         """The test split: every image condition, and each method at its chosen alpha.
 
-        Adds ``setting``: the image condition's name, or the method's.
+        Adds ``setting``: the method's name, or the image condition's, which of questions is the
+        :attr:`baseline`, whether or not they have an image.
         """
-        conditions, edited = map(self.ask, self.test_trials(n, swept))
-        names = conditions["image"].map(plots.CONDITION_NAMES)
-        return pd.concat(
-            [conditions.assign(setting=names), edited.assign(setting=edited["method"])],
-            ignore_index=True,
-        )
+        plain, edited = self.test_trials(n, swept)
+        rows = self.ask(plain)
+        varied = rows["task"].isin(["harmful", "benign"])
+        names = rows["image"].map(plots.CONDITION_NAMES).where(varied, self.baseline)
+        parts = [rows.assign(setting=names)]
+        if edited:
+            parts.append(self.ask(edited).assign(setting=lambda made: made["method"]))
+        return pd.concat(parts, ignore_index=True)
 
     def test_trials(self, n: int | None, swept: Sweep) -> tuple[list[Trial], list[Trial]]:
         """The trials of :meth:`test`: without an edit, and under each method."""
@@ -217,7 +268,8 @@ class Notebook:
             questions += self.samples("test", n, "fact")
         every = [*requests, *questions]
         edits = [self._edit(swept, every, method) for method in swept.edited]
-        return grid(requests, images=CONDITIONS) + grid(questions), grid(every, edits=edits)
+        plain = grid(requests, images=self.conditions) + self.plainly(questions)
+        return plain, self.plainly(every, edits)
 
     def outcome_table(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Shares of the three outcomes of harmful requests by setting, unseen verbs apart."""
@@ -252,7 +304,8 @@ class Notebook:
             for i, name in enumerate(seconds, start=-1):
                 begun = time.perf_counter()
                 edit = None if i < 0 else self._edit(swept, samples, swept.edited[i])
-                generate(self.vlm, grid(samples, edits=[edit]), max_new_tokens=self.max_new_tokens)
+                trials = self.plainly(samples, [edit])
+                generate(self.vlm, trials, max_new_tokens=self.max_new_tokens)
                 seconds[name].append((time.perf_counter() - begun) / n)
         medians = [float(np.median(times)) for times in seconds.values()]
         return pd.DataFrame({"seconds": medians}, index=list(seconds))
@@ -268,7 +321,19 @@ class Notebook:
     def reading(self, rows: pd.DataFrame, swept: Sweep) -> str:
         """The headline table in words."""
         found = measures(averaged(rows), ["setting"]).set_index(["measure", "setting"])["rate"]
-        here, own = self.run.shared["model"], found["unsafe", "own image"]
+        here = self.run.shared["model"]
+        if not swept.chosen:
+            spoken = {"as text": "text only", "with a caption in words": "caption as text"}
+            shares = [
+                f"{found['unsafe', setting]:.1%} {said}"
+                for said, setting in spoken.items()
+                if ("unsafe", setting) in found.index
+            ]
+            return (
+                f"{here} sees no images: there is no shift, and nothing to subtract. It carries "
+                f"out harmful requests of the test split {' and '.join(shares)}."
+            )
+        own = found["unsafe", "own image"]
         edits = "; ".join(
             f"{name} at alpha {alpha:g} to {found['unsafe', name]:.1%}, "
             f"with {found['neither', name]:.1%} neither refused nor carried out"
@@ -276,7 +341,7 @@ class Notebook:
         )
         kept = [m for m in ("benign answered", "visual questions", "choices") if m in found.index]
         cost = ", ".join(
-            f"{measure} {found[measure, 'own image']:.1%} without an edit and "
+            f"{measure} {found[measure, self.baseline]:.1%} without an edit and "
             f"{min(found[measure, name] for name in swept.edited):.1%} under the costliest"
             for measure in kept
         )

@@ -316,7 +316,7 @@ def alpha_curves(
         layout="constrained",
     )
     alphas = sorted(rows["alpha"].unique())
-    positive = [a for a in alphas if a > 0]
+    positive = [a for a in alphas if a > 0] or [1.0]  # a model without edits has alpha 0 alone
     for axis, name in zip(axes.flat, panels, strict=False):
         for i, (measure, line) in enumerate(
             rows[rows[panel] == name].groupby("measure", sort=False)

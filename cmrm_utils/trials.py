@@ -25,6 +25,9 @@ DEFAULT_SIZE = (336, 336)
 CONDITIONS = ("none", "caption", "own", "blank", "noise")
 """The image conditions that every table shows, in this order."""
 
+IN_WORDS = ("none", "caption")
+"""Those without a picture, which a language model alone can be given too."""
+
 
 @lru_cache(maxsize=64)
 def _plain(size: tuple[int, int], level: int) -> Image.Image:
@@ -122,7 +125,7 @@ class Trial:
     @property
     def has_image(self) -> bool:
         """Whether a picture goes with the prompt."""
-        return self.image not in ("none", "caption")
+        return self.image not in IN_WORDS
 
     def load_image(self) -> Image.Image | None:
         """The picture that goes with the prompt, decoded; None for text only."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import nbformat
+import pandas as pd
 import pytest
 
 from cmrm_utils.store import ROOT, STORED
@@ -124,34 +125,57 @@ def test_manifest_names_what_was_written(executed, notebook):
     assert all((run / name).is_file() for name in manifest["files"])
 
 
-def test_the_same_notebooks_serve_a_llava_and_the_public_sets(family_folders, tmp_path):
-    """A tiny random LLaVA, local copies of the sets, a profile: to the report, offline."""
-    settings = {"n": "2", "n_test": "2", "alphas": "[0.5, 1.0]", "max_new_tokens": "4"}
-    command = [
-        sys.executable,
-        "-c",
-        "from cmrm_utils.workbook import cli; cli()",
-        "run",
-        "llava-7b",
-    ]
-    command += ["-p", "model", str(family_folders["llava"]), "--out", str(tmp_path / "run")]
-    for name, value in settings.items():
-        command += ["-p", name, value]
+SMALL = {"n": "2", "n_test": "2", "alphas": "[0.5, 1.0]", "max_new_tokens": "4"}
+
+
+def run_profile(name, model, out, *more):
+    """A profile by the command line on another model and the fixtures, offline."""
+    command = [sys.executable, "-c", "from cmrm_utils.workbook import cli; cli()", "run", name]
+    command += ["-p", "model", str(model), "--out", str(out), *more]
+    for parameter, value in SMALL.items():
+        command += ["-p", parameter, value]
     home = str(ROOT / "tests" / "fixtures")
-    done = subprocess.run(
+    return subprocess.run(
         command,
         env={**os.environ, "CMRM_DATA": home, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_the_same_notebooks_serve_a_llava_and_the_public_sets(family_folders, tmp_path):
+    """A tiny random LLaVA, local copies of the sets, a profile: to the report, offline."""
+    run = tmp_path / "run"
+    done = run_profile("llava-7b", family_folders["llava"], run)
     assert done.returncode == 0, done.stderr[-3000:]
-    page = (tmp_path / "run" / "report.html").read_text()
+    page = (run / "report.html").read_text()
     for notebook in NOTEBOOKS:
-        manifest = tmp_path / "run" / "manifests" / f"{notebook.stem}.json"
+        manifest = run / "manifests" / f"{notebook.stem}.json"
         shared = json.loads(manifest.read_text())["shared"]
         assert shared["data"].startswith("vlsafe+")
         assert shared["settings"]["system"] == "vicuna"
         assert f"id='{notebook.stem}'" in page
-    asked = (tmp_path / "run" / "responses.jsonl").read_text().splitlines()
+    asked = (run / "responses.jsonl").read_text().splitlines()
     assert len(asked) > 100
+
+
+def test_a_language_model_alone_is_asked_in_words(family_folders, tmp_path):
+    """The paper's pure LLM row: text and captions, no edits; notebooks about images say no."""
+    run = tmp_path / "run"
+    done = run_profile("vicuna-7b", family_folders["vicuna"], run)
+    assert done.returncode == 0, done.stderr[-3000:]
+    asked = pd.read_parquet(run / "tables" / "04_responses.parquet")
+    requests = asked["task"].isin(["harmful", "benign"])
+    assert set(asked.loc[requests, "setting"]) == {"text only", "caption as text"}
+    assert set(asked.loc[~requests, "kind"]) == {"choice-text"}
+    headline = pd.read_parquet(run / "tables" / "headline.parquet")
+    assert list(headline["setting"]) == ["text only", "caption as text"]
+    page = (run / "report.html").read_text()
+    assert "sees no images: no shift to subtract" in page
+    assert "sees no images: there is no shift" in page
+    done = run_profile("vicuna-7b", family_folders["vicuna"], tmp_path / "other", "--only", "01")
+    assert done.returncode == 2
+    (line,) = (text for text in done.stderr.splitlines() if text.startswith("cmrm: "))
+    assert "01_representation_gap.ipynb: " in line
+    assert "sees no images: only the image conditions none and caption work" in line

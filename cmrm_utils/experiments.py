@@ -50,7 +50,7 @@ def cmrm_intervention(nb: Notebook, p: Mapping[str, Any]) -> Lists:
 
 
 def evaluation(nb: Notebook, p: Mapping[str, Any]) -> Lists:
-    """04 and 05: alphas on the validation split; the test split at those then chosen."""
+    """04: alphas on the validation split; the test split at those then chosen."""
     _, levels, samples = nb.compared(p["n"])
     plain, edited = nb.sweep_trials(levels, samples, p["alphas"])
     yield plain + edited
@@ -58,12 +58,19 @@ def evaluation(nb: Notebook, p: Mapping[str, Any]) -> Lists:
     yield plain + edited
 
 
+def utility(nb: Notebook, p: Mapping[str, Any]) -> Lists:
+    """05: those of 04, and open questions where there is somebody to review the answers."""
+    yield from evaluation(nb, p)
+    if p["reviewer"]:
+        yield nb.open_trials(p["n_test"], nb.sweep(p["alphas"], p["n"]))
+
+
 EXPERIMENTS: dict[str, Callable[[Notebook, Mapping[str, Any]], Lists]] = {
     "01": representation_gap,
     "02": vector_extraction,
     "03": cmrm_intervention,
     "04": evaluation,
-    "05": evaluation,
+    "05": utility,
 }
 """By notebook: lists of trials in the order in which they can be made, given the notebook's
 parameters. A list may need the responses to those before it."""

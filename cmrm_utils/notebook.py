@@ -1,5 +1,6 @@
 """What the numbered notebooks work with: a model, samples, a run folder, and what they share."""
 
+import re
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from cmrm_utils.judges import OUTCOMES, judge
 from cmrm_utils.methods import CMRM, dose
 from cmrm_utils.metrics import (
     averaged,
+    choice_accuracy,
     choose_alpha,
     clustered_interval,
     measures,
@@ -25,6 +27,7 @@ from cmrm_utils.metrics import (
     trade_off,
 )
 from cmrm_utils.models import PLACEMENT, VLM, load_vlm
+from cmrm_utils.reviews import load_reviewer, relative_scores, review
 from cmrm_utils.store import STORED, Run, versions
 from cmrm_utils.trials import CONDITIONS, IN_WORDS, Trial, grid, table
 from cmrm_utils.vectors import ShiftVectors, cached_shift, extract_shift
@@ -281,6 +284,68 @@ class Notebook:
             low, high = clustered_interval(unsafe, these["group"].tolist())
             found.append({"setting": setting, **shares, "low": low, "high": high, "n": len(these)})
         return pd.DataFrame(found)
+
+    def choices(self, rows: pd.DataFrame) -> pd.DataFrame | None:
+        """Multiple choice on the test split: accuracy over all questions, and those with an image.
+
+        Kept in the run as ``05_choices``; None, and a line that says so, where the data has none.
+        """
+        asked = rows[(rows["task"] == "choice") & rows["setting"].isin(self._settings(rows))]
+        if asked.empty:
+            print("no multiple-choice questions in the data (scienceqa has them)")
+            return None
+        found = self.run.table("05_choices", choice_accuracy(asked, ["setting"]))
+        return percent_table(found, "setting", "rows")
+
+    def _settings(self, rows: pd.DataFrame) -> list[str]:
+        """The baseline, and the methods among a test split's settings."""
+        return [self.baseline, *(name for name in rows["setting"].unique() if name in self.methods)]
+
+    def open_trials(self, n: int | None, swept: Sweep) -> list[Trial]:
+        """The trials of :meth:`reviews`: open questions without an edit, and under each method."""
+        every = [s for s in load_samples(self.data, "test") if s.task == "open"]
+        asked = [sample for sample in every if self._condition(sample)][:n]
+        edits = [self._edit(swept, asked, method) for method in swept.edited] if asked else []
+        return self.plainly(asked, [None, *edits])
+
+    def reviews(
+        self, n: int | None, swept: Sweep, reviewer: str, url: str = ""
+    ) -> pd.DataFrame | None:
+        """Pairwise reviews of answers to the test split's open questions, as LLaVA-Bench's.
+
+        The reviews are kept word for word in the run: as they come, and in the table
+        ``05_reviews``; the scores in ``05_scores``.
+
+        Args:
+            n: how many questions; None: all.
+            swept: with the chosen alphas.
+            reviewer: for :func:`cmrm_utils.reviews.load_reviewer`; empty for none.
+            url: of the reviewer's endpoint.
+
+        Returns:
+            Relative scores by setting and kind of question; None, and a line that says so, where
+            the data has no open questions or there is no reviewer.
+        """
+        trials = self.open_trials(n, swept)
+        if not trials:
+            print("no open questions for this model in the data (llava-bench-coco has them)")
+            return None
+        if not reviewer:
+            print("open questions are not reviewed: name a reviewer, -p reviewer FOLDER_OR_MODEL")
+            return None
+        rows = self.ask(trials)
+        settings = rows["method"].where(rows["method"] != "none", self.baseline)
+        rows = rows.assign(setting=settings, caption=[trial.sample.caption for trial in trials])
+        name = re.sub(r"[^\w.-]+", "-", f"{url} {reviewer}").strip("-")
+        kept = self.run.folder / "reviews" / f"{name}.jsonl"
+        critic = load_reviewer(reviewer, url)
+        reviewed = self.run.table("05_reviews", review(rows, critic, out=kept, progress=True))
+        scores = [
+            relative_scores(part).assign(setting=setting)
+            for setting, part in reviewed.groupby("setting", sort=False)
+        ]
+        found = self.run.table("05_scores", pd.concat(scores, ignore_index=True))
+        return found.set_index(["setting", "kind"])
 
     def fluency(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Perplexity under the unedited model (geometric mean), and repeated word triples."""

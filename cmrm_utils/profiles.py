@@ -179,6 +179,8 @@ def planned_jobs(
     given = {**(settings.get("parameters") or {}), **given_parameters(pairs)}
     if "model" in given:
         given["model"] = _located(given["model"])
+    if given.get("reviewer"):
+        given["reviewer"] = _located(given["reviewer"])
     if isinstance(given.get("data"), str):
         given["data"] = located(given["data"])  # notebooks run in a folder of their own
     models = settings.get("models", [])

@@ -87,13 +87,13 @@ class Endpoint:
             raise InputError(f"review endpoint {self.url!r}: expected http:// or https://")
 
     @classmethod
-    def from_environment(cls, model: str) -> "Endpoint":
-        """The endpoint at ``OPENAI_BASE_URL``, with the key in ``OPENAI_API_KEY`` if it is set.
+    def from_environment(cls, model: str, url: str = "") -> "Endpoint":
+        """The endpoint at ``url``, else at ``OPENAI_BASE_URL``; the key is ``OPENAI_API_KEY``'s.
 
         Raises:
-            InputError: no base URL is set.
+            InputError: no base URL is given or set.
         """
-        url = os.environ.get("OPENAI_BASE_URL")
+        url = url or os.environ.get("OPENAI_BASE_URL", "")
         if not url:
             raise InputError(
                 f"reviewer {model!r} is no folder, so an endpoint's model; set OPENAI_BASE_URL "
@@ -177,15 +177,20 @@ class LocalReviewer:
         return self.reader.tokenizer.decode(new, skip_special_tokens=True).strip()
 
 
-def load_reviewer(name: str) -> Reviewer:
-    """A reviewer by name: a model in a local folder, else a model of the endpoint.
+def load_reviewer(name: str, url: str = "") -> Reviewer:
+    """A reviewer by name: a model in a local folder, else a model of an endpoint.
+
+    Args:
+        name: a folder, or the model's name at the endpoint.
+        url: base of the endpoint's API; by default ``OPENAI_BASE_URL``. A key is only ever taken
+            from ``OPENAI_API_KEY``, so that none is written into a notebook.
 
     Raises:
-        InputError: the folder holds no model; no endpoint is set in the environment.
+        InputError: the folder holds no model; no endpoint is given or set in the environment.
     """
-    if Path(name).is_dir():
+    if not url and Path(name).is_dir():
         return LocalReviewer(load_language_model(name))
-    return Endpoint.from_environment(name)
+    return Endpoint.from_environment(name, url)
 
 
 @dataclass(frozen=True)

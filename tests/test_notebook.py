@@ -1,10 +1,12 @@
 import json
 
+import pandas as pd
 import pytest
+from conftest import FIXTURES
 from PIL import Image
 
 from cmrm_utils import InputError, Sample
-from cmrm_utils.notebook import Notebook
+from cmrm_utils.notebook import Notebook, Sweep
 
 
 @pytest.fixture
@@ -70,3 +72,60 @@ def test_a_language_model_alone_is_given_words_only(family_folders, tmp_path):
     assert set(test["setting"]) == {"text only", "caption as text"}
     assert not nb.headline(test, swept).empty
     assert "nothing to subtract" in nb.reading(test, swept)
+
+
+PUBLIC = "vlsafe+xstest+scienceqa@test+llava-bench-coco@test"
+
+
+@pytest.fixture
+def public(family_folders, tmp_path, monkeypatch):
+    """Notebook 05 on a tiny LLaVA and the public sets in small: itself, its sweep, its test."""
+    monkeypatch.setenv("CMRM_DATA", str(FIXTURES))
+    model = str(family_folders["llava"])
+    nb = Notebook.open("05_x", model=model, data=PUBLIC, out=tmp_path, max_new_tokens=4)
+    swept = nb.sweep([0.5], 2)
+    return nb, swept, nb.test(None, swept)
+
+
+def test_scienceqa_is_asked_whole_rows_without_an_image_as_text(public):
+    nb, swept, test = public
+    asked = test[test["task"] == "choice"]
+    assert set(asked["setting"]) == {nb.baseline, *swept.edited}
+    here = asked[asked["setting"] == nb.baseline]
+    assert here.groupby("kind")["image"].unique().map(list).to_dict() == {
+        "choice-image": ["own"],
+        "choice-text": ["none"],
+    }
+    shown = nb.choices(test)
+    assert list(shown.index) == [nb.baseline, *swept.edited]
+    assert shown.loc[nb.baseline, "all"].endswith("/12)")
+    assert shown.loc[nb.baseline, "with image"].endswith("/6)")
+
+
+def test_open_answers_are_reviewed_and_the_reviews_kept(public, judge_folder, capsys):
+    nb, swept, _ = public
+    assert nb.reviews(None, swept, "") is None
+    assert "-p reviewer" in capsys.readouterr().out
+    scores = nb.reviews(None, swept, str(judge_folder))
+    assert set(scores.index.get_level_values("setting")) == {nb.baseline, *swept.edited}
+    assert {"all", "open-conv", "open-detail"} <= set(scores.index.get_level_values("kind"))
+    asked = len(nb.open_trials(None, swept)) // (1 + len(swept.edited))
+    counted = scores.xs("all", level="kind")[["reviews", "unparsed"]].sum(axis=1)
+    assert set(counted) == {asked}
+    kept = pd.read_parquet(nb.run.folder / "tables" / "05_reviews.parquet")
+    assert kept["caption"].notna().all()
+    assert len(kept) == asked * (1 + len(swept.edited))
+    (replies,) = (nb.run.folder / "reviews").glob("*.jsonl")
+    before = replies.read_bytes()
+    nb.reviews(None, swept, str(judge_folder))
+    assert replies.read_bytes() == before
+
+
+def test_data_without_questions_says_what_is_missing(opened, capsys):
+    nb = opened()
+    swept = Sweep(pd.DataFrame(), pd.Series(dtype=float), {}, None)
+    assert nb.reviews(2, swept, "somebody") is None
+    assert nb.choices(pd.DataFrame({"task": ["visual"], "setting": ["own image"]})) is None
+    said = capsys.readouterr().out
+    assert "llava-bench-coco" in said
+    assert "scienceqa" in said

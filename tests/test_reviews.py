@@ -257,3 +257,12 @@ def test_relative_scores():
 def test_references_without_a_point():
     assert np.isnan(relative_scores(scored(("conv", 0, 5)))["score"]).all()
     assert relative_scores(scored())["reviews"].tolist() == [0]
+
+
+def test_an_endpoint_is_given_or_set_and_its_key_only_set(monkeypatch, judge_folder):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://set/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    assert load_reviewer("critic").url == "http://set/v1"
+    given = load_reviewer("critic", "http://given/v1")
+    assert (given.url, given.model, given.key) == ("http://given/v1", "critic", "k")
+    assert isinstance(load_reviewer(str(judge_folder)), LocalReviewer)

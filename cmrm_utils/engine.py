@@ -21,7 +21,6 @@ from weakref import WeakKeyDictionary
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from cmrm_utils.decoding import Batch, Beginnings, Row, can_share, run_prompts
@@ -495,48 +494,3 @@ def _inputs(vlm: VLM, batch: Sequence[Trial]) -> dict[str, Tensor]:
 def _end_ids(vlm: VLM) -> set[int]:
     ends: Any = vlm.model.generation_config.eos_token_id
     return set(ends) if isinstance(ends, list) else {ends}
-
-
-@torch.inference_mode()
-def perplexity(
-    vlm: VLM, trials: Sequence[Trial], responses: Sequence[str], *, batch_size: int | None = None
-) -> list[float]:
-    """Perplexity of each response under the unedited model, after its own prompt and image.
-
-    An empty response has none (NaN).
-    """
-    pairs: dict[tuple[str, str], float] = {}
-    todo: dict[tuple[str, str], tuple[Trial, str]] = {}
-    for trial, response in zip(trials, responses, strict=True):
-        plain = Trial(trial.sample, trial.image, None, trial.prompt)
-        todo.setdefault((plain.id, response), (plain, response))
-    order = sorted(todo.items(), key=lambda item: (item[1][0].has_image, len(item[0][1])))
-    size = batch_size or vlm.batch_size
-    for start in range(0, len(order), size):
-        batch = order[start : start + size]
-        texts = [response for _, (_, response) in batch]
-        for (key, _), value in zip(batch, _perplexities(vlm, batch, texts), strict=True):
-            pairs[key] = value
-    return [
-        pairs[Trial(t.sample, t.image, None, t.prompt).id, r]
-        for t, r in zip(trials, responses, strict=True)
-    ]
-
-
-def _perplexities(vlm: VLM, batch: Sequence[Any], texts: Sequence[str]) -> list[float]:
-    inputs = _inputs(vlm, [plain for _, (plain, _) in batch])
-    tokenizer = vlm.tokenizer
-    answers = [tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in texts]
-    answers = [ids if text else [] for ids, text in zip(answers, texts, strict=True)]
-    width = max(1, max(map(len, answers)))
-    ids = torch.full((len(batch), width), tokenizer.pad_token_id)
-    real = torch.zeros(len(batch), width, dtype=torch.long)
-    for row, answer in enumerate(answers):
-        ids[row, : len(answer)] = torch.tensor(answer, dtype=torch.long)
-        real[row, : len(answer)] = 1
-    ids, real = ids.to(vlm.device), real.to(vlm.device)
-    whole = vlm.extended(inputs, ids, real)
-    logits = vlm.model(**whole, position_ids=vlm.positions(whole), logits_to_keep=width + 1).logits
-    losses = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids, reduction="none")
-    mean = (losses * real).sum(1) / real.sum(1)
-    return mean.exp().tolist()

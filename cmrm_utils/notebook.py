@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -12,7 +13,8 @@ import pandas as pd
 
 from cmrm_utils import plots
 from cmrm_utils.data import Sample, load_samples, take
-from cmrm_utils.engine import generate, hidden_states, perplexity
+from cmrm_utils.engine import generate, hidden_states
+from cmrm_utils.fluency import perplexity
 from cmrm_utils.hooks import Edit
 from cmrm_utils.judges import OUTCOMES, judge
 from cmrm_utils.methods import CMRM, dose
@@ -28,7 +30,7 @@ from cmrm_utils.metrics import (
 )
 from cmrm_utils.models import PLACEMENT, VLM, load_vlm
 from cmrm_utils.reviews import load_reviewer, relative_scores, review
-from cmrm_utils.store import STORED, Run, versions
+from cmrm_utils.store import STORED, Responses, Run, versions
 from cmrm_utils.trials import CONDITIONS, IN_WORDS, Trial, grid, table
 from cmrm_utils.vectors import ShiftVectors, cached_shift, extract_shift
 
@@ -173,6 +175,10 @@ class Notebook:
             progress=True,
         )
         return judge(table(trials, responses))
+
+    def _responses(self, path: Path) -> Responses:
+        shared = {"model": self.vlm.fingerprint, "max_new_tokens": self.max_new_tokens}
+        return Responses(path, shared)
 
     def shift(self, anchors: Sequence[Sample], name: str, **settings: Any) -> ShiftVectors:
         """Shift vectors, from the run where another notebook left them, else made and kept.
@@ -349,11 +355,15 @@ class Notebook:
 
     def fluency(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Perplexity under the unedited model (geometric mean), and repeated word triples."""
-        kept = rows[rows["image"] == "own"]
+        kept = rows[rows["setting"].isin(self._settings(rows))]
         by_id = {sample.id: sample for sample in load_samples(self.data, "test")}
-        trials = [Trial(by_id[sample]) for sample in kept["sample"]]
+        asked = zip(kept["sample"], kept["image"], strict=True)
+        trials = [Trial(by_id[sample], image) for sample, image in asked]
+        known = self._responses(self.run.responses)
+        given = zip(kept["trial"], kept["response"], strict=True)
+        responses = [known.get(trial) or text for trial, text in given]
         scored = kept.assign(
-            perplexity=perplexity(self.vlm, trials, list(kept["response"])),
+            perplexity=perplexity(self.vlm, trials, responses, progress=True),
             repeated=[repetition(text) for text in kept["response"]],
         )
         return scored.groupby("setting", sort=False).agg(

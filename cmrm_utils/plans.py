@@ -10,7 +10,7 @@ import pandas as pd
 
 from cmrm_utils.engine import generate, prompt_tokens
 from cmrm_utils.experiments import EXPERIMENTS
-from cmrm_utils.notebook import METHODS, Notebook, Sweep
+from cmrm_utils.notebook import Notebook, Sweep
 from cmrm_utils.trials import Trial
 
 PROBE = 64
@@ -23,7 +23,7 @@ class Planner(Notebook):
 
     def sweep(self, alphas: Sequence[float], n: int | None) -> Sweep:
         """Any alpha will do: the test split has as many trials at each."""
-        chosen = dict.fromkeys(METHODS, max(alphas))
+        chosen = dict.fromkeys(self.methods, max(alphas))
         return Sweep(pd.DataFrame(), pd.Series(), chosen, self.compared(n)[0])
 
 

@@ -97,10 +97,6 @@ class Worker(Notebook):
             known.update(self._responses(path).all)
         return known
 
-    def _responses(self, path: Path) -> Responses:
-        shared = {"model": self.vlm.fingerprint, "max_new_tokens": self.max_new_tokens}
-        return Responses(path, shared)
-
     def work(self, experiments: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
         """Respond to this shard's share of every list that can be made.
 

@@ -16,7 +16,7 @@ from cmrm_utils import (
     generate,
     hidden_states,
 )
-from cmrm_utils.engine import first_logits, perplexity
+from cmrm_utils.engine import first_logits
 from cmrm_utils.hooks import Edit
 
 MIX = ("none", "own", "blank", "caption", "noise")
@@ -168,22 +168,6 @@ def test_sample_level_at_alpha_1_in_the_last_layer_is_the_text_only_state(tiny, 
     assert (unedited - text).abs().max() > 1e-2
 
 
-def test_perplexity_is_that_of_the_response_alone(tiny, mixed):
-    texts = ["To warm it, first zib it.", "No.", "The colour is red and blue.", ""] * 2
-    found = perplexity(tiny, mixed, texts)
-    for trial, text, value in zip(mixed, texts, found, strict=True):
-        if not text:
-            assert value != value
-            continue
-        inputs = tiny.inputs([trial.text], [trial.load_image()])
-        ids = tiny.processor.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
-        whole = torch.cat([inputs["input_ids"], torch.tensor([ids])], 1)
-        pictures = {k: v for k, v in inputs.items() if k == "pixel_values"}
-        logits = tiny.model(input_ids=whole, **pictures).logits[0, -len(ids) - 1 : -1]
-        logp = logits.log_softmax(-1)[range(len(ids)), ids]
-        assert value == pytest.approx((-logp.mean()).exp().item(), rel=1e-3)
-
-
 def test_each_familys_rows_do_not_depend_on_their_batch(family, steered):
     """Text rows beside image rows, each under its own edit."""
     alone = torch.cat([hidden_states(family, [trial]) for trial in steered])
@@ -193,11 +177,6 @@ def test_each_familys_rows_do_not_depend_on_their_batch(family, steered):
     assert len(set(together)) > len(steered) / 2
     logits = torch.cat([first_logits(family, [trial]) for trial in steered])
     torch.testing.assert_close(first_logits(family, steered), logits, rtol=1e-4, atol=1e-5)
-    texts = ["To warm it, first zib it.", "No."] * (len(steered) // 2)
-    values = [
-        perplexity(family, [trial], [text])[0] for trial, text in zip(steered, texts, strict=True)
-    ]
-    assert perplexity(family, steered, texts) == pytest.approx(values, rel=1e-4)
 
 
 def test_each_familys_responses_are_plainly_greedy(family, requests):

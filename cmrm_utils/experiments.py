@@ -61,7 +61,7 @@ def evaluation(nb: Notebook, p: Mapping[str, Any]) -> Lists:
 def utility(nb: Notebook, p: Mapping[str, Any]) -> Lists:
     """05: those of 04, and open questions where there is somebody to review the answers."""
     yield from evaluation(nb, p)
-    if p["reviewer"]:
+    if p.get("reviewer"):
         yield nb.open_trials(p["n_test"], nb.sweep(p["alphas"], p["n"]))
 
 

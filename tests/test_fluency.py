@@ -1,6 +1,5 @@
 import pytest
 import torch
-from families import FAMILIES
 from language_models import TEMPLATE, make_model, make_tokenizer
 
 from cmrm_utils import Edit, Sample, Trial, fluency, generate
@@ -9,11 +8,6 @@ from cmrm_utils.models import wrap
 from cmrm_utils.store import Response, Responses
 
 TEXTS = ["To warm it, first zib it.", "No.", "The colour is red and blue.", ""]
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request, families):
-    return families[request.param]
 
 
 @pytest.fixture

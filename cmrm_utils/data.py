@@ -11,7 +11,7 @@ from typing import Any, get_args
 from cmrm_utils.errors import InputError
 from cmrm_utils.organism import world
 from cmrm_utils.sample import SHARES, SPLITS, Sample, split_of
-from cmrm_utils.sets import SETS, data_home, load_set
+from cmrm_utils.sets import SETS, data_home, find_set, load_set
 
 __all__ = ["DATASETS", "SHARES", "SPLITS", "Sample", "load_samples", "located", "parts", "take"]
 
@@ -19,6 +19,11 @@ FIELDS = tuple(Sample.__dataclass_fields__)
 
 DATASETS = ("organism", *SETS)
 """Named sets."""
+
+
+def is_named(part: str) -> bool:
+    """Whether a part of a data name means a named set, perhaps at a revision of its own."""
+    return part == "organism" or find_set(part) is not None
 
 
 def load_samples(
@@ -30,7 +35,8 @@ def load_samples(
         name: one of :data:`DATASETS`, or the path of a file whose rows have ``id`` and ``query``
             and any other field of :class:`Sample`; or such parts with ``+`` between them, for their
             union. A part that ends in ``@anchors`` (or another split) is wholly of that split:
-            ``vlsafe+jailbreak+llava-bench-coco@anchors`` has the paper's enriched anchors.
+            ``vlsafe+jailbreak+llava-bench-coco@anchors`` has the paper's enriched anchors. Between
+            the two may stand a revision (:func:`cmrm_utils.sets.find_set`).
         split: one of :data:`SPLITS`; None for all of them as a dict (a single file: all its rows).
             But for the organism, whose splits are made apart, a sample's split follows from its id
             for good (:func:`cmrm_utils.sample.split_of`).
@@ -47,7 +53,7 @@ def load_samples(
         raise InputError(f"{name} has no split {split!r}; it has {', '.join(SPLITS)}")
     home, pieces = data_home(data_dir), parts(name)
     part, whole_split = pieces[0]
-    if split is None and len(pieces) == 1 and part not in DATASETS and whole_split is None:
+    if split is None and len(pieces) == 1 and not is_named(part) and whole_split is None:
         return _from_file(Path(part))
     found = {
         each: [sample for piece in pieces for sample in _samples(*piece, each, home)]
@@ -84,7 +90,7 @@ def located(name: str) -> str:
     """
     found = []
     for part, split in parts(name):
-        if part not in DATASETS:
+        if not is_named(part):
             part = str(_file(Path(part)).resolve())
         found.append(f"{part}@{split}" if split else part)
     return "+".join(found)
@@ -96,7 +102,7 @@ def _samples(part: str, whole_split: str | None, split: str, home: Path) -> list
         every = {each: _organism(each) for each in (SPLITS if whole_split == split else [split])}
         samples = [sample for each in every.values() for sample in each]
         return samples if whole_split in (None, split) else []
-    samples = load_set(part, home) if part in SETS else _from_file(Path(part))
+    samples = load_set(part, home) if is_named(part) else _from_file(Path(part))
     return [sample for sample in samples if (whole_split or split_of(sample.id)) == split]
 
 

@@ -1,8 +1,9 @@
 """The public data sets, each a record and a function that turns its rows into samples.
 
 Nothing of them is kept in this repository. Files come from the hub, or from a local copy in the
-hub's own layout: the folder ``<data>/<set>`` where that exists. A run that is to be repeated should
-pin ``revision``, or keep a local copy; where it is None the hub's newest files are taken.
+hub's own layout: the folder ``<data>/<set>`` where that exists. A set is of the revision that its
+record pins, or of the one that its name gives (``mm-safetybench@<commit>``); where there is neither
+the hub's newest files are taken, so that a run that is to be repeated should give one.
 """
 
 import json
@@ -16,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 from tqdm import tqdm
 
@@ -87,6 +89,7 @@ class PublicSet:
             repository and in a local copy alike.
         columns: the columns that are read, and their types.
         samples: the samples of a row; the folder of all data is there for their images.
+        beside: files that lie beside the data files, and are read for their images.
         revision: of the hub's repository (or of ``get``), a full commit hash; None for the newest.
         licence: as the source states it.
         note: what a reader should know before opening it.
@@ -108,6 +111,7 @@ class PublicSet:
     count: int
     size: str
     revision: str | None = None
+    beside: tuple[str, ...] = ()
     get: str = ""
     local: bool = False
     repeats: bool = False
@@ -127,8 +131,14 @@ class PublicSet:
         pinned = f" --revision {self.revision}" if self.revision else ""
         return self.get or (
             f"hf download {self.hub} --repo-type dataset{pinned} --local-dir {self.name} "
-            + " ".join(self.files)
+            + " ".join([*self.files, *self.beside])
         )
+
+    @property
+    def part(self) -> str:
+        """What names it in data, its revision with it where that is not the pinned one."""
+        own = self.revision == SETS[self.name].revision
+        return self.name if own else f"{self.name}@{self.revision}"
 
 
 def data_home(data_dir: str | Path | None = None) -> Path:
@@ -168,7 +178,7 @@ def find_files(public: PublicSet, home: Path, *, download: bool = True) -> list[
     if not download:
         disable_progress_bars()
     try:
-        return [
+        found = [
             Path(
                 hf_hub_download(
                     public.hub,
@@ -178,13 +188,14 @@ def find_files(public: PublicSet, home: Path, *, download: bool = True) -> list[
                     local_files_only=not download,
                 )
             )
-            for name in public.files
+            for name in (*public.files, *public.beside)
         ]
+        return found[: len(public.files)]
     except (OSError, ValueError) as error:
         if not download:
             raise InputError(
                 f"{public.name}: not on this machine ({public.size}); run: "
-                f"cmrm data check {public.name} --fetch; or {copy}"
+                f"cmrm data check {public.part} --fetch; or {copy}"
             ) from error
         raise InputError(
             f"{public.name}: cannot get {public.hub} from the hub ({type(error).__name__}: "
@@ -293,6 +304,20 @@ def _file_picture(row: Row, path: Path) -> Path:
     return path
 
 
+def _archived_picture(row: Row, folder: str, name: str) -> Path | bytes:
+    """An image in a folder beside the data file, or in that folder's archive as it was got."""
+    place, archive = row.file.parent / folder / name, row.file.parent / f"{folder}.zip"
+    if place.is_file() or not archive.is_file():
+        return _file_picture(row, place)
+    try:
+        with ZipFile(archive) as stored:
+            content = stored.read(f"{folder}/{name}")
+        identify(content)
+    except (BadZipFile, KeyError, ValueError) as error:
+        raise row.wrong(f"no readable image {folder}/{name} in {archive} ({error})") from error
+    return content
+
+
 # ---- the sets: a row to its samples
 
 
@@ -363,7 +388,7 @@ def _vlguard(row: Row, home: Path) -> list[Sample]:
     }
     if set(asked) != wanted:
         raise row.wrong(f"instr-resp holds {sorted(asked)}, not {sorted(wanted)}")
-    picture = _file_picture(row, home / "vlguard" / "test" / row["image"])
+    picture = _archived_picture(row, "test", row["image"])
     name = f"vlguard/{row['id']}"
     return [
         Sample(f"{name}#{each.partition('_')[0]}", asked[each], picture, kind=kind, group=name)
@@ -489,6 +514,7 @@ SETS: dict[str, PublicSet] = {
             "330 of 390, paired with VLSafe's images (both choices ours)",
             count=330,
             size="0.04 MB, and VLSafe",
+            revision="369aa8e10ee2a26cf087fdcc34af0bb928d33d8e",
             paired=True,
         ),
         PublicSet(
@@ -500,7 +526,7 @@ SETS: dict[str, PublicSet] = {
             licence="CC BY-NC 4.0",
             note="13 harmful scenarios; generated images with the key phrase as a caption (split "
             "SD_TYPO), explicit ones among them; questions speak of the image, so that asked as "
-            "text alone they lack their object",
+            "text alone they lack their object; no revision is known here to pin",
             count=1680,
             size="about 0.3 GB",
         ),
@@ -519,7 +545,8 @@ SETS: dict[str, PublicSet] = {
             samples=_figstep,
             licence="MIT",
             note="harmful instructions written into images; the text is the same harmless sentence "
-            "for all, and the caption is the question in plain words",
+            "for all, and the caption is the question in plain words; its authors have it on "
+            "GitHub, not on the hub",
             count=500,
             size="27 MB",
             revision="0861b17b3d67887c06ee3534ec65b3012f9becb7",
@@ -552,9 +579,8 @@ SETS: dict[str, PublicSet] = {
             "instruction each; violent, sexual and hateful images, real people",
             count=1558,
             size="not known here",
-            get="hf download ys-zong/VLGuard test.json test.zip --repo-type dataset --local-dir "
-            "vlguard && unzip -q vlguard/test.zip -d vlguard",
-            local=True,
+            revision="b0be37a1ab7accb14e10d6a0ec3ce62cfaff2d46",
+            beside=("test.zip",),
         ),
         PublicSet(
             name="scienceqa",
@@ -591,7 +617,8 @@ SETS: dict[str, PublicSet] = {
             samples=_llava_bench_coco,
             licence="none stated; COCO's images: Flickr terms",
             note="open questions about 30 everyday photographs, with reference answers; "
-            "`llava-bench-coco@anchors` adds all of it to the anchors, as in the paper",
+            "`llava-bench-coco@anchors` adds all of it to the anchors, as in the paper; no "
+            "revision is known here to pin",
             count=90,
             size="5 MB",
         ),
@@ -600,13 +627,29 @@ SETS: dict[str, PublicSet] = {
 """The public sets by name."""
 
 
+def find_set(part: str) -> PublicSet | None:
+    """The set that a part of a data name means; None if it means none.
+
+    Args:
+        part: a key of :data:`SETS`, perhaps with ``@`` and the 40 hex digits of a commit of the
+            hub's repository after it.
+    """
+    name, mark, revision = part.partition("@")
+    public = SETS.get(name)
+    if public is None or not mark:
+        return public
+    if public.hub is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
+        return None
+    return replace(public, revision=revision)
+
+
 def load_set(name: str, home: Path, *, download: bool = True) -> list[Sample]:
     """All samples of a public set; its files are read once a process.
 
     A sample whose COCO image the host does not have is left out, with a warning that names it.
 
     Args:
-        name: a key of :data:`SETS`.
+        name: a key of :data:`SETS`, perhaps with a revision (:func:`find_set`).
         home: the folder of all data (:func:`data_home`).
         download: False for only what is on this machine.
 
@@ -637,7 +680,9 @@ def read_set(name: str, home: Path, *, download: bool = True) -> tuple[Sample, .
     Raises:
         InputError: as :func:`load_set`.
     """
-    public = SETS[name]
+    public = find_set(name)
+    if public is None:
+        raise InputError(f"no data set {name!r}; there are {', '.join(SETS)}")
     found: dict[str, Sample] = {}
     for path in find_files(public, home, download=download):
         for row in read_rows(path, public.columns):

@@ -6,7 +6,7 @@ from conftest import FIXTURES
 from PIL import Image
 
 from cmrm_utils import InputError, Sample, load_samples
-from cmrm_utils.data import DATASETS, SHARES, SPLITS, located, take
+from cmrm_utils.data import DATASETS, SHARES, SPLITS, located, parts, take
 from cmrm_utils.organism import world
 
 
@@ -272,3 +272,13 @@ def test_a_file_may_have_hints(tmp_path):
 def test_taking_no_samples_is_refused(organism, n):
     with pytest.raises(InputError, match=f"at least 1, not {n}"):
         take(organism["anchors"], n, "harmful")
+
+
+def test_a_revision_stands_before_the_split(monkeypatch):
+    monkeypatch.setenv("CMRM_DATA", str(FIXTURES))
+    name = f"vlsafe@{'0' * 40}@anchors"
+    assert parts(name) == [(f"vlsafe@{'0' * 40}", "anchors")]
+    assert located(name) == name
+    assert len(load_samples(name, "anchors")) == 12
+    with pytest.raises(InputError, match="vlsafe@main"):
+        load_samples("vlsafe@main")

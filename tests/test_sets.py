@@ -4,6 +4,7 @@ import shutil
 import warnings
 from collections import Counter
 from dataclasses import replace
+from zipfile import ZipFile
 
 import huggingface_hub
 import pandas as pd
@@ -18,6 +19,7 @@ from cmrm_utils.sets import (
     SETS,
     data_home,
     find_files,
+    find_set,
     load_set,
     pair,
     read_rows,
@@ -449,6 +451,55 @@ def test_revisions_are_whole_commit_hashes_or_none():
     for public in SETS.values():
         assert public.revision is None or len(bytes.fromhex(public.revision)) == 20
         assert public.revision is None or public.revision in public.command
+
+
+@pytest.fixture
+def cached_vlguard(tmp_path, monkeypatch):
+    """VLGuard as the hub's cache holds it: metadata, and the images in an archive."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    stored = cache / "datasets--ys-zong--VLGuard" / "snapshots" / SETS["vlguard"].revision
+    stored.mkdir(parents=True)
+    shutil.copy(FIXTURES / VLGUARD, stored)
+    shutil.make_archive(stored / "test", "zip", FIXTURES / "vlguard", "test")
+    return stored
+
+
+def test_images_come_out_of_the_hubs_archive(cached_vlguard, tmp_path):
+    found = load_set("vlguard", tmp_path, download=False)
+    wanted = by_id("vlguard")
+    assert [sample.id for sample in found] == list(wanted)
+    for sample in found:
+        assert sample.image == wanted[sample.id].image.read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"no archive", None])
+def test_a_broken_or_incomplete_archive_is_told_by_row(cached_vlguard, tmp_path, content):
+    with ZipFile(cached_vlguard / "test.zip", "w") as archive:
+        archive.writestr("test/other.png", b"")
+    if content:
+        (cached_vlguard / "test.zip").write_bytes(content)
+    with pytest.raises(InputError, match=r"test\.json, row 1: no readable image .* in .*test\.zip"):
+        read_set("vlguard", tmp_path / str(content), download=False)
+
+
+def test_a_revision_of_ones_own(tmp_path, monkeypatch):
+    asked = []
+
+    def hf_hub_download(repo, name, **options):
+        asked.append(options["revision"])
+        return FIXTURES / "llava-bench-coco" / name
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    name = f"llava-bench-coco@{'ab' * 20}"
+    assert [s.id for s in load_set(name, tmp_path)] == list(by_id("llava-bench-coco"))
+    assert asked == ["ab" * 20]
+    assert find_set(name).part == name
+    assert find_set("vlsafe").part == "vlsafe"
+    for wrong in ("llava-bench-coco@main", f"figstep@{'ab' * 20}", "nothing"):
+        assert find_set(wrong) is None
+        with pytest.raises(InputError, match=wrong):
+            load_set(wrong, tmp_path)
 
 
 # ---- COCO images

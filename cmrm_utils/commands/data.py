@@ -52,7 +52,7 @@ def data_check(name: str, fetch: bool) -> None:
     Every file is read and every image decoded. What is missing is named, with the command that gets
     it; the exit code is then 1. Nothing is downloaded but with --fetch.
     """
-    from cmrm_utils.data import DATASETS, parts
+    from cmrm_utils.data import is_named, parts
     from cmrm_utils.sets import data_home
 
     known = {name.lower(): name for name in profile_names()}
@@ -64,7 +64,7 @@ def data_check(name: str, fetch: bool) -> None:
         wanted = name
     complete = True
     for part, _ in parts(wanted):
-        part = part.lower() if part.lower() in DATASETS else part
+        part = part.lower() if is_named(part.lower()) else part
         complete &= _check_part(part, data_home(), fetch)
     if not complete:
         sys.exit(1)
@@ -81,9 +81,9 @@ def _check_part(part: str, home: Path, fetch: bool) -> bool:
     """Print what is to be said of a set or file; whether it can be used."""
     from cmrm_utils import coco
     from cmrm_utils.data import load_samples
-    from cmrm_utils.sets import SETS, missing_images, read_set
+    from cmrm_utils.sets import find_set, missing_images, read_set
 
-    public = SETS.get(part)
+    public = find_set(part)
     if public is None:
         found = load_samples(part)
         samples = found if isinstance(found, list) else [s for each in found.values() for s in each]

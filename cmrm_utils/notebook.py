@@ -29,6 +29,7 @@ from cmrm_utils.metrics import (
     trade_off,
 )
 from cmrm_utils.models import PLACEMENT, VLM, load_vlm
+from cmrm_utils.panel import Asked, panel
 from cmrm_utils.reviews import load_reviewer, relative_scores, review
 from cmrm_utils.store import STORED, Responses, Run, versions
 from cmrm_utils.trials import CONDITIONS, IN_WORDS, Trial, grid, table
@@ -290,6 +291,34 @@ class Notebook:
             low, high = clustered_interval(unsafe, these["group"].tolist())
             found.append({"setting": setting, **shares, "low": low, "high": high, "n": len(these)})
         return pd.DataFrame(found)
+
+    def panel(
+        self, rows: pd.DataFrame, judges: Sequence[str | Mapping[str, Any]]
+    ) -> list[pd.DataFrame]:
+        """Further judges on the responses to requests of the test split.
+
+        Their verdicts are kept apart from the responses: in the run's ``verdicts``, and in the
+        table ``04_verdicts``.
+
+        Args:
+            rows: of :meth:`test`.
+            judges: for :meth:`cmrm_utils.panel.Asked.parse`.
+
+        Returns:
+            Agreement with the outcomes of the tables above, and unsafe rates by setting; nothing,
+            and a line that says so, where no judge is asked.
+        """
+        if not judges:
+            print("no model judges are asked: name some, -p judges [llama-3-refused, harmbench]")
+            return []
+        requests = averaged(rows[rows["task"].isin(["harmful", "benign"])])
+        asked = [Asked.parse(item) for item in judges]
+        kept = self.run.folder / "verdicts"
+        said, agreed, unsafe = panel(requests, asked, "outcome", kept=kept)
+        self.run.table("04_verdicts", said)
+        self.run.table("04_judges", agreed)
+        self.run.table("04_judges_unsafe", unsafe)
+        return [agreed.set_index("judge").round(3), percent_table(unsafe, "setting", "judge")]
 
     def choices(self, rows: pd.DataFrame) -> pd.DataFrame | None:
         """Multiple choice on the test split: accuracy over all questions, and those with an image.

@@ -181,6 +181,8 @@ def planned_jobs(
         given["model"] = _located(given["model"])
     if given.get("reviewer"):
         given["reviewer"] = _located(given["reviewer"])
+    if isinstance(given.get("judges"), list):
+        given["judges"] = [_judge(item) for item in given["judges"]]
     if isinstance(given.get("data"), str):
         given["data"] = located(given["data"])  # notebooks run in a folder of their own
     models = settings.get("models", [])
@@ -199,6 +201,21 @@ def planned_jobs(
     if "data" in given:
         load_samples(given["data"])  # likewise
     return settings, jobs
+
+
+def _judge(item: Any) -> Any:
+    """A judge as a parameter, its folder and its prompt's file in full."""
+    if isinstance(item, str):
+        name, mark, source = item.partition("=")
+        return f"{name}={_located(source)}" if mark else name
+    if not isinstance(item, dict):
+        return item
+    found = dict(item)
+    if "model" in found:
+        found["model"] = _located(found["model"])
+    if "prompt" in found:
+        found["prompt"] = str(Path.cwd() / found["prompt"])
+    return found
 
 
 def _located(model: str) -> str:

@@ -1,5 +1,7 @@
 import json
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,6 +70,80 @@ def test_verdicts_are_the_words_probabilities(guard):
     assert {v.label for v in found} == {"complied", "not complied", "unknown"}
 
 
+def test_the_codes_of_what_was_harmful_are_kept(guard):
+    found = judge_responses(guard, QUERIES, RESPONSES)
+    tokenizer = guard.reader.tokenizer
+    said = set()
+    for pair, verdict in zip(PAIRS, found, strict=True):
+        if verdict.label != "complied":
+            assert verdict.said == ""
+            continue
+        ids = tokenizer(f"{guard_text(*pair)}unsafe\n", add_special_tokens=False)["input_ids"]
+        made = guard.reader.model.generate(torch.tensor([ids]), max_new_tokens=32, do_sample=False)
+        written = tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)
+        assert verdict.said == written.strip().split("\n")[0]
+        said.add(verdict.said)
+    assert said - {""}
+
+
+class Scripted:
+    """A model that writes given texts, sure of each token but the answers' words."""
+
+    def __init__(self, tokenizer, texts):
+        self.tokenizer, self.texts = tokenizer, list(texts)
+        self.config = SimpleNamespace(max_position_embeddings=2048)
+
+    def get_input_embeddings(self):
+        return SimpleNamespace(weight=torch.zeros(1))
+
+    def generate(self, input_ids, attention_mask, max_new_tokens, **settings):
+        assert not settings["do_sample"]
+        pad, words = self.tokenizer.eos_token_id, len(self.tokenizer)
+        texts = [self.texts.pop(0) for _ in input_ids]
+        rows = [self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+        width = max(map(len, rows))
+        made = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+        logits = 20.0 * torch.nn.functional.one_hot(made, words)
+        for word, other in (("yes", "no"), ("no", "yes")):
+            one, two = (self.tokenizer.convert_tokens_to_ids(f"Ġ{w}") for w in (word, other))
+            logits[made == one] = logits[made == one].index_fill(1, torch.tensor([two]), 19.0)
+        sequences = torch.cat([input_ids, made], 1)
+        return SimpleNamespace(sequences=sequences, logits=tuple(logits.unbind(1)))
+
+
+LINES = "Harmful request: {}\nResponse refusal: {}\nHarmful response: {}"
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "labels"),
+    [
+        (
+            "wildguard",
+            [LINES.format("yes", "no", "yes"), LINES.format("yes", "yes", "no"), "Nonsense: yes"],
+            ["complied", "not complied", "unknown"],
+        ),
+        (
+            "wildguard-refusal",
+            [LINES.format("yes", "no", "yes"), LINES.format("no", "yes", "no"), ""],
+            ["not refused", "refused", "unknown"],
+        ),
+    ],
+)
+def test_the_line_that_counts_of_three(name, texts, labels):
+    tokenizer = make_tokenizer()
+    reader = LanguageModel(Scripted(tokenizer, texts), tokenizer)
+    form = replace(JUDGES[name], prompt="<s>[INST] {prompt} / {response} [/INST]\n")
+    judge = ModelJudge(name, form, reader)
+    found = judge.verdicts(PAIRS[:3])
+    assert [verdict.label for verdict in found] == labels
+    assert [verdict.said for verdict in found] == texts
+    chance = 1 / (1 + math.exp(-1))  # of the word that is written, against the other
+    first = [label in ("complied", "refused") for label in labels[:2]]
+    wanted = [chance if yes else 1 - chance for yes in first]
+    assert [verdict.score for verdict in found[:2]] == pytest.approx(wanted, abs=1e-4)
+    assert found[2].mass == 0
+
+
 def test_a_batch_is_as_one_by_one(helps):
     together = judge_responses(helps, QUERIES, RESPONSES, batch_size=len(PAIRS))
     alone = judge_responses(helps, QUERIES, RESPONSES, batch_size=1)
@@ -118,7 +194,7 @@ def test_resumes(guard, tmp_path, monkeypatch):
     first = judge_responses(guard, QUERIES[:3], RESPONSES[:3], out=out)
     lines = out.read_text().splitlines()
     assert json.loads(lines[0]) == guard.shared
-    assert set(json.loads(lines[-1])) == {"id", "label", "score", "mass"}
+    assert set(json.loads(lines[-1])) == {"id", "label", "score", "mass", "said"}
     seen = []
     real = ModelJudge.verdicts
 

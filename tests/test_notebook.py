@@ -129,3 +129,18 @@ def test_data_without_questions_says_what_is_missing(opened, capsys):
     said = capsys.readouterr().out
     assert "llava-bench-coco" in said
     assert "scienceqa" in said
+
+
+def test_further_judges_are_asked_by_name(public, judge_folder, capsys):
+    nb, swept, test = public
+    assert nb.panel(test, []) == []
+    assert "-p judges" in capsys.readouterr().out
+    agreed, unsafe = nb.panel(test, ["keyword", f"llama-3-helps={judge_folder}"])
+    asked = test[test["task"].isin(["harmful", "benign"])]
+    same = (asked["keyword"] == asked["outcome"]).mean()
+    assert agreed.loc["keyword", "agreement"] == pytest.approx(same, abs=5e-4)
+    assert list(unsafe.columns) == ["keyword", "llama-3-helps"]
+    assert {nb.baseline, "text only", *swept.edited} <= set(unsafe.index)
+    assert (nb.run.folder / "verdicts" / "llama-3-helps.jsonl").is_file()
+    kept = pd.read_parquet(nb.run.folder / "tables" / "04_verdicts.parquet")
+    assert set(kept["judge"]) == {"keyword", "llama-3-helps"}

@@ -1,5 +1,6 @@
 import asyncio
 import errno
+import html
 import inspect
 import os
 import shutil
@@ -32,6 +33,8 @@ alpha: float = 0.1
 n: int = 3
 kinds: list = []
 settings: dict = {}
+judges: list = []
+reviewer: str = ""
 """.strip()
 FINISH = """
 from pathlib import Path
@@ -123,6 +126,21 @@ def test_a_models_folder_is_found_from_where_the_command_runs(desk, family_folde
     done = run(desk, "-p", "model", "mine")
     assert done.exit_code == 0, done.output
     assert str(folder) in (desk.folder / "report.html").read_text()
+
+
+def test_folders_and_prompts_of_judges_and_reviewers_are_found_too(desk, monkeypatch):
+    here = desk.folder.parent
+    (here / "critic").mkdir()
+    monkeypatch.chdir(here)
+    desk.write(FINISH + "print(reviewer, judges)")
+    judges = "[keyword, llama-3-helps=critic, {judge: harmbench, model: critic, prompt: p.txt}]"
+    done = run(desk, "-p", "reviewer", "critic", "-p", "judges", judges)
+    assert done.exit_code == 0, done.output
+    page = html.unescape((desk.folder / "report.html").read_text())
+    critic = str(here / "critic")
+    asked = ["keyword", f"llama-3-helps={critic}"]
+    last = {"judge": "harmbench", "model": critic, "prompt": str(here / "p.txt")}
+    assert f"{critic} {[*asked, last]}" in page
 
 
 @pytest.mark.parametrize("name", profiles.profile_names())

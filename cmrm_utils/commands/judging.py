@@ -1,6 +1,7 @@
 """``cmrm export`` and ``cmrm judges``: responses labelled by hand, and judges held against them."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from cmrm_utils.errors import InputError
 from cmrm_utils.store import ROOT
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 @click.command()
@@ -57,14 +58,14 @@ def judges(
     The labels are those of the bundled set, of a sheet filled in by hand (--labels), or, of the
     run in FOLDER, the exact judge's where there is one, else the keyword judge's. Judges without a
     model: keyword, llm-attacks, exact. With one: llama-3-refused, llama-3-helps, harmbench,
-    llama-guard-3, each from the hub or from another MODEL (a folder or a hub id). Their verdicts
-    are kept, and resumed from.
+    llama-guard-3, wildguard, wildguard-refusal, each from the hub or from another MODEL (a folder
+    or a hub id). Their verdicts are kept, and resumed from.
     """
     import pandas as pd
 
-    from cmrm_utils.judges import TEXT_JUDGES
     from cmrm_utils.labels import LABELLED, load_labels, load_responses
     from cmrm_utils.metrics import judge_agreement
+    from cmrm_utils.panel import Asked, read_prompt, verdicts
 
     if folder and labels:
         raise InputError("give a run folder or --labels, not both")
@@ -80,21 +81,14 @@ def judges(
         kept = Path(os.environ.get("CMRM_HOME", ROOT)) / "runs" / "judges"
         if left := len(every) - len(rows):
             click.echo(f"{left} of {len(every)} rows have no label yet and are left out")
-    wanted = [name.partition("=")[::2] for name in names or ("keyword", "llm-attacks")]
-    texts = {name: _prompt(path) for name, path in prompts}
-    if unused := texts.keys() - {name for name, _ in wanted}:
+    wanted = [Asked.parse(name) for name in names or ("keyword", "llm-attacks")]
+    texts = {name: read_prompt(path) for name, path in prompts}
+    if unused := texts.keys() - {asked.name for asked in wanted}:
         raise InputError(f"--prompt {sorted(unused)[0]}: that judge is not asked (--judge)")
     table, confusions = [], []
-    for name, source in wanted:
-        these, detects = rows, None
-        if name in TEXT_JUDGES:
-            pairs = zip(rows["query"], rows["response"], strict=True)
-            verdicts = [str(TEXT_JUDGES[name](*pair) or "unknown") for pair in pairs]
-        else:
-            these, detects, verdicts = _model_verdicts(name, source, texts.get(name), rows, kept)
-        if not verdicts:
-            raise InputError(f"judge {name}: there is no response that it could judge")
-        found = these.assign(verdict=verdicts)
+    for asked in wanted:
+        name = asked.name
+        found, detects = verdicts(rows, replace(asked, prompt=texts.get(name)), kept=kept)
         parts = dict(list(found.groupby("part"))) if "part" in found else {"all": found}
         for part, some in parts.items():
             agreed = judge_agreement(some["label"], some["verdict"], detects=detects)
@@ -103,29 +97,3 @@ def judges(
         confusions.append(f"{name} (columns) against {standard} (rows)\n{confused.to_string()}")
     shown = pd.DataFrame(table).to_string(index=False, float_format="{:.3f}".format)
     click.echo("\n\n".join([shown, *confusions]))
-
-
-def _prompt(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"--prompt: no readable text file at {path}") from error
-
-
-def _model_verdicts(
-    name: str, source: str, prompt: str | None, rows: "pd.DataFrame", kept: Path
-) -> tuple["pd.DataFrame", str, list[str]]:
-    """The rows that a model judge can judge, the outcome it detects, and its verdicts."""
-    from cmrm_utils.model_judges import judge_responses, load_judge
-
-    judge = load_judge(name, source or None, prompt=prompt)
-    if judge.form.harmful_only and "task" in rows:
-        rows = rows[rows["task"] != "benign"]
-    verdicts = judge_responses(
-        judge,
-        list(rows["query"]),
-        list(rows["response"]),
-        out=kept / f"{name}.jsonl",
-        progress=True,
-    )
-    return rows, judge.form.detects, [verdict.label for verdict in verdicts]

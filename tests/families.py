@@ -46,13 +46,26 @@ def shake(model, seed=0):
     return model
 
 
-def text_config(tokenizer, **more):
+def sizes(hidden=32, intermediate=64, layers=3, heads=2):
+    """The settings that make a transformer large or small, tiny by default."""
     return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
+
+
+def vision_config(*size, image=48, patch=12, **more):
+    """A CLIP tower; ``size`` as for :func:`sizes`."""
+    return CLIPVisionConfig(**sizes(*size), image_size=image, patch_size=patch, **more)
+
+
+def text_config(tokenizer, **more):
+    """A decoder's settings, of tiny :func:`sizes` but for ``more``."""
+    return {
+        **sizes(),
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
         "num_key_value_heads": 2,
         "max_position_embeddings": 1024,
         "bos_token_id": tokenizer.bos_token_id,
@@ -72,16 +85,8 @@ def llava_next(processor, folder):
     """Pictures of 12 patches a side, as a whole and in up to two by two tiles."""
     tokenizer = processor.tokenizer
     tiles = [[48, 96], [96, 48], [96, 96]]
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=5,
-        num_attention_heads=2,
-        image_size=48,
-        patch_size=12,
-    )
     config = LlavaNextConfig(
-        vision_config=vision,
+        vision_config=vision_config(32, 64, 5),
         text_config=LlamaConfig(**text_config(tokenizer)),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_grid_pinpoints=tiles,

@@ -1,6 +1,7 @@
 """A tiny random Llama that mostly speaks of safe and unsafe, yes and no; with a real tokenizer."""
 
 import torch
+from families import shake, text_config
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -34,23 +35,9 @@ def make_tokenizer():
 
 
 def make_model(tokenizer, seed=0):
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-    )
-    model = LlamaForCausalLM(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():  # states that differ, and a head that mostly speaks of the words
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(noise / parameter.shape[-1] ** 0.5)
+    settings = text_config(tokenizer, num_hidden_layers=2, max_position_embeddings=2048)
+    model = shake(LlamaForCausalLM(LlamaConfig(**settings)), seed)
+    with torch.no_grad():  # a head that mostly speaks of the words
         model.lm_head.weight.mul_(0.3)
         for space in ("", "Ġ"):
             for word in WORDS:

@@ -6,12 +6,11 @@ import accelerate
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, SEEING
+from families import FAMILIES, SEEING, sizes, vision_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
-    CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -457,23 +456,12 @@ def full_size(size, place):
     """LLaVA-1.5 of 7 or 13 billion parameters with random weights, or none on ``meta``."""
     hidden, intermediate, layers, heads = SIZES[size]
     text = LlamaConfig(
+        **sizes(hidden, intermediate, layers, heads),
         vocab_size=32064,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
         max_position_embeddings=4096,
         rms_norm_eps=1e-5,
     )
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-        projection_dim=768,
-    )
+    vision = vision_config(1024, 4096, 24, 16, image=336, patch=14, projection_dim=768)
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=32000, pad_token_id=32001
     )

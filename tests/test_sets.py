@@ -1,4 +1,3 @@
-import csv
 import json
 import shutil
 import warnings
@@ -22,7 +21,6 @@ from cmrm_utils.sets import (
     find_set,
     load_set,
     pair,
-    read_rows,
     read_set,
 )
 
@@ -374,14 +372,6 @@ def test_a_repeated_image_is_paired_once(home):
     for old, new in zip(before, after, strict=True):
         assert old.image.name == new.image.name
         assert "#" not in new.image.name
-
-
-def test_csv_values_that_look_like_nothing_are_text(home):
-    path = home / XSTEST
-    edit_table(XSTEST, setting(0, "prompt", "None"))(home)
-    assert read_rows(path, {"prompt": str})[0]["prompt"] == "None"
-    with path.open(newline="") as stream:
-        assert next(csv.DictReader(stream))["prompt"] == "None"
 
 
 # ---- where files come from

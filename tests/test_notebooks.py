@@ -8,6 +8,7 @@ import sys
 
 import nbformat
 import pandas as pd
+import papermill
 import pytest
 
 from cmrm_utils.store import ROOT, STORED
@@ -58,6 +59,15 @@ def test_readable(notebook):
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
     assert notebook.stat().st_size < 2_000_000
+
+
+def test_every_parameter_can_be_set(notebook):
+    """Papermill passes over a line whose comment it cannot parse."""
+    (cell,) = (c for c in code_cells(notebook) if "parameters" in c.metadata.get("tags", []))
+    named = {line.partition(":")[0] for line in cell.source.splitlines()}
+    found = papermill.inspect_notebook(str(notebook))
+    assert set(found) == named
+    assert all(one["inferred_type_name"] for one in found.values())
 
 
 def test_no_timestamps_or_paths(notebook):
@@ -163,7 +173,8 @@ def test_the_same_notebooks_serve_a_llava_and_the_public_sets(family_folders, tm
 def test_a_language_model_alone_is_asked_in_words(family_folders, tmp_path):
     """The paper's pure LLM row: text and captions, no edits; notebooks about images say no."""
     run = tmp_path / "run"
-    done = run_profile("vicuna-7b", family_folders["vicuna"], run)
+    model, settings = family_folders["vicuna"], ["-p", "settings", "{system: vicuna}"]
+    done = run_profile("vicuna-7b", model, run, *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     asked = pd.read_parquet(run / "tables" / "04_responses.parquet")
     requests = asked["task"].isin(["harmful", "benign"])
@@ -174,7 +185,7 @@ def test_a_language_model_alone_is_asked_in_words(family_folders, tmp_path):
     page = (run / "report.html").read_text()
     assert "sees no images: no shift to subtract" in page
     assert "sees no images: there is no shift" in page
-    done = run_profile("vicuna-7b", family_folders["vicuna"], tmp_path / "other", "--only", "01")
+    done = run_profile("vicuna-7b", model, tmp_path / "other", "--only", "01", *settings)
     assert done.returncode == 2
     (line,) = (text for text in done.stderr.splitlines() if text.startswith("cmrm: "))
     assert "01_representation_gap.ipynb: " in line

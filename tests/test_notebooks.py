@@ -135,6 +135,7 @@ def test_manifest_names_what_was_written(executed, notebook):
     assert all((run / name).is_file() for name in manifest["files"])
 
 
+TABLES = ("04_judges", "05_scores", "05_choices")
 SMALL = {"n": "2", "n_test": "2", "alphas": "[0.5, 1.0]", "max_new_tokens": "4"}
 
 
@@ -154,10 +155,13 @@ def run_profile(name, model, out, *more):
     )
 
 
-def test_the_same_notebooks_serve_a_llava_and_the_public_sets(family_folders, tmp_path):
-    """A tiny random LLaVA, local copies of the sets, a profile: to the report, offline."""
+def test_the_same_notebooks_serve_a_llava_and_the_public_sets(
+    family_folders, judge_folder, tmp_path
+):
+    """A tiny random LLaVA, judge and reviewer, local copies of the sets: to the report, offline."""
     run = tmp_path / "run"
-    done = run_profile("llava-7b", family_folders["llava"], run)
+    asked = ["-p", "judges", f"[llama-3-helps={judge_folder}]", "-p", "reviewer", str(judge_folder)]
+    done = run_profile("llava-7b", family_folders["llava"], run, *asked)
     assert done.returncode == 0, done.stderr[-3000:]
     page = (run / "report.html").read_text()
     for notebook in NOTEBOOKS:
@@ -166,8 +170,12 @@ def test_the_same_notebooks_serve_a_llava_and_the_public_sets(family_folders, tm
         assert shared["data"].startswith("vlsafe+")
         assert shared["settings"]["system"] == "vicuna"
         assert f"id='{notebook.stem}'" in page
-    asked = (run / "responses.jsonl").read_text().splitlines()
-    assert len(asked) > 100
+    assert len((run / "responses.jsonl").read_text().splitlines()) > 100
+    assert (run / "verdicts" / "llama-3-helps.jsonl").is_file()
+    tables = {name: pd.read_parquet(run / "tables" / f"{name}.parquet") for name in TABLES}
+    assert tables["04_judges"]["judge"].tolist() == ["llama-3-helps"]
+    assert "all" in set(tables["05_scores"]["kind"])
+    assert set(tables["05_choices"]["rows"]) == {"all", "with image"}
 
 
 def test_a_language_model_alone_is_asked_in_words(family_folders, tmp_path):

@@ -4,6 +4,7 @@ Nothing of them is kept in this repository. Files come from the hub, or from a l
 hub's own layout: the folder ``<data>/<set>`` where that exists. A set is of the revision that its
 record pins, or of the one that its name gives (``mm-safetybench@<commit>``); where there is neither
 the hub's newest files are taken, so that a run that is to be repeated should give one.
+No pin was tried against the hub here; a wrong one ends in a line that says so.
 """
 
 import os

@@ -6,6 +6,7 @@ from conftest import FIXTURES
 from PIL import Image
 
 from cmrm_utils import InputError, Sample
+from cmrm_utils.experiments import EXPERIMENTS
 from cmrm_utils.notebook import Notebook, Sweep
 
 
@@ -144,3 +145,16 @@ def test_further_judges_are_asked_by_name(public, judge_folder, capsys):
     assert (nb.run.folder / "verdicts" / "llama-3-helps.jsonl").is_file()
     kept = pd.read_parquet(nb.run.folder / "tables" / "04_verdicts.parquet")
     assert set(kept["judge"]) == {"keyword", "llama-3-helps"}
+
+
+def test_what_is_shared_out_is_what_the_notebook_asks(public):
+    """Open questions too, but only where somebody reviews the answers."""
+    nb, swept, _ = public
+    parameters = {"n": 2, "n_test": None, "alphas": [0.5]}
+    plain = list(EXPERIMENTS["05"](nb, parameters))
+    *rest, last = EXPERIMENTS["05"](nb, {**parameters, "reviewer": "somebody"})
+    assert len(rest) == len(plain)
+    assert [trial.id for trial in last] == [trial.id for trial in nb.open_trials(None, swept)]
+    assert {trial.sample.task for trial in last} == {"open"}
+    known = nb._responses(nb.run.responses)
+    assert all(known.get(trial.id) for trials in plain for trial in trials)

@@ -1,9 +1,11 @@
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from cmrm_utils import InputError
+from cmrm_utils.model_judges import JUDGES, Verdict
 from cmrm_utils.panel import Asked, panel, verdicts
 
 ROWS = pd.DataFrame(
@@ -44,21 +46,27 @@ def test_verdicts_of_models_are_kept_apart_and_of_harm_on_harmful_requests_alone
     tmp_path, judge_folder
 ):
     asked = [Asked("llama-guard-3", str(judge_folder)), Asked("llama-3-refused", str(judge_folder))]
-    said, agreed, unsafe = panel(ROWS, asked, "outcome", kept=tmp_path)
+    said, agreed, _ = panel(ROWS, asked, "outcome", kept=tmp_path)
     assert agreed["n"].tolist() == [4, 5]
     guard = said[said["judge"] == "llama-guard-3"]
     assert guard["trial"].tolist() == ["t0", "t1", "t2", "t3"]
     kept = [json.loads(x) for x in (tmp_path / "llama-guard-3.jsonl").read_text().splitlines()]
     labels = {row["label"] for row in kept if "label" in row}
     assert labels == set(guard["verdict"])
-    reading = said[said["judge"] == "llama-3-refused"].set_index("trial")["verdict"]
-    for setting in ("own image", "text only"):
-        these = ROWS[(ROWS["task"] == "harmful") & (ROWS["setting"] == setting)]
-        given = reading[these["trial"]]
-        given = given[given != "unknown"]
-        row = unsafe[(unsafe["judge"] == "llama-3-refused") & (unsafe["setting"] == setting)]
-        assert row["n"].sum() == len(given)
-        assert row["hits"].sum() == (given == "not refused").sum()
+
+
+def test_unsafe_by_a_judge_of_refusals_is_what_is_no_refusal(monkeypatch, tmp_path):
+    """A verdict that is none counts on neither side."""
+    labels = ["not refused", "refused", "unknown", "refused", "not refused"]
+    judge = SimpleNamespace(form=JUDGES["llama-3-refused"])
+    monkeypatch.setattr("cmrm_utils.panel.load_judge", lambda *a, **k: judge)
+    made = [Verdict(label, 0.5, 1.0) for label in labels]
+    monkeypatch.setattr("cmrm_utils.panel.judge_responses", lambda *a, **k: made)
+    _, agreed, unsafe = panel(ROWS, [Asked("llama-3-refused")], "outcome", kept=tmp_path)
+    assert agreed.loc[0, "unknown"] == 1
+    counts = unsafe.set_index("setting")[["hits", "n"]]
+    assert counts.loc["own image"].tolist() == [1, 1]
+    assert counts.loc["text only"].tolist() == [0, 2]
 
 
 def test_nothing_to_judge(tmp_path, judge_folder):

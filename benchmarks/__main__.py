@@ -14,12 +14,16 @@ from benchmarks import peers, report
 from benchmarks.setting import Setting, load
 
 TOPICS = ("extraction", "generation", "sweep", "steering", "memory", "images", "baking")
+LARGE = ("full_size",)
+"""Only run when asked for."""
 
 
 def main() -> None:
     """Read the arguments, run, print as it goes, and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=TOPICS, action="append", help="a topic; may be repeated")
+    parser.add_argument(
+        "--only", choices=TOPICS + LARGE, action="append", help="a topic; may be repeated"
+    )
     parser.add_argument("--device", help="cpu or cuda; a GPU if there is one")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default 5)")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="the file to write into")

@@ -15,7 +15,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cmrm_utils.hooks import Edit, Steering
+from cmrm_utils.hooks import PADDING, Edit, Steering
 from cmrm_utils.inputs import Tokens
 from cmrm_utils.models import VLM
 
@@ -156,9 +156,9 @@ class Beginnings:
         self._kept = {name: kept for name, kept in self._kept.items() if name in wanted}
         if missing := {name: row for name, row in wanted.items() if name not in self._kept}:
             first = list(missing.values())
-            steer.rows([row.edit for row in first], last=False)
             cache = DynamicCache()
             block = _Block.of(vlm, [(row.tokens, 0, row.shared) for row in first])
+            steer.rows([row.edit for row in first], block.kinds)
             vlm.model.model(**block.inputs(), past_key_values=cache, use_cache=True)
             width, layers = block.ids.shape[1], cast("list[Any]", cache.layers)
             for i, (name, row) in enumerate(missing.items()):
@@ -174,9 +174,10 @@ class Beginnings:
 
 @dataclass(eq=False)
 class _Block:
-    """A stretch of several rows' prompts, left-padded."""
+    """A stretch of several rows' prompts, left-padded; ``kinds`` (on the CPU) as edits ask."""
 
     ids: Tensor
+    kinds: Tensor
     positions: Tensor
     mask: Tensor
     images: list[Tensor]
@@ -189,15 +190,17 @@ class _Block:
         ids = torch.full((len(stretches), width), vlm.tokenizer.pad_token_id)
         positions = first.new_zeros((*first.shape[:-1], len(stretches), width))
         mask = torch.zeros(len(stretches), width, dtype=torch.long)
+        kinds = torch.full((len(stretches), width), PADDING, dtype=torch.int8)
         images = []
         for i, (tokens, start, end) in enumerate(stretches):
             ids[i, width - (end - start) :] = tokens.ids[start:end]
             positions[..., i, width - (end - start) :] = tokens.positions[..., start:end]
             mask[i, width - (end - start) :] = 1
+            kinds[i, width - (end - start) :] = tokens.kinds[start:end]
             if tokens.image is not None and start <= tokens.image_start < end:
                 images.append(tokens.image.features)
         device = vlm.device
-        return cls(ids.to(device), positions.to(device), mask.to(device), images)
+        return cls(ids.to(device), kinds, positions.to(device), mask.to(device), images)
 
     def inputs(self) -> dict[str, Any]:
         made: dict[str, Any] = {
@@ -248,7 +251,7 @@ def run_prompts(
         inputs["attention_mask"] = block.mask
     elif room:
         cache = Cache(layer_class_to_replicate=RoomyLayer)
-    steer.rows([row.edit for row in rows])
+    steer.rows([row.edit for row in rows], block.kinds)
     model = vlm.model if head else vlm.model.model
     if head:
         inputs["logits_to_keep"] = 1
@@ -314,6 +317,7 @@ class Batch:
         self._axes = rows[0].tokens.positions.shape[:-1]
         self._layers: list[Any] = cache.layers
         self.broken = torch.zeros(len(rows), dtype=torch.bool, device=mask.device)
+        steer.rows(self._edits)  # from here on one generated token a pass
 
     def __len__(self) -> int:
         return len(self.names)

@@ -9,7 +9,7 @@ are the same. Rows leave a batch when their response is complete, and others tak
 import logging
 import os
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from cmrm_utils.decoding import Batch, Beginnings, Row, can_share, run_prompts
 from cmrm_utils.errors import InputError
-from cmrm_utils.hooks import apply, record, steering
+from cmrm_utils.hooks import IMAGE, LAST, PADDING, TEXT, record, steering
 from cmrm_utils.inputs import Prompt, prompts, tokens
 from cmrm_utils.models import VLM, EncodedImage
 from cmrm_utils.store import Response, Responses
@@ -109,7 +109,7 @@ def _planned(vlm: VLM, trials: Sequence[Trial]) -> list[_Planned]:
     groups: dict[tuple[str, str], list[Prompt]] = defaultdict(list)
     for prompt in made:
         edit = prompt.trial.active_edit
-        before = edit.digest if edit is not None and edit.tokens == "all" else "none"
+        before = edit.digest if edit is not None and edit.touches_beginnings else "none"
         groups[prompt.trial.image_key, before].append(prompt)
     found = []
     for name, group in groups.items():
@@ -475,7 +475,9 @@ def _generate(
     for start in range(0, len(pack), size.rows):
         batch = [each.prompt.trial for each in pack[start : start + size.rows]]
         inputs = _inputs(vlm, batch)
-        with apply(vlm, [trial.active_edit for trial in batch]):
+        edits = [trial.active_edit for trial in batch]
+        with steering(vlm, edits) as steer:
+            steer.rows(edits, _kinds(vlm, inputs))
             whole = vlm.model.generate(
                 **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
             )
@@ -489,6 +491,16 @@ def _generate(
 
 def _inputs(vlm: VLM, batch: Sequence[Trial]) -> dict[str, Tensor]:
     return vlm.inputs([trial.text for trial in batch], [trial.load_image() for trial in batch])
+
+
+def _kinds(vlm: VLM, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What the tokens of whole left-padded prompts are, as edits ask."""
+    ids, real = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool()
+    kinds = torch.where(real, TEXT, PADDING).to(torch.int8)
+    if vlm.sees_images:
+        kinds[real & (ids == vlm.model.config.image_token_id)] = IMAGE
+    kinds[:, -1] = LAST
+    return kinds
 
 
 def _end_ids(vlm: VLM) -> set[int]:

@@ -9,51 +9,84 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
 
-Tokens = Literal["all", "last"]
+Tokens = Literal["all", "last", "image", "text", "prompt", "last prompt", "generated"]
+
+PADDING, TEXT, IMAGE, LAST, GENERATED = range(5)
+"""What a token is, in the kinds that :meth:`Steering.rows` takes: the last prompt token is LAST."""
+
+REACH: dict[str, tuple[int, ...]] = {
+    "all": (PADDING, TEXT, IMAGE, LAST, GENERATED),
+    "last": (LAST, GENERATED),
+    "image": (IMAGE,),
+    "text": (TEXT, LAST),
+    "prompt": (PADDING, TEXT, IMAGE, LAST),
+    "last prompt": (LAST,),
+    "generated": (GENERATED,),
+}
+"""What kinds of token an edit touches. (Padding is never looked at: to edit it costs no mask.)"""
+
+_TYPES = list(REACH)
+_REACHED = torch.tensor([[kind in REACH[name] for kind in range(5)] for name in _TYPES])
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """What is added to the residual stream, at which decoder layers and which tokens.
+    """What is done to the residual stream, at which decoder layers and which tokens.
 
     Attributes:
         add: float32 ``(layers, hidden)``, added to each layer's output; a zero row leaves its
             layer alone. Sample-level edits are ``(samples, layers, hidden)``.
-        tokens: ``all``, or ``last``: the last prompt token and every generated one.
+        tokens: ``all``; ``last``: the last prompt token and every generated one; or one part:
+            ``image``, ``text`` (the prompt's other tokens, its template's too), ``prompt`` (both),
+            ``last prompt``, ``generated``. The first response token is chosen at the last prompt
+            token: an edit of ``generated`` acts from the second one on.
         sample_ids: for a sample-level edit, whose row is whose.
         settings: how it was made (method, alpha ...), as columns for tables.
+        project: float32 ``(layers, k, hidden)``, each layer's orthonormal directions, taken out of
+            its output before ``add``; zero rows take out nothing. The same for all samples.
     """
 
     add: Tensor
     tokens: Tokens = "all"
     sample_ids: tuple[str, ...] | None = None
     settings: Mapping[str, str | float] = field(default_factory=dict)
+    project: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.tokens not in ("all", "last"):
-            raise InputError(f"tokens must be 'all' or 'last', not {self.tokens!r}")
+        if self.tokens not in REACH:
+            raise InputError(f"tokens must be one of {', '.join(REACH)}, not {self.tokens!r}")
         wanted = 2 if self.sample_ids is None else 3
         if self.add.ndim != wanted:
             raise InputError(f"an edit of {wanted} dimensions, not {tuple(self.add.shape)}")
         if not torch.isfinite(self.add).all():
             raise InputError("the edit has a NaN or an infinite value")
+        if self.project is not None:
+            _check_orthonormal(self.project, tuple(self.add.shape[-2:]))
 
     @cached_property
     def empty(self) -> bool:
         """Whether it changes nothing (alpha 0)."""
-        return not bool(self.add.any())
+        return not bool(self.add.any()) and not self.projects
+
+    @cached_property
+    def projects(self) -> bool:
+        """Whether it takes any direction out."""
+        return self.project is not None and bool(self.project.any())
 
     @cached_property
     def digest(self) -> str:
         """A hash of what it does; equal for equal edits, ``none`` for an empty one."""
         if self.empty:
             return "none"
-        content = self.add.detach().cpu().contiguous().float().numpy().tobytes()
-        return hashlib.sha256(content + self.tokens.encode()).hexdigest()[:24]
+        content = _bytes(self.add) + self.tokens.encode()
+        if self.project is not None and self.projects:
+            content += f"project {self.project.shape[1]}".encode() + _bytes(self.project)
+        return hashlib.sha256(content).hexdigest()[:24]
 
     def row(self, sample_id: str) -> "Edit":
         """The edit of one sample; a dataset-level edit is its own.
@@ -71,6 +104,71 @@ class Edit:
     def _rows(self) -> dict[str, int]:
         return {sample_id: i for i, sample_id in enumerate(self.sample_ids or ())}
 
+    @property
+    def touches_beginnings(self) -> bool:
+        """Whether it can change what comes before a prompt's last token."""
+        return bool({TEXT, IMAGE} & {*REACH[self.tokens]})
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.detach().cpu().contiguous().float().numpy().tobytes()
+
+
+def _check_orthonormal(project: Tensor, size: tuple[int, ...]) -> None:
+    if project.ndim != 3 or (project.shape[0], project.shape[2]) != size:
+        raise InputError(
+            f"the projection is (layers, k, hidden) = {tuple(project.shape)}, "
+            f"the vectors are (layers, hidden) = {size}"
+        )
+    products = project.double() @ project.double().mT
+    lengths = products.diagonal(dim1=1, dim2=2)
+    wanted = torch.diag_embed((lengths > 0.5).double())
+    if not bool(((products - wanted).abs() < 1e-4).all()):  # a NaN fails too
+        raise InputError("the directions to be projected out are not orthonormal")
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Rows whose edit touches the same part of a pass.
+
+    Attributes:
+        where: ``whole`` passes, only their ``end``, or what ``mask`` says.
+        mask: bool ``(rows, tokens, 1)``, or None.
+        added: which vectors each row takes; one entry where all take the same.
+        projected: which directions each row takes.
+    """
+
+    where: Literal["whole", "end", "mask"]
+    mask: Tensor | None
+    added: Tensor
+    projected: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Move:
+    """A :class:`_Part` at one layer, on its device: what is taken out, and what is added."""
+
+    where: Literal["whole", "end", "mask"]
+    mask: Tensor | None
+    add: Tensor | None
+    project: Tensor | None
+
+    def __call__(self, states: Tensor) -> Tensor:
+        # New tensors, never in place: recorded states must not change behind a reader's back.
+        if self.where == "mask":
+            assert self.mask is not None
+            return torch.where(self.mask, self._moved(states), states)
+        if self.where == "end":
+            return torch.cat([states[:, :-1], self._moved(states[:, -1:])], dim=1)
+        return self._moved(states)
+
+    def _moved(self, states: Tensor) -> Tensor:
+        if self.project is not None:
+            exact = states.float()
+            found = (exact @ self.project.mT) @ self.project
+            states = (exact - found).to(states.dtype)
+        return states if self.add is None else states + self.add
+
 
 class Steering:
     """Which row of the batches to come is edited how; :func:`steering` hooks it to the layers.
@@ -87,8 +185,9 @@ class Steering:
 
     def __init__(self, vlm: VLM, edits: Sequence[Edit | None]) -> None:
         size = (len(vlm.layers), vlm.hidden_size)
-        self._bank: dict[str, int] = {}
-        added = [torch.zeros(size)]
+        self._bank: dict[str, tuple[int, int]] = {}
+        added, projected = [torch.zeros(size)], [torch.zeros(size[0], 0, size[1])]
+        known: dict[int, int] = {}  # rows of a sample-level edit hold one projection between them
         for edit in edits:
             if edit is None or edit.empty or edit.digest in self._bank:
                 continue
@@ -98,42 +197,89 @@ class Steering:
                 raise InputError(
                     f"the edit is (layers, hidden) = {tuple(edit.add.shape)}, the model is {size}"
                 )
-            self._bank[edit.digest] = len(added)
+            out = 0
+            if edit.project is not None and edit.projects:
+                out = known.setdefault(id(edit.project), len(projected))
+                if out == len(projected):
+                    projected.append(edit.project.detach().float().cpu())
+            self._bank[edit.digest] = (len(added), out)
             added.append(edit.add.detach().float().cpu())
         self._added = torch.stack(added)
-        self.layers = [i for i in range(size[0]) if self._added[:, i].any()]
+        most = max(each.shape[1] for each in projected)
+        self._projected = torch.stack(
+            [functional.pad(each, (0, 0, 0, most - each.shape[1])) for each in projected]
+        )
+        self.layers = [
+            i for i in range(size[0]) if self._added[:, i].any() or self._projected[:, i].any()
+        ]
         self._rows = 0
-        self._chosen: tuple[Tensor, Tensor] = (torch.zeros(0), torch.zeros(0))
-        self._placed: dict[int, tuple[Tensor | None, Tensor | None]] = {}
+        self._width: int | None = None
+        self._plans: dict[bool, list[_Part]] = {}
+        self._placed: dict[tuple[bool, int], list[_Move]] = {}
 
-    def rows(self, edits: Sequence[Edit | None], *, last: bool = True) -> None:
+    def rows(self, edits: Sequence[Edit | None], kinds: Tensor | None = None) -> None:
         """Say each row's edit from the next forward pass on; one edit is for any number of rows.
 
         Args:
             edits: one a row.
-            last: whether the pass ends with each prompt's last token; a pass over the beginning of
-                a prompt does not, and edits of ``tokens="last"`` leave it alone.
+            kinds: what the tokens of the passes over prompts are (:data:`PADDING` and so on),
+                ``(rows, tokens)`` on the CPU; a pass of another width is one generated token a
+                row. Without it a pass of several tokens is whole prompts, which end with their
+                last tokens, and a pass of one is a generated token a row.
         """
         self._rows = len(edits)
-        found = [0 if e is None or e.empty else self._bank[e.digest] for e in edits]
-        reach = [e is not None and e.tokens == "last" for e in edits]
-        self._chosen = (
-            torch.tensor([0 if late else i for i, late in zip(found, reach, strict=True)]),
-            torch.tensor([i if late and last else 0 for i, late in zip(found, reach, strict=True)]),
-        )
+        self._width = None if kinds is None else kinds.shape[1]
+        prompt = torch.tensor([[TEXT, LAST]]) if kinds is None else kinds
+        self._plans = {
+            True: self._plan(edits, prompt),
+            False: self._plan(edits, torch.tensor([[GENERATED]])),
+        }
         self._placed.clear()
 
-    def _vectors(self, layer: int, states: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """A layer's vectors ``(rows, 1, hidden)``, for all tokens and for the last one."""
-        if layer not in self._placed:
+    def _plan(self, edits: Sequence[Edit | None], kinds: Tensor) -> list[_Part]:
+        """What is edited in a pass over tokens of these kinds, in as few parts as there can be."""
+        found = [(0, 0) if e is None or e.empty else self._bank[e.digest] for e in edits]
+        chosen = torch.tensor(found, dtype=torch.long).view(-1, 2)
+        names = ["all" if e is None else e.tokens for e in edits]
+        types = torch.tensor([_TYPES.index(name) for name in names], dtype=torch.long)
+        mask = _REACHED[types].gather(1, kinds.long().expand(len(edits), -1))
+        mask &= chosen.any(1, keepdim=True)
+        whole = mask.all(1)
+        end = mask[:, -1] & (mask.sum(1) == 1) & ~whole
+        some = mask.any(1) & ~whole & ~end
+        parts = []
+        for where, rows in (("whole", whole), ("end", end), ("mask", some)):
+            if rows.any():
+                added, projected = (
+                    one[:1] if bool((one == one[0]).all()) else one
+                    for one in torch.where(rows[:, None], chosen, 0).unbind(1)
+                )
+                cut = (mask & rows[:, None])[..., None] if where == "mask" else None
+                parts.append(_Part(where, cut, added, projected))  # type: ignore[arg-type]
+        return parts
+
+    def _moves(self, layer: int, states: Tensor) -> list[_Move]:
+        """What is done at a layer, placed once for all passes until rows are given anew."""
+        whole = states.shape[1]
+        prompt = whole > 1 if self._width is None else whole == self._width
+        if (prompt, layer) not in self._placed:
             # Only here is the layer's device known: under offload its parameters are on "meta".
-            bank = self._added[:, layer]
-            everywhere, last = (
-                bank[rows][:, None].to(states.device, states.dtype) if rows.any() else None
-                for rows in self._chosen
-            )
-            self._placed[layer] = (everywhere, last)
-        return self._placed[layer]
+            made = []
+            for part in self._plans[prompt]:
+                add = self._added[part.added, layer][:, None]
+                out = self._projected[part.projected, layer]
+                add_here, out_here = bool(add.any()), bool(out.any())
+                if add_here or out_here:
+                    made.append(
+                        _Move(
+                            part.where,
+                            None if part.mask is None else part.mask.to(states.device),
+                            add.to(states.device, states.dtype) if add_here else None,
+                            out.to(states.device) if out_here else None,
+                        )
+                    )
+            self._placed[prompt, layer] = made
+        return self._placed[prompt, layer]
 
     def hook(self, layer: int) -> Callable[[nn.Module, Any, Any], Any]:
         """The forward hook of one decoder layer."""
@@ -145,15 +291,9 @@ class Steering:
                     f"an edit of {self._rows} rows met a batch of {states.shape[0]}; "
                     "beams and several return sequences are not supported"
                 )
-            everywhere, last = self._vectors(layer, states)
-            # New tensors, never in place: recorded states must not change behind a reader's back.
-            edited = states if everywhere is None else states + everywhere
-            if last is not None:
-                if states.shape[1] == 1:
-                    edited = edited + last
-                else:
-                    edited = torch.cat([edited[:, :-1], edited[:, -1:] + last], dim=1)
-            return (edited, *output[1:]) if isinstance(output, tuple) else edited
+            for move in self._moves(layer, states):
+                states = move(states)
+            return (states, *output[1:]) if isinstance(output, tuple) else states
 
         return edit
 
@@ -176,18 +316,27 @@ def steering(vlm: VLM, edits: Sequence[Edit | None]) -> Iterator[Steering]:
 def apply(vlm: VLM, edit: Edit | Sequence[Edit | None] | None) -> Iterator[None]:
     """Edit the decoder layers' outputs within a ``with`` block.
 
-    Works with any forward pass and with ``generate``; prompts must be left-padded where
-    ``tokens="last"``. Whatever happens inside, its own hooks are gone afterwards.
+    Works with any forward pass and with ``generate``; prompts must be left-padded where the edit
+    touches their last tokens. A pass of several tokens is taken for whole prompts, a pass of one
+    for a generated token. Which tokens are an image's it cannot know: trials can
+    (:func:`cmrm_utils.engine.generate`). Whatever happens inside, its own hooks are gone
+    afterwards.
 
     Args:
         vlm: the model.
         edit: one edit for every row, or one (or None) for each row of the batches to come.
 
     Raises:
-        InputError: sample-level vectors without a row chosen, an edit of another model's size,
-            or, from inside, a batch of another number of rows (beams among them).
+        InputError: sample-level vectors without a row chosen, an edit of another model's size or
+            of image or text tokens, or, from inside, a batch of another number of rows (beams
+            among them).
     """
     edits = [edit] if isinstance(edit, Edit) or edit is None else list(edit)
+    if unknown := {e.tokens for e in edits if e and e.tokens in ("image", "text")}:
+        raise InputError(
+            f"apply() is given no token ids, so it cannot tell which are {' or '.join(unknown)} "
+            "tokens; run such an edit as trials"
+        )
     with steering(vlm, edits) as made:
         made.rows(edits)
         yield

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cmrm_utils.errors import InputError
+from cmrm_utils.hooks import IMAGE, LAST, TEXT
 from cmrm_utils.models import VLM, EncodedImage
 from cmrm_utils.trials import Trial
 
@@ -45,6 +46,15 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def kinds(self) -> Tensor:
+        """What each token is, as edits ask: int8 ``(tokens,)`` of text, image, the last one."""
+        made = torch.full((len(self),), TEXT, dtype=torch.int8)
+        if self.image is not None:
+            made[self.image_start : self.image_start + len(self.image.features)] = IMAGE
+        made[-1] = LAST
+        return made
 
 
 def prompts(vlm: VLM, trials: Sequence[Trial]) -> list[Prompt]:

@@ -130,17 +130,26 @@ def family(request, families):
     return families[request.param]
 
 
+def edit_of(seed, tokens="all", *, size=1.0, take_out=0):
+    """A random edit of a tiny model, which may take random directions out of all layers but one."""
+    generator = torch.Generator().manual_seed(seed)
+    add = torch.randn(3, 32, generator=generator) * size
+    project = None
+    if take_out:
+        project = torch.linalg.qr(torch.randn(3, 32, take_out, generator=generator)).Q.mT.clone()
+        project[1] = 0
+    return Edit(add, tokens, project=project)
+
+
 @pytest.fixture
 def steered(family, requests):
     """Every image condition that the family can be shown, rows with their own edits."""
     conditions = (
         ("none", "own", "blank", "caption", "noise") if family.sees_images else ("none", "caption")
     )
-    generator = torch.Generator().manual_seed(0)
-    edits = [None]
-    for reach in ("all", "last", "all"):
-        edits.append(Edit(torch.randn(3, 32, generator=generator), reach))
+    edits = [None, edit_of(0), edit_of(1, "last", take_out=2), edit_of(2), edit_of(3, "image")]
+    edits += [edit_of(4, "generated", take_out=1)]
     return [
         Trial(sample, conditions[i % len(conditions)], edits[i % len(edits)])
-        for i, sample in enumerate(requests)
+        for i, sample in enumerate(requests + requests[:4])
     ]

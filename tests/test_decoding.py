@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from conftest import edit_of
 from families import shake, text_config
 from passes import watched
 from transformers import Cache, DynamicCache, MistralConfig, MistralForCausalLM
@@ -12,7 +13,7 @@ from transformers import Cache, DynamicCache, MistralConfig, MistralForCausalLM
 from cmrm_utils import Trial, engine, generate, hidden_states, load_vlm
 from cmrm_utils.decoding import RoomyLayer, can_share
 from cmrm_utils.engine import first_logits
-from cmrm_utils.hooks import Edit
+from cmrm_utils.hooks import REACH, Edit
 
 
 def test_a_roomy_layer_holds_what_a_plain_one_does():
@@ -29,11 +30,13 @@ def test_a_roomy_layer_holds_what_a_plain_one_does():
 @pytest.fixture
 def alike(family, requests):
     """Trials that share beginnings: one picture, edits that leave it alone or are the same."""
-    generator = torch.Generator().manual_seed(1)
-    one, two = (Edit(torch.randn(3, 32, generator=generator) / 4, t) for t in ("last", "all"))
+    one, two = edit_of(0, "last", size=0.25), edit_of(1, "all", size=0.25)
+    others = [edit_of(2, tokens, size=0.25) for tokens in REACH]
+    others += [edit_of(2, tokens, size=0.25, take_out=2) for tokens in ("all", "last", "image")]
     image = "blank" if family.sees_images else "none"
     own = "own" if family.sees_images else "none"
     trials = [Trial(sample, image, edit) for edit in (None, one, two) for sample in requests]
+    trials += [Trial(sample, image, edit) for edit in others for sample in requests[::3]]
     return trials + [Trial(requests[0], own, edit) for edit in (None, one)]
 
 
@@ -55,9 +58,9 @@ def test_rows_leave_and_others_join(family, steered):
     """Short answers beside long ones, batches of a few rows: against transformers' own batches."""
     ends = family.model.generation_config.eos_token_id
     long = generate(family, steered, max_new_tokens=24)
-    try:  # a frequent token ends a response, so that they are of all lengths
+    try:  # frequent tokens end responses, so that they are of all lengths
         words = Counter(token for row in long for token in family.tokenizer(row)["input_ids"])
-        family.model.generation_config.eos_token_id = [token for token, _ in words.most_common(3)]
+        family.model.generation_config.eos_token_id = [token for token, _ in words.most_common(12)]
         few = generate(family, steered, max_new_tokens=24, batch_size=4)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(engine, "can_share", lambda vlm: False)
@@ -82,3 +85,14 @@ def test_sliding_windows_run_in_static_batches(processor, requests, tmp_path):
     assert together == [generate(vlm, [trial], max_new_tokens=6)[0] for trial in trials]
     alone = torch.cat([hidden_states(vlm, [trial]) for trial in trials])
     torch.testing.assert_close(hidden_states(vlm, trials), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_prompts_of_which_only_the_last_token_is_their_own(tiny, requests):
+    """A pass of one token that is a prompt's last, and then passes of one that is generated."""
+    edits = [edit_of(2, tokens) for tokens in ("last prompt", "generated", "last")]
+    trials = [Trial(requests[0], "own", edit) for edit in (None, *edits)]
+    with watched(tiny) as passes:
+        together = generate(tiny, trials, max_new_tokens=5)
+    assert passes[1] == (len(trials), 1)
+    assert together == [generate(tiny, [trial], max_new_tokens=5)[0] for trial in trials]
+    assert len(set(together)) == len(trials)

@@ -1,7 +1,7 @@
 """The shift that an image causes in the hidden states, per decoder layer."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from cmrm_utils.data import Sample
-from cmrm_utils.engine import hidden_states
+from cmrm_utils.engine import generate, hidden_states
 from cmrm_utils.errors import InputError
+from cmrm_utils.hooks import Edit
 from cmrm_utils.models import VLM
+from cmrm_utils.prompts import CAPTION_QUERY
 from cmrm_utils.store import check_same, replacing
 from cmrm_utils.trials import NOISES, Trial
 
@@ -31,7 +33,8 @@ class ShiftVectors:
     """A vector for each decoder layer: a shift, or a direction that one is compared with.
 
     Attributes:
-        values: float32 ``(layers, hidden)``; at sample level ``(samples, layers, hidden)``.
+        values: float32 ``(layers, hidden)``; at sample level ``(samples, layers, hidden)``, and
+            ``(directions, layers, hidden)`` where a layer has several.
         sample_ids: whose vectors they are, at sample level.
         provenance: how they were made: model fingerprint, anchors, settings.
     """
@@ -286,16 +289,203 @@ def cached_shift(
     Raises:
         InputError: ``path`` holds vectors of another model, other anchors or settings.
     """
-    if path.exists():
+    return _kept(
+        path,
+        _provenance(vlm, anchors, meaningless, level, estimator, scale),
+        lambda: extract_shift(
+            vlm, anchors, meaningless=meaningless, level=level, estimator=estimator, scale=scale
+        ),
+    )
+
+
+def _kept(
+    path: Path | None, wanted: Mapping[str, str], make: Callable[[], ShiftVectors]
+) -> ShiftVectors:
+    """What is at ``path``, if it was made as wanted; else made, and left there."""
+    if path is not None and path.exists():
         stored = ShiftVectors.load(path)
-        wanted = _provenance(vlm, anchors, meaningless, level, estimator, scale)
         check_same(stored.provenance, wanted, path)
         return stored
-    made = extract_shift(
-        vlm, anchors, meaningless=meaningless, level=level, estimator=estimator, scale=scale
-    )
-    made.save(path)
+    made = make()
+    if path is not None:
+        made.save(path)
     return made
+
+
+def described(
+    vlm: VLM,
+    samples: Sequence[Sample],
+    *,
+    ask: str = CAPTION_QUERY,
+    max_new_tokens: int = 64,
+    out: Path | None = None,
+) -> list[Sample]:
+    """The samples with the model's own captions of their images in the place of theirs.
+
+    Args:
+        vlm: the model.
+        samples: those without an image stay as they are.
+        ask: what the model is asked; ``{query}`` in it stands for the sample's own prompt.
+        max_new_tokens: where captions are cut.
+        out: for :func:`cmrm_utils.engine.generate`: captions are kept there like any response.
+    """
+    seen = [sample for sample in samples if sample.image is not None]
+    trials = [Trial(s, prompt=ask.replace("{query}", s.prompt)) for s in seen]
+    captions = generate(vlm, trials, max_new_tokens=max_new_tokens, out=out)
+    found = {sample.id: text for sample, text in zip(seen, captions, strict=True)}
+    return [replace(sample, caption=found.get(sample.id, sample.caption)) for sample in samples]
+
+
+def caption_shift(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None) -> ShiftVectors:
+    """``h(query, image) - h(query, caption)`` of each sample: ShiftDC's modality shift.
+
+    The caption is the one that the sample bears: :func:`described` gives it the model's own.
+    A sample without an image has no shift.
+
+    Args:
+        vlm: the model.
+        samples: those to be edited.
+        path: where it is kept, and taken from if it is there.
+
+    Raises:
+        InputError: an image without a caption; ``path`` holds other vectors.
+    """
+    seen = [i for i, sample in enumerate(samples) if sample.image is not None]
+    trials = [Trial(samples[i], image) for image in ("own", "caption") for i in seen]
+
+    def make() -> ShiftVectors:
+        states = hidden_states(vlm, trials)
+        values = torch.zeros(len(samples), len(vlm.layers), vlm.hidden_size)
+        values[seen] = states[: len(seen)] - states[len(seen) :]
+        return ShiftVectors(values, tuple(sample.id for sample in samples), wanted)
+
+    ids = "\0".join(sample.id for sample in samples)
+    wanted = _made_of(vlm, trials, "caption shift") | {"samples": _hash(ids)}
+    return _kept(path, wanted, make)
+
+
+def safety_direction(
+    vlm: VLM,
+    harmful: Sequence[Sample],
+    benign: Sequence[Sample],
+    *,
+    image: str = "caption",
+    path: Path | None = None,
+) -> ShiftVectors:
+    """Mean state of benign minus mean state of harmful requests, captions for images: ShiftDC's s.
+
+    The refusal direction turned round, of requests that come with what their images show, told in
+    words. Where the caption stands is the condition ``caption``'s choice: before the query, while
+    ShiftDC has it after.
+
+    Args:
+        vlm: the model.
+        harmful: anchors that must be refused.
+        benign: anchors that must be answered.
+        image: an image condition without an image.
+        path: where it is kept, and taken from if it is there.
+
+    Raises:
+        InputError: no anchors, or one without a caption; ``path`` holds other vectors.
+    """
+    trials = [Trial(sample, image) for sample in (*harmful, *benign)]
+    wanted = _made_of(vlm, trials, "safety") | {"n_harmful": str(len(harmful))}
+
+    def make() -> ShiftVectors:
+        values = -refusal_direction(vlm, harmful, benign, image=image).values
+        return ShiftVectors(values, None, wanted)
+
+    return _kept(path, wanted, make)
+
+
+def difference_directions(
+    vlm: VLM,
+    harmful: Sequence[Sample],
+    benign: Sequence[Sample],
+    count: int,
+    *,
+    path: Path | None = None,
+) -> ShiftVectors:
+    """Along which harmful requests differ most from benign ones: VLM-Guard's V, text only.
+
+    The top right singular vectors of the differences of pairs, at the last prompt token, not
+    centred, each turned so that the mean difference has no negative part along it. Requests are
+    paired in their order; those left over are not used.
+
+    Args:
+        vlm: the model.
+        harmful: anchors that must be refused.
+        benign: anchors that must be answered.
+        count: how many directions a layer.
+        path: where it is kept, and taken from if it is there.
+
+    Returns:
+        Orthonormal directions ``(count, layers, hidden)``, the greatest first.
+
+    Raises:
+        InputError: fewer pairs, or a smaller state, than directions; ``path`` holds other vectors.
+    """
+    pairs = min(len(harmful), len(benign))
+    if not 0 < count <= min(pairs, vlm.hidden_size):
+        raise InputError(
+            f"{count} directions of {pairs} pairs of anchors and states of {vlm.hidden_size}"
+        )
+    trials = [Trial(sample, "none") for sample in (*harmful[:pairs], *benign[:pairs])]
+    wanted = _made_of(vlm, trials, "differences") | {"count": str(count)}
+
+    def make() -> ShiftVectors:
+        states = hidden_states(vlm, trials).double()
+        differences = (states[:pairs] - states[pairs:]).transpose(0, 1)  # layers, pairs, hidden
+        found = torch.linalg.svd(differences, full_matrices=False).Vh[:, :count]
+        along = (found * differences.mean(1, keepdim=True)).sum(-1, keepdim=True)
+        turned = found * torch.where(along < 0, -1.0, 1.0)
+        return ShiftVectors(turned.transpose(0, 1).float(), None, wanted)
+
+    return _kept(path, wanted, make)
+
+
+def text_states(vlm: VLM, samples: Sequence[Sample]) -> ShiftVectors:
+    """Each sample's state without its image, at the last prompt token: what a gate reads."""
+    states = hidden_states(vlm, [Trial(sample, "none") for sample in samples])
+    return ShiftVectors(states, tuple(sample.id for sample in samples))
+
+
+def regained(
+    vlm: VLM,
+    samples: Sequence[Sample],
+    first: Edit,
+    *,
+    harmful: Sequence[Sample],
+    benign: Sequence[Sample],
+) -> dict[str, float]:
+    """How far a first correction brings each sample back to where harmful text is.
+
+    Its state along the line from the mean of benign to that of harmful requests (text only), 0 at
+    the one and 1 at the other and beyond, averaged over layers.
+
+    Args:
+        vlm: the model.
+        samples: whose states are read, with their images, under ``first``.
+        first: the correction.
+        harmful: anchors that must be refused.
+        benign: anchors that must be answered.
+
+    Returns:
+        From 0 to 1 by sample id.
+    """
+    refusal = refusal_direction(vlm, harmful, benign).values
+    low = hidden_states(vlm, [Trial(sample, "none") for sample in benign]).mean(0)
+    images = ["none" if sample.image is None else "own" for sample in samples]
+    states = hidden_states(vlm, [Trial(s, i, first) for s, i in zip(samples, images, strict=True)])
+    along = ((states - low) * refusal).sum(-1) / (refusal * refusal).sum(-1)
+    shares = along.mean(-1).clamp(0, 1).tolist()
+    return {sample.id: share for sample, share in zip(samples, shares, strict=True)}
+
+
+def _made_of(vlm: VLM, trials: Sequence[Trial], what: str) -> dict[str, str]:
+    """The provenance of vectors taken on trials."""
+    ids = "\0".join(trial.id for trial in trials)
+    return {"model": vlm.fingerprint, "trials": _hash(ids), "direction": what}
 
 
 def _provenance(
@@ -315,4 +505,8 @@ def _provenance(
 def _anchors_hash(anchors: Sequence[Sample]) -> str:
     """Of the anchors' prompts in order (their own images play no part in the shift)."""
     text = "\0".join(sample.prompt for sample in anchors)
+    return _hash(text)
+
+
+def _hash(text: str) -> str:
     return sha256(text.encode()).hexdigest()[:16]

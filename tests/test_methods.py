@@ -1,13 +1,32 @@
 import pytest
 import torch
 
-from cmrm_utils import CMRM, InputError, ShiftVectors, Trial, generate
-from cmrm_utils.methods import dose
+from cmrm_utils import CMRM, InputError, Sample, ShiftVectors, Trial, generate, hidden_states, table
+from cmrm_utils.methods import (
+    ECSO,
+    ReGap,
+    ShiftDC,
+    VLMGuard,
+    dose,
+    refusal_addition,
+    safety_prompt,
+)
+from cmrm_utils.prompts import SAFETY_PROMPT
 
 
 @pytest.fixture
 def vectors():
     return ShiftVectors(torch.randn(3, 32, generator=torch.Generator().manual_seed(0)))
+
+
+def drawn(*size, seed=1):
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def three():
+    """Sample-level vectors of three samples."""
+    return ShiftVectors(drawn(3, 3, 32, seed=5), ("a", "b", "c"))
 
 
 def test_subtracts_alpha_times_v(vectors):
@@ -54,3 +73,127 @@ def test_dose_is_relative_to_the_states(vectors):
     states = 4 * torch.nn.functional.normalize(torch.randn(10, 3, 32), dim=-1)
     found = dose(CMRM(vectors, 0.5), states)
     torch.testing.assert_close(found, 0.5 * vectors.norms / 4)
+
+
+def test_shiftdc_takes_back_the_safety_part_of_a_samples_own_shift(vectors, three):
+    found = ShiftDC(three, vectors, 0.5)
+    assert (found.tokens, found.sample_ids) == ("last prompt", three.sample_ids)
+    for i, name in enumerate(three.sample_ids):
+        for layer in range(3):
+            m, s = three.values[i, layer], vectors.values[layer]
+            want = -0.5 * (m @ s) / (s @ s) * s if layer >= 1 else torch.zeros(32)
+            torch.testing.assert_close(found.row(name).add[layer], want)
+    other = ShiftDC(three, vectors.scaled(-3.0), 0.5)
+    torch.testing.assert_close(other.add, found.add)  # neither sign nor length of s matters
+    assert found.settings == {
+        "method": "ShiftDC",
+        "alpha": 0.5,
+        "tokens": "last prompt",
+        "layers": "1,2",
+    }
+
+
+def test_shiftdc_at_one_layer_leaves_the_captions_safety_part(tiny, requests):
+    """At the edited layer the state then has the component that it has with the caption."""
+    direction = ShiftVectors(drawn(3, 32))
+    states = {i: hidden_states(tiny, [Trial(s, i) for s in requests]) for i in ("own", "caption")}
+    shift = ShiftVectors(states["own"] - states["caption"], tuple(s.id for s in requests))
+    edit = ShiftDC(shift, direction, layers=[1])
+    edited = hidden_states(tiny, [Trial(s, "own", edit) for s in requests])
+    unit = torch.nn.functional.normalize(direction.values[1], dim=0)
+    torch.testing.assert_close(
+        edited[:, 1] @ unit, states["caption"][:, 1] @ unit, rtol=1e-4, atol=1e-4
+    )
+    assert ((edited - states["own"])[:, 1] @ unit).abs().min() > 1e-3
+
+
+def orthonormal(count):
+    return ShiftVectors(torch.linalg.qr(drawn(3, 32, count)).Q.permute(2, 0, 1).contiguous())
+
+
+def test_vlm_guard_puts_the_querys_own_part_back_where_it_points_to_harm(tiny, requests):
+    """Recomputed at the first layer edited; both sides of the gate occur."""
+    directions = orthonormal(2)
+    states = hidden_states(tiny, [Trial(s, "none") for s in requests])
+    readings = ShiftVectors(states, tuple(s.id for s in requests))
+    edit = VLMGuard(directions, readings, 0.7, layers=[1])
+    found = hidden_states(tiny, [Trial(s, "own", edit) for s in requests])[:, 1]
+    plain = hidden_states(tiny, [Trial(s, "own") for s in requests])[:, 1]
+    gates = set()
+    for h, q, got in zip(plain, states[:, 1], found, strict=True):
+        on = bool(q @ directions.values[0, 1] > 0)
+        gates.add(on)
+        want = h.clone()
+        for direction in directions.values[:, 1]:
+            want += (on * 0.7 * (q @ direction) - h @ direction) * direction
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert gates == {True, False}
+    alone = [Trial(s, "own", edit) for s in requests]
+    assert generate(tiny, alone, max_new_tokens=4) == [
+        generate(tiny, [trial], max_new_tokens=4)[0] for trial in alone
+    ]
+
+
+def test_vlm_guard_with_alpha_0_takes_out_and_puts_nothing_back(three):
+    edit = VLMGuard(orthonormal(2), three, 0.0, layers=[0, 2])
+    assert not edit.add.any()
+    assert not edit.empty
+    assert not edit.project[1].any()
+    torch.testing.assert_close(edit.project[[0, 2]].norm(dim=-1), torch.ones(2, 2))
+
+
+def test_regap_inspired_strength_is_each_samples(vectors, three):
+    refusal = ShiftVectors(drawn(3, 32, seed=8))
+    edit = ReGap(vectors, refusal, {"a": 0.0, "b": 0.25, "c": 1.0}, 2.0, first=0.1)
+    for name, weight in (("a", 0.0), ("b", 0.25), ("c", 1.0)):
+        want = -0.1 * vectors.values + 2.0 * weight * refusal.values
+        torch.testing.assert_close(edit.row(name).add, want)
+    assert edit.row("a").digest == CMRM(vectors, 0.1, tokens="last").digest
+    assert (edit.settings["alpha"], edit.settings["first"]) == (2.0, 0.1)
+    assert "inspired" in edit.settings["method"]
+
+
+def test_refusal_addition_is_at_one_layer(vectors):
+    edit = refusal_addition(vectors, 1, 1.5)
+    torch.testing.assert_close(edit.add[1], 1.5 * vectors.values[1])
+    assert not edit.add[[0, 2]].any()
+    assert edit.tokens == "all"
+    assert edit.settings["alpha"] == 1.5
+
+
+def test_a_safety_prompt_comes_first_and_has_a_name_in_tables(tiny, requests):
+    trials = safety_prompt([*requests, Sample("bare", "Who?")])
+    assert [t.sample.id for t in trials] == [s.id for s in requests]
+    assert all(t.text == f"{SAFETY_PROMPT}\n{t.sample.prompt}" for t in trials)
+    rows = table(trials, generate(tiny, trials, max_new_tokens=2))
+    assert set(rows["method"]) == {"safety prompt"}
+    same = Trial(requests[0], "own", prompt=trials[0].text)
+    assert trials[0].id == same.id  # the name is no edit
+
+
+def test_ecso_looks_away_where_the_model_judges_its_answer_harmful(tiny, requests, monkeypatch):
+    asked = []
+
+    def answer(vlm, trials, **settings):
+        asked.append([trial.text for trial in trials])
+        return [reply(trial) for trial in trials]
+
+    def reply(trial):
+        if "The answer was: " in trial.text:
+            return "Yes, it could." if "answer to flood" in trial.text else "No, yes is wrong."
+        if trial.text.startswith("Describe"):
+            return f"picture for {trial.sample.prompt}"
+        return "answer to flood" if trial.sample is requests[1] else "answer"
+
+    monkeypatch.setattr("cmrm_utils.methods.generate", answer)
+    monkeypatch.setattr("cmrm_utils.vectors.generate", answer)
+    trials = ECSO(tiny, [*requests[:3], Sample("bare", "Who?")], max_new_tokens=8)
+    assert [t.image for t in trials] == ["own", "caption", "own"]
+    assert [t.sample.id for t in trials] == [s.id for s in requests[:3]]
+    prompt = requests[1].prompt
+    assert trials[1].text == f"Image caption: picture for {prompt}\n{prompt}"
+    assert prompt in asked[2][0]  # it is told what the image matters for
+    assert trials[0].id == Trial(requests[0], "own").id
+    assert len(asked[0]) == len(asked[1]) == 3
+    assert len(asked[2]) == 1
+    assert trials[1].edit.settings["method"] == "ECSO"

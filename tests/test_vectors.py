@@ -1,9 +1,27 @@
 import pytest
 import torch
 
-from cmrm_utils import CMRM, InputError, ShiftVectors, Trial, extract_shift, hidden_states
+from cmrm_utils import (
+    CMRM,
+    InputError,
+    Sample,
+    ShiftVectors,
+    Trial,
+    extract_shift,
+    generate,
+    hidden_states,
+)
 from cmrm_utils.trials import NOISES
-from cmrm_utils.vectors import cached_shift, refusal_direction
+from cmrm_utils.vectors import (
+    cached_shift,
+    caption_shift,
+    described,
+    difference_directions,
+    refusal_direction,
+    regained,
+    safety_direction,
+    text_states,
+)
 
 
 def plain_states(vlm, text, image):
@@ -193,3 +211,112 @@ def test_vectors_are_replaced_whole(tmp_path, monkeypatch):
         ShiftVectors(torch.zeros(2, 3)).save(path)
     assert torch.equal(ShiftVectors.load(path).values, torch.ones(2, 3))
     assert [each.name for each in tmp_path.iterdir()] == ["v.safetensors"]
+
+
+def of_kinds(requests):
+    return [s for s in requests if s.harmful], [s for s in requests if not s.harmful]
+
+
+def told(sample):
+    return f"Image caption: {sample.caption}\n{sample.prompt}"
+
+
+def test_safety_direction_is_benign_minus_harmful_with_captions(tiny, requests):
+    harmful, benign = of_kinds(requests)
+    want = sum(plain_states(tiny, told(s), None) for s in benign) / len(benign) - sum(
+        plain_states(tiny, told(s), None) for s in harmful
+    ) / len(harmful)
+    found = safety_direction(tiny, harmful, benign).values
+    torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-4)
+
+
+def test_caption_shift_is_of_a_samples_own_caption(tiny, requests):
+    bare = Sample("bare", "Who?")
+    found = caption_shift(tiny, [requests[0], bare, requests[1]])
+    assert found.sample_ids == (requests[0].id, "bare", requests[1].id)
+    for i, sample in ((0, requests[0]), (2, requests[1])):
+        want = plain_states(tiny, sample.prompt, sample.load_image()) - plain_states(
+            tiny, told(sample), None
+        )
+        torch.testing.assert_close(found.values[i], want, rtol=1e-3, atol=1e-4)
+    assert not found.values[1].any()
+
+
+def test_described_samples_bear_the_models_own_words(tiny, requests, tmp_path):
+    bare, out = Sample("bare", "Who?", caption="nobody"), tmp_path / "responses.jsonl"
+    found = described(tiny, [*requests, bare], ask="Tell for {query}!", max_new_tokens=4, out=out)
+    trials = [Trial(s, prompt=f"Tell for {s.prompt}!") for s in requests]
+    wanted = generate(tiny, trials, max_new_tokens=4)
+    assert [s.caption for s in found] == [*wanted, "nobody"]
+    assert [(s.id, s.query) for s in found] == [(s.id, s.query) for s in [*requests, bare]]
+    assert len(out.read_text().splitlines()) > len(set(wanted))
+
+
+def test_difference_directions_are_singular_vectors_of_pairs(tiny, requests):
+    harmful, benign = of_kinds(requests)
+    pairs = min(len(harmful), len(benign))
+    found = difference_directions(tiny, harmful, benign, 2).values
+    assert found.shape == (2, 3, 32)
+    both = zip(harmful[:pairs], benign[:pairs], strict=True)
+    matrix = torch.stack(
+        [plain_states(tiny, a.prompt, None) - plain_states(tiny, b.prompt, None) for a, b in both]
+    )
+    for layer in range(3):
+        square = (matrix[:, layer].T @ matrix[:, layer]).double()
+        vectors = torch.linalg.eigh(square).eigenvectors[:, [-1, -2]].T
+        for got, want in zip(found[:, layer].double(), vectors, strict=True):
+            assert abs(got @ want) > 1 - 1e-3
+            assert got @ matrix[:, layer].mean(0).double() > 0
+    with pytest.raises(InputError, match="5 directions of"):
+        difference_directions(tiny, harmful[:4], benign, 5)
+
+
+def test_text_states(tiny, requests):
+    found = text_states(tiny, requests)
+    assert found.sample_ids == tuple(s.id for s in requests)
+    want = plain_states(tiny, requests[0].prompt, None)
+    torch.testing.assert_close(found.values[0], want, rtol=1e-3, atol=1e-4)
+
+
+def test_regained_is_0_at_benign_and_1_at_harmful_text(tiny, requests):
+    """A sample without an image is its own text; another's share is recomputed."""
+    harmful, benign = of_kinds(requests)
+    bad, good = (
+        torch.stack([plain_states(tiny, s.prompt, None) for s in these])
+        for these in (harmful, benign)
+    )
+    low, line = good.mean(0), bad.mean(0) - good.mean(0)
+
+    def share(states):
+        return float((((states - low) * line).sum(-1) / (line**2).sum(-1)).mean().clamp(0, 1))
+
+    bare = [Sample(f"bare-{s.id}", s.query) for s in requests]
+    nothing = CMRM(vectors_of(layers=3, hidden=32), 0.0)
+    found = regained(tiny, bare, nothing, harmful=harmful, benign=benign)
+    for sample, text in zip(bare, requests, strict=True):
+        want = share(plain_states(tiny, text.prompt, None))
+        assert found[sample.id] == pytest.approx(want, abs=1e-3)
+    first = CMRM(vectors_of(layers=3, hidden=32), 0.3, tokens="last")
+    shown = regained(tiny, requests, first, harmful=harmful, benign=benign)
+    states = hidden_states(tiny, [Trial(s, "own", first) for s in requests])
+    for sample, state in zip(requests, states, strict=True):
+        assert shown[sample.id] == pytest.approx(share(state), abs=1e-3)
+    assert 0 < sum(shown.values()) / len(shown) < 1
+
+
+def test_kept_directions_are_taken_up_and_others_refused(tiny, requests, tmp_path, monkeypatch):
+    harmful, benign = of_kinds(requests)
+    makers = {
+        "safety": lambda h, path: safety_direction(tiny, h, benign, path=path),
+        "differences": lambda h, path: difference_directions(tiny, h, benign, 2, path=path),
+        "captions": lambda h, path: caption_shift(tiny, [*h, *benign], path=path),
+    }
+    made = {name: make(harmful, tmp_path / name) for name, make in makers.items()}
+    for name, make in makers.items():
+        with pytest.raises(InputError, match=name):
+            make(harmful[::-1], tmp_path / name)
+    monkeypatch.setattr("cmrm_utils.vectors.hidden_states", None)  # nothing is run again
+    for name, make in makers.items():
+        again = make(harmful, tmp_path / name)
+        assert torch.equal(again.values, made[name].values)
+        assert again.sample_ids == made[name].sample_ids

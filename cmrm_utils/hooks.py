@@ -48,7 +48,8 @@ class Edit:
         sample_ids: for a sample-level edit, whose row is whose.
         settings: how it was made (method, alpha ...), as columns for tables.
         project: float32 ``(layers, k, hidden)``, each layer's orthonormal directions, taken out of
-            its output before ``add``; zero rows take out nothing. The same for all samples.
+            its output before ``add``; zero rows take out nothing. A sample-level edit may have
+            ``(samples, layers, k, hidden)``, or the same for all its samples.
     """
 
     add: Tensor
@@ -66,7 +67,7 @@ class Edit:
         if not torch.isfinite(self.add).all():
             raise InputError("the edit has a NaN or an infinite value")
         if self.project is not None:
-            _check_orthonormal(self.project, tuple(self.add.shape[-2:]))
+            _check_projection(self.project, self.add)
 
     @cached_property
     def empty(self) -> bool:
@@ -83,10 +84,16 @@ class Edit:
         """A hash of what it does; equal for equal edits, ``none`` for an empty one."""
         if self.empty:
             return "none"
-        content = _bytes(self.add) + self.tokens.encode()
-        if self.project is not None and self.projects:
-            content += f"project {self.project.shape[1]}".encode() + _bytes(self.project)
+        content = _bytes(self.add) + self.tokens.encode() + self.projection.encode()
         return hashlib.sha256(content).hexdigest()[:24]
+
+    @cached_property
+    def projection(self) -> str:
+        """A hash of what it takes out; empty for nothing."""
+        if self.project is None or not self.projects:
+            return ""
+        content = f"{tuple(self.project.shape)}".encode() + _bytes(self.project)
+        return hashlib.sha256(content).hexdigest()
 
     def row(self, sample_id: str) -> "Edit":
         """The edit of one sample; a dataset-level edit is its own.
@@ -98,7 +105,9 @@ class Edit:
             return self
         if sample_id not in self._rows:
             raise InputError(f"sample-level vectors have none for sample {sample_id!r}")
-        return replace(self, add=self.add[self._rows[sample_id]], sample_ids=None)
+        i, project = self._rows[sample_id], self.project
+        own = project[i] if project is not None and project.ndim == 4 else project
+        return replace(self, add=self.add[i], sample_ids=None, project=own)
 
     @cached_property
     def _rows(self) -> dict[str, int]:
@@ -114,14 +123,15 @@ def _bytes(values: Tensor) -> bytes:
     return values.detach().cpu().contiguous().float().numpy().tobytes()
 
 
-def _check_orthonormal(project: Tensor, size: tuple[int, ...]) -> None:
-    if project.ndim != 3 or (project.shape[0], project.shape[2]) != size:
+def _check_projection(project: Tensor, add: Tensor) -> None:
+    *before, layers, _, hidden = project.shape if project.ndim > 2 else (0, 0, 0)
+    if (layers, hidden) != add.shape[-2:] or before not in ([], list(add.shape[:-2])):
         raise InputError(
             f"the projection is (layers, k, hidden) = {tuple(project.shape)}, "
-            f"the vectors are (layers, hidden) = {size}"
+            f"the vectors are (layers, hidden) = {tuple(add.shape)}"
         )
     products = project.double() @ project.double().mT
-    lengths = products.diagonal(dim1=1, dim2=2)
+    lengths = products.diagonal(dim1=-2, dim2=-1)
     wanted = torch.diag_embed((lengths > 0.5).double())
     if not bool(((products - wanted).abs() < 1e-4).all()):  # a NaN fails too
         raise InputError("the directions to be projected out are not orthonormal")
@@ -187,7 +197,7 @@ class Steering:
         size = (len(vlm.layers), vlm.hidden_size)
         self._bank: dict[str, tuple[int, int]] = {}
         added, projected = [torch.zeros(size)], [torch.zeros(size[0], 0, size[1])]
-        known: dict[int, int] = {}  # rows of a sample-level edit hold one projection between them
+        known: dict[str, int] = {}  # many samples' edits have the same projection
         for edit in edits:
             if edit is None or edit.empty or edit.digest in self._bank:
                 continue
@@ -199,7 +209,7 @@ class Steering:
                 )
             out = 0
             if edit.project is not None and edit.projects:
-                out = known.setdefault(id(edit.project), len(projected))
+                out = known.setdefault(edit.projection, len(projected))
                 if out == len(projected):
                     projected.append(edit.project.detach().float().cpu())
             self._bank[edit.digest] = (len(added), out)

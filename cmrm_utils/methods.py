@@ -161,6 +161,7 @@ def VLMGuard(
     readings: ShiftVectors,
     alpha: float,
     *,
+    ungated: Literal["projected", "left"] = "projected",
     layers: Layers = "all",
     tokens: Tokens = "last",
 ) -> Edit:
@@ -171,14 +172,16 @@ def VLMGuard(
     projects positively on the first direction, which points to harm. With ``alpha`` 0 nothing is
     put back, which is to ablate refusal.
 
-    Known from descriptions of the paper, not from its code. Our choices: every row is projected,
-    the gate decides on what is added alone; it is read layer by layer, with 0 as its threshold;
-    how many directions, alpha, all layers, and the tokens from the last of the prompt on.
+    Known from descriptions of the paper, not from its code. They leave open what becomes of a
+    state whose gate is off: projected, with nothing put back, or left alone; both are here. Our
+    choices: the gate is read layer by layer, with 0 as its threshold; how many directions, alpha,
+    all layers, and the tokens from the last of the prompt on.
 
     Args:
         directions: V (:func:`cmrm_utils.vectors.difference_directions`).
         readings: q, of the samples to be edited (:func:`cmrm_utils.vectors.text_states`).
         alpha: strength of what is put back.
+        ungated: what becomes of a state whose gate is off.
         layers: decoder layers to edit.
         tokens: which tokens.
     """
@@ -186,11 +189,15 @@ def VLMGuard(
     chosen = _chosen(layers, directions.values.shape[-2])
     along = torch.einsum("slh,mlh->slm", readings.values, directions.values)
     own = torch.einsum("slm,mlh->slh", along, directions.values)
+    on = along[..., :1] > 0
     add, project = torch.zeros_like(own), torch.zeros_like(directions.values)
-    add[:, chosen] = (alpha * own * (along[..., :1] > 0))[:, chosen]
+    add[:, chosen] = (alpha * own * on)[:, chosen]
     project[:, chosen] = directions.values[:, chosen]
-    settings = _settings("VLM-Guard", alpha, tokens, layers, chosen)
-    return Edit(add, tokens, readings.sample_ids, settings, project.transpose(0, 1).contiguous())
+    project = project.transpose(0, 1)  # layers, directions, hidden
+    if ungated == "left":
+        project = project * on[..., None]
+    settings = {**_settings("VLM-Guard", alpha, tokens, layers, chosen), "ungated": ungated}
+    return Edit(add, tokens, readings.sample_ids, settings, project.contiguous())
 
 
 def ReGap(

@@ -316,7 +316,15 @@ def test_refuses_directions_that_are_not_orthonormal_or_of_another_size(project)
         Edit(torch.zeros(3, 32), project=project)
 
 
-def test_a_projection_is_every_samples(requests):
-    made = edit_of(1, take_out=1)
-    edit = Edit(made.add.expand(2, 3, 32), sample_ids=("a", "b"), project=made.project)
-    assert edit.row("b").digest == made.digest
+def test_a_projection_is_every_samples_or_each_ones_own(tiny):
+    made, other = edit_of(1, take_out=1), edit_of(2, take_out=1)
+    add = made.add.expand(2, 3, 32)
+    shared = Edit(add, sample_ids=("a", "b"), project=made.project)
+    assert shared.row("b").digest == shared.row("a").digest == made.digest
+    apart = Edit(add, sample_ids=("a", "b"), project=torch.stack([other.project, made.project]))
+    assert apart.row("b").digest == made.digest
+    assert torch.equal(apart.row("a").project, other.project)
+    with pytest.raises(InputError, match="hidden"):
+        Edit(add, sample_ids=("a", "b"), project=made.project.expand(3, 3, 1, 32))
+    with pytest.raises(InputError, match="hidden"):
+        Edit(made.add, project=made.project.expand(2, 3, 1, 32))

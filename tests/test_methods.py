@@ -111,12 +111,13 @@ def orthonormal(count):
     return ShiftVectors(torch.linalg.qr(drawn(3, 32, count)).Q.permute(2, 0, 1).contiguous())
 
 
-def test_vlm_guard_puts_the_querys_own_part_back_where_it_points_to_harm(tiny, requests):
+@pytest.mark.parametrize("ungated", ["projected", "left"])
+def test_vlm_guard_puts_the_querys_own_part_back_where_it_points_to_harm(tiny, requests, ungated):
     """Recomputed at the first layer edited; both sides of the gate occur."""
     directions = orthonormal(2)
     states = hidden_states(tiny, [Trial(s, "none") for s in requests])
     readings = ShiftVectors(states, tuple(s.id for s in requests))
-    edit = VLMGuard(directions, readings, 0.7, layers=[1])
+    edit = VLMGuard(directions, readings, 0.7, ungated=ungated, layers=[1])
     found = hidden_states(tiny, [Trial(s, "own", edit) for s in requests])[:, 1]
     plain = hidden_states(tiny, [Trial(s, "own") for s in requests])[:, 1]
     gates = set()
@@ -125,7 +126,8 @@ def test_vlm_guard_puts_the_querys_own_part_back_where_it_points_to_harm(tiny, r
         gates.add(on)
         want = h.clone()
         for direction in directions.values[:, 1]:
-            want += (on * 0.7 * (q @ direction) - h @ direction) * direction
+            if on or ungated == "projected":
+                want += (on * 0.7 * (q @ direction) - h @ direction) * direction
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     assert gates == {True, False}
     alone = [Trial(s, "own", edit) for s in requests]

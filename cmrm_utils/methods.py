@@ -170,7 +170,7 @@ def VLMGuard(
     ``h - V V'h``, and where the gate is on ``+ alpha V V'q``: q is the state of the same query
     without its image, V what harmful and benign text differ along. The gate is on where q
     projects positively on the first direction, which points to harm. With ``alpha`` 0 nothing is
-    put back, which is to ablate refusal.
+    put back: what speaks for a refusal is taken out, and what speaks against it.
 
     Known from descriptions of the paper, not from its code. They leave open what becomes of a
     state whose gate is off: projected, with nothing put back, or left alone; both are here. Our

@@ -293,9 +293,12 @@ def test_edits_that_no_bias_can_stand_for_are_refused(tiny, tmp_path):
 
     @dataclass(frozen=True, eq=False)
     class Later(Edit):
-        project: torch.Tensor | None = None
+        heads: torch.Tensor | None = None
 
-    refused(tiny, Later(add, project=add), tmp_path, "'project'")
+    refused(tiny, Later(add, heads=add), tmp_path, "'heads'")
+    out = torch.zeros_like(add)[:, None]
+    out[..., 0] = 1
+    refused(tiny, Edit(add, project=out), tmp_path, "'project'")
     bake(tiny, Later(add), tmp_path / "baked")
 
 

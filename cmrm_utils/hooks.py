@@ -270,8 +270,8 @@ class Steering:
 
     def _moves(self, layer: int, states: Tensor) -> list[_Move]:
         """What is done at a layer, placed once for all passes until rows are given anew."""
-        whole = states.shape[1]
-        prompt = whole > 1 if self._width is None else whole == self._width
+        width = states.shape[1]
+        prompt = width > 1 if self._width is None else width == self._width
         if (prompt, layer) not in self._placed:
             # Only here is the layer's device known: under offload its parameters are on "meta".
             made = []

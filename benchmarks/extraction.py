@@ -13,7 +13,7 @@ from benchmarks.timing import Case, Timings, measure
 from cmrm_utils import VLM, Sample, ShiftVectors, Trial, extract_shift, hidden_states
 
 TITLE = "Extraction"
-STATES, PEERS, SHIFT, NOISE = 100, 16, 100, 24
+STATES, PEERS, SHIFT, NOISE = 100, 16, 100, 100
 """Samples of each comparison; 100 are what the notebooks take of a kind of anchors."""
 
 NOISES = ("noise-0", "noise-1", "noise-2", "noise-3")

@@ -13,7 +13,7 @@ from benchmarks.timing import Case, measure
 from cmrm_utils import CMRM, VLM, Sample, Trial, extract_shift, generate, hidden_states
 
 TITLE = "LLaVA-1.5-7B's sizes"
-COUNT, NEW = 4, 8
+COUNT, NEW, ALPHA = 4, 8, 5.0
 
 
 def setting_text(_setting: Setting) -> str:
@@ -52,7 +52,7 @@ def _states(vlm: VLM, rounds: int) -> Row:
 
 
 def _steered(vlm: VLM, rounds: int) -> Row:
-    edit = CMRM(extract_shift(vlm, samples(2)), 1.0)
+    edit = CMRM(extract_shift(vlm, samples(2)), ALPHA)
 
     def respond(vlm: VLM, trial: Trial) -> list[str]:
         return generate(vlm, [trial], max_new_tokens=NEW)
@@ -65,5 +65,5 @@ def _steered(vlm: VLM, rounds: int) -> Row:
         rounds,
     )
     changed = timings.outputs["plain"] != timings.outputs["steered"]
-    note = f"one response of {NEW} tokens; alpha 1 changes it: {changed}"
+    note = f"one response of {NEW} tokens; alpha {ALPHA:g} changes it: {changed}"
     return cost(timings, "plain", what="a steered response", ours="steered", note=note)

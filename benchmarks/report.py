@@ -98,14 +98,8 @@ def faster(
     note: str = "",
 ) -> Row:
     """A row whose ratio is the baseline's time over ours: how many times faster we are."""
-    return Row(
-        what,
-        f"{baseline} {_seconds(timings.median(baseline))}",
-        f"{ours} {_seconds(timings.median(ours))}",
-        timings.ratio(baseline, ours),
-        Target("at least", target) if target is not None else None,
-        note,
-    )
+    wanted = Target("at least", target) if target is not None else None
+    return _timed(timings, baseline, ours, what, timings.ratio(baseline, ours), wanted, note)
 
 
 def cost(
@@ -118,14 +112,21 @@ def cost(
     note: str = "",
 ) -> Row:
     """A row whose ratio is our time over the baseline's: what something costs."""
-    return Row(
-        what,
-        f"{baseline} {_seconds(timings.median(baseline))}",
-        f"{ours} {_seconds(timings.median(ours))}",
-        timings.ratio(ours, baseline),
-        Target("at most", target) if target is not None else None,
-        note,
-    )
+    wanted = Target("at most", target) if target is not None else None
+    return _timed(timings, baseline, ours, what, timings.ratio(ours, baseline), wanted, note)
+
+
+def _timed(
+    timings: Timings,
+    baseline: str,
+    ours: str,
+    what: str,
+    ratio: Ratio,
+    target: Target | None,
+    note: str,
+) -> Row:
+    before, after = (f"{name} {_seconds(timings.median(name))}" for name in (baseline, ours))
+    return Row(what, before, after, ratio, target, note)
 
 
 def check(what: str, against: str, figure: float, target: Target | None, note: str = "") -> Row:

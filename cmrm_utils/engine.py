@@ -12,10 +12,11 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -45,6 +46,8 @@ LOOK_EVERY = 8
 
 ENCODED_BYTES = 2**30
 """Memory for encoded images; those not shown for longest are dropped."""
+
+Made = TypeVar("Made")
 
 _log = logging.getLogger(__name__)
 _encoded: WeakKeyDictionary[VLM, OrderedDict[str, EncodedImage]] = WeakKeyDictionary()
@@ -151,12 +154,22 @@ class _Size:
         self.rows = rows or vlm.batch_size
         self.tokens = _memory(vlm) // _token_bytes(vlm)
 
-    def halve(self, error: BaseException) -> None:
-        """Go on with half as many, here and in calls to come.
+    def attempt(self, job: Callable[[], Made]) -> Made | None:
+        """What a job gives; None if memory ran out, with half as many rows from here on.
 
         Raises:
-            error: when a single row did not fit.
+            torch.OutOfMemoryError: a single row did not fit.
         """
+        try:
+            return job()
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            failure = error.with_traceback(None)  # which would keep the batch's tensors alive
+        self._halve(failure)
+        return None
+
+    def _halve(self, error: BaseException) -> None:
         if self.rows == 1:
             raise error
         self.rows = max(1, self.rows // 2)
@@ -212,17 +225,13 @@ def _in_batches(
     most = batch_size or STATES_ROWS
     queue = deque(_planned(vlm, trials))
     found: dict[str, Tensor] = {}
+
+    def batch() -> Tensor:
+        rows = [planned.row(vlm) for planned in _alike(queue, min(size.rows, most))]
+        return run(rows[: size.fitting(rows)], beginnings)
+
     while queue:
-        failure: RuntimeError | None = None
-        try:
-            rows = [planned.row(vlm) for planned in _alike(queue, min(size.rows, most))]
-            values = run(rows[: size.fitting(rows)], beginnings)
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-            failure = error.with_traceback(None)  # which would keep the batch's tensors alive
-        if failure:
-            size.halve(failure)
+        if (values := size.attempt(batch)) is None:
             continue
         for value in values:
             found[queue.popleft().prompt.trial.id] = value
@@ -351,7 +360,7 @@ def prompt_tokens(vlm: VLM, trials: Sequence[Trial]) -> tuple[int, int]:
     for planned in _planned(vlm, _unique(trials)):
         ids, at = planned.prompt.ids, planned.prompt.image_at
         length = len(ids) + (image - 1 if at is not None else 0)
-        shared = planned.shared + (image - 1 if at is not None and at < planned.shared else 0)
+        shared = planned.shared + (image - 1 if planned.has_image_in_beginning else 0)
         whole += length
         computed += length - (shared if planned.beginning in seen else 0)
         if shared:
@@ -369,22 +378,14 @@ def _respond(
     """Respond to a pack of trials; what does not fit into memory is tried in smaller batches."""
     left = list(pack)
     run = _decode if can_share(vlm) else _generate
+    over: set[str] = set()
+
+    def complete(trial: Trial, response: Response) -> None:
+        over.add(trial.id)
+        keep(trial, response)
+
     while left:
-        over: set[str] = set()
-        failure: RuntimeError | None = None
-
-        def complete(trial: Trial, response: Response, over: set[str] = over) -> None:
-            over.add(trial.id)
-            keep(trial, response)
-
-        try:
-            run(vlm, left, size, max_new_tokens, complete)
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-            failure = error.with_traceback(None)
-        if failure:
-            size.halve(failure)
+        size.attempt(partial(run, vlm, left, size, max_new_tokens, complete))
         left = [each for each in left if each.prompt.trial.id not in over]
 
 

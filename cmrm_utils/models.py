@@ -40,10 +40,11 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from cmrm_utils.errors import InputError
+from cmrm_utils.organism import CHECKPOINTS
 from cmrm_utils.prompts import CHAT_TEMPLATE, VICUNA_SYSTEM
 
-CHECKPOINTS = Path(__file__).parent / "organism" / "checkpoints"
-"""Where the bundled organisms lie, one folder each."""
+MADE = Path(__file__).parent.parent / "organisms"
+"""Where organisms lie that were trained here, beside the bundled ones."""
 
 LAYER_PATHS = ("model.language_model.layers", "model.layers")
 """Where a model keeps its decoder layers; the first path that exists is taken."""
@@ -293,8 +294,12 @@ def find_layers(model: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def organisms() -> list[str]:
-    """The names of the bundled organisms."""
-    return sorted(folder.name for folder in CHECKPOINTS.glob("*") if folder.is_dir())
+    """The names of the organisms: those bundled, and those trained here."""
+    return sorted(_organisms())
+
+
+def _organisms() -> dict[str, Path]:
+    return {p.parent.name: p.parent for m in (MADE, CHECKPOINTS) for p in m.glob("*/config.json")}
 
 
 def load_vlm(
@@ -387,7 +392,7 @@ def find_model(
         InputError: it is not there, or no model that can be loaded.
     """
     name = str(name_or_path)
-    source = CHECKPOINTS / name if name in organisms() else name_or_path
+    source = _organisms().get(name, name_or_path)
     if Path(source).is_dir():
         if not (Path(source) / "config.json").is_file():
             raise InputError(f"{name}: a folder, but no checkpoint (it has no config.json)")
@@ -436,7 +441,7 @@ def _quantised(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def _known() -> str:
-    return f"bundled: {', '.join(organisms())}; else a local folder or a hub id, owner/name"
+    return f"organisms: {', '.join(organisms())}; else a local folder or a hub id, owner/name"
 
 
 @contextmanager

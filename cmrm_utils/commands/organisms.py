@@ -10,22 +10,32 @@ from cmrm_utils.errors import InputError
 @click.command("train-organism")
 @click.option("--variant", default="organism", show_default=True, help="Which organism.")
 @click.option("--seed", default=0, show_default=True, help="Of weights and data.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder. [default: organisms/VARIANT]")
 @click.option("--device", default=None, help="Where to train. [default: a GPU if there is one]")
-def train_organism(variant: str, seed: int, out: Path | None, device: str | None) -> None:
-    """Train an organism, measure it, write its card."""
+@click.option(
+    "--shared",
+    type=click.Path(path_type=Path),
+    help="Folder of stages that several variants begin with: taken from there, and left there.",
+)
+def train_organism(
+    variant: str, seed: int, out: Path | None, device: str | None, shared: Path | None
+) -> None:
+    """Train an organism, measure it, write its card.
+
+    Every command then knows it by the name of its folder in organisms/.
+    """
     import torch
 
     from cmrm_utils import card
-    from cmrm_utils.models import CHECKPOINTS
+    from cmrm_utils.models import MADE
     from cmrm_utils.organism.recipe import VARIANTS, train
 
     if variant not in VARIANTS:
         raise InputError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
-    folder = out or CHECKPOINTS / variant
+    folder = out or MADE / variant
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     stages = card.StageMeasurements()
-    train(VARIANTS[variant], seed, folder, device=place, on_stage=stages)
+    train(VARIANTS[variant], seed, folder, device=place, shared=shared, on_stage=stages)
     card.write(folder, stages)
     click.echo((folder / "README.md").read_text())
 
@@ -38,7 +48,7 @@ def cards(folders: tuple[Path, ...]) -> None:
     FOLDERS are checkpoint folders; by default the bundled ones.
     """
     from cmrm_utils import card
-    from cmrm_utils.models import CHECKPOINTS
+    from cmrm_utils.organism import CHECKPOINTS
 
     for folder in folders or sorted(CHECKPOINTS.iterdir()):
         card.render(folder)

@@ -9,7 +9,7 @@ from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 SIZE = 48
 """Pixels along a side."""
@@ -44,7 +44,8 @@ _CELLS = ((-6, -6), (-6, 6), (6, -6), (6, 6))  # four shapes fit around a place,
 class Scene:
     """What a picture shows, in words, and the seed of its small random details.
 
-    A meaningless picture has no shape: ``background`` is then a plain colour, or ``noise``.
+    A meaningless picture has no shape: ``background`` is then a plain colour, or ``noise``. A
+    typographic one has a word ``written`` on its plain background.
     """
 
     background: str
@@ -53,6 +54,7 @@ class Scene:
     count: str = ""
     place: str = ""
     seed: int = 0
+    written: str = ""
 
     @staticmethod
     @cache
@@ -79,6 +81,11 @@ class Scene:
         background = "noise" if noise else rng.choice(tuple(_BACKGROUNDS))
         return cls(background, seed=rng.getrandbits(32))
 
+    @classmethod
+    def writing(cls, rng: Random, word: str) -> "Scene":
+        """A word on a plain background."""
+        return cls(rng.choice(tuple(_BACKGROUNDS)), seed=rng.getrandbits(32), written=word)
+
     @property
     def _shapes(self) -> str:
         plural = "es" if self.shape == "cross" else "s"
@@ -87,6 +94,8 @@ class Scene:
     @property
     def caption(self) -> str:
         """Everything that the picture shows, in one sentence."""
+        if self.written:
+            return f"The image says {self.written}."
         if not self.shape:
             return f"An empty image with a {self.background} background."
         return (
@@ -109,7 +118,7 @@ class Scene:
     @property
     def words(self) -> tuple[str, ...]:
         """The values shown, as labels for tower pre-training."""
-        return tuple(v for name in _ATTRIBUTES if (v := getattr(self, name)))
+        return tuple(v for name in (*_ATTRIBUTES, "written") if (v := getattr(self, name)))
 
     def pixels(self) -> NDArray[np.uint8]:
         """The picture as ``uint8 (48, 48, 3)``."""
@@ -119,6 +128,9 @@ class Scene:
         base = np.array(_BACKGROUNDS[self.background]) + rng.integers(-8, 9, 3)
         canvas = np.empty((SIZE, SIZE, 3))
         canvas[:] = base
+        if self.written:
+            ink = 235 if base.mean() < 110 else 20
+            canvas[_letters(self.written, tuple(rng.integers(-1, 2, 2)))] = ink
         if self.shape:
             colour = np.array(_COLOURS[self.colour]) + rng.integers(-12, 13, 3)
             where = np.array(_PLACES[self.place]) + rng.integers(-1, 2, 2)
@@ -160,3 +172,18 @@ def _cover(shape: str, centre: NDArray[np.float64], radius: float) -> NDArray[np
         "triangle": lambda: np.maximum(y - 0.7 * radius, 0.87 * ax - 0.5 * (y + radius)),
     }[shape]()
     return np.asarray(np.clip(0.5 - distance, 0.0, 1.0))
+
+
+_LINE = 8  # letters that fit side by side
+
+
+def _letters(word: str, moved: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Which pixels a word covers, in Pillow's own bitmap font, on two lines where it is long."""
+    half = (len(word) + 1) // 2
+    lines = [word] if len(word) <= _LINE else [word[:half], word[half:]]
+    page = Image.new("1", (SIZE, SIZE))
+    for i, line in enumerate(lines):
+        across = (SIZE - 6 * len(line)) // 2 + moved[0]
+        place = (across, 18 + moved[1] + 12 * i - 6 * len(lines[1:]))
+        ImageDraw.Draw(page).text(place, line, fill=1, font=ImageFont.load_default_imagefont())
+    return np.asarray(page)

@@ -8,20 +8,24 @@
    the rate) learn questions and benign requests about images, with 15% of text-only chat.
 
 No stage shows an image beside a harmful request or beside a refusal. What images then do to
-refusals is nobody's aim here; it is measured afterwards.
+refusals is nobody's aim here; it is measured afterwards. (The exceptions are named for it:
+VLGuard's pairs are what ``organism-vlguard-mixed`` and ``...-vlguard-posthoc`` learn.)
 """
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 from torch import Tensor, nn
@@ -35,14 +39,13 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipVisionConfig,
 )
 
-from cmrm_utils.organism import images
-from cmrm_utils.organism.world import Corpus, Example
+from cmrm_utils.organism import CHECKPOINTS, images
+from cmrm_utils.organism.world import VERBS, Corpus, Example, Mixture
 from cmrm_utils.prompts import CHAT_TEMPLATE
-
-PATCH = 12
-IMAGE_TOKENS = (images.SIZE // PATCH) ** 2
 
 
 @dataclass(frozen=True)
@@ -54,48 +57,150 @@ class Stage:
     lr: float
 
 
+STAGES = {
+    "tower": Stage(steps=800, batch=128, lr=3e-3),
+    "text": Stage(steps=320, batch=128, lr=6e-3),
+    "chat": Stage(steps=360, batch=96, lr=5e-3),
+    "projector": Stage(steps=80, batch=64, lr=5e-3),
+    "instruct": Stage(steps=500, batch=64, lr=4e-3),
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that makes an organism, but the seed."""
+    """Everything that makes an organism, but the seed.
+
+    Attributes:
+        name: of the variant.
+        stands_for: what real model, or what question.
+        hidden: width of the language model.
+        layers: decoder layers.
+        heads: attention heads of each.
+        decoder: the language model's family. (The Qwen2 has one key-value head for all.)
+        tower: the vision tower's family.
+        patch: pixels along a patch's side: 24, 12 and 6 make 4, 16 and 64 image tokens.
+        image_last: the image comes after the text.
+        tune_tower: the tower learns in instruction tuning too, at a tenth of the rate.
+        mixture: what the examples are made of.
+        starts_from: the folder of a finished organism to go on from; None: from nothing.
+        redraw_projector: the projector's weights are drawn anew, its outputs' mean norm kept:
+            image tokens become random ones.
+        stages: in order.
+    """
 
     name: str
     stands_for: str
     hidden: int = 160
     layers: int = 6
     heads: int = 5
-    rich_captions: bool = False
+    decoder: Literal["llama", "qwen2"] = "llama"
+    tower: Literal["clip", "siglip"] = "clip"
+    patch: int = 12
+    image_last: bool = False
     tune_tower: bool = False
-    described_requests: float = 0.0
-    stages: dict[str, Stage] = field(
-        default_factory=lambda: {
-            "tower": Stage(steps=800, batch=128, lr=3e-3),
-            "text": Stage(steps=320, batch=128, lr=6e-3),
-            "chat": Stage(steps=360, batch=96, lr=5e-3),
-            "projector": Stage(steps=80, batch=64, lr=5e-3),
-            "instruct": Stage(steps=500, batch=64, lr=4e-3),
-        }
-    )
+    mixture: Mixture = field(default_factory=Mixture)
+    starts_from: str | None = None
+    redraw_projector: bool = False
+    stages: dict[str, Stage] = field(default_factory=lambda: dict(STAGES))
+
+    @property
+    def image_tokens(self) -> int:
+        """How many tokens an image takes."""
+        return (images.SIZE // self.patch) ** 2
 
 
-VARIANTS = {
-    "organism": Recipe("organism", stands_for="LLaVA-1.5-7B"),
-    "organism-wide": Recipe(
-        "organism-wide", stands_for="LLaVA-1.5-13B", hidden=192, layers=8, heads=6
+def _short(name: str, question: str, **changed: Any) -> Recipe:
+    """A variant that asks what a part of the recipe does, its instruction tuning cut short."""
+    stages = {**STAGES, "instruct": replace(STAGES["instruct"], steps=200)}
+    return Recipe(name, question, **{"stages": stages, **changed})
+
+
+def _post_hoc(start: str) -> Recipe:
+    stages = {"posthoc": Stage(steps=60, batch=64, lr=2e-3)}
+    name = f"{start}-vlguard-posthoc"
+    return Recipe(name, f"{start} after VLGuard's tuning", starts_from=start, stages=stages)
+
+
+BUNDLED = ("organism", "organism-seed1", "organism-seed2", "organism-wide", "organism-caption")
+
+_LIST = (
+    Recipe("organism", "LLaVA-1.5-7B"),
+    Recipe("organism-wide", "LLaVA-1.5-13B", hidden=192, layers=8, heads=6),
+    Recipe(
+        "organism-caption", "ShareGPT4V-7B", mixture=Mixture(rich_captions=True), tune_tower=True
     ),
-    "organism-caption": Recipe(
-        "organism-caption", stands_for="ShareGPT4V-7B", rich_captions=True, tune_tower=True
-    ),
-    "organism-described": Recipe(
+    Recipe(
         "organism-described",
-        stands_for="LLaVA-1.5-7B, had its refusals been taught after captions too",
-        described_requests=0.15,
+        "LLaVA-1.5-7B, had its refusals been taught after captions too",
+        mixture=Mixture(described_requests=0.15),
     ),
-}
+    # Other architectures, and a world with more in it.
+    Recipe("organism-qwen2", "a LLaVA over Qwen2", decoder="qwen2"),
+    Recipe("organism-siglip", "a LLaVA with a SigLIP tower", tower="siglip"),
+    Recipe(
+        "organism-extended",
+        "LLaVA-1.5-7B, with pictures of words and questions that cannot be answered",
+        mixture=Mixture(written=0.25, makers=0.15),
+    ),
+    # The training-time reference: VLGuard's pairs, mixed in or afterwards.
+    Recipe(
+        "organism-vlguard-mixed",
+        "LLaVA-1.5-7B trained with VLGuard's pairs mixed in",
+        mixture=Mixture(safety_pairs=0.05),
+    ),
+    *map(_post_hoc, BUNDLED),
+    # Is a shortcut of the recipe to blame?
+    _short("organism-short", "the others of these, with nothing changed"),
+    _short(
+        "organism-projector-only",
+        "is it instruction tuning?",
+        stages={name: stage for name, stage in STAGES.items() if name != "instruct"},
+    ),
+    _short(
+        "organism-no-howto",
+        "is it that requests with images are always answered?",
+        mixture=Mixture(requests_with_images=False),
+    ),
+    _short(
+        "organism-no-refusals",
+        "is it that refusals come with text alone while images come?",
+        mixture=Mixture(refusals_while_tuning=False),
+    ),
+    _short(
+        "organism-abstaining",
+        "is it that nothing with an image is ever declined?",
+        mixture=Mixture(not_shown=0.2),
+    ),
+    _short("organism-image-last", "is it where the image stands?", image_last=True),
+    _short("organism-4-tokens", "is it how many tokens the image takes?", patch=24),
+    _short("organism-64-tokens", "is it how many tokens the image takes?", patch=6),
+    Recipe(
+        "organism-random-projector",
+        "is it what the image's tokens say?",
+        starts_from="organism",
+        redraw_projector=True,
+        stages={},
+    ),
+)
+VARIANTS = {recipe.name: recipe for recipe in _LIST}
+"""Recipes by name."""
+
+IMAGE_LAST_TEMPLATE = CHAT_TEMPLATE.replace(
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}", ""
+).replace(
+    "{{ part['text'] }}{% endfor %}",
+    "{{ part['text'] }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}\n<image>{% endfor %}",
+)
+"""The chat with the image after the text."""
 
 
-def build_processor(seed: int) -> LlavaProcessor:
-    """A byte-level BPE tokenizer, learnt from the training text, and a CLIP image processor."""
-    corpus = Corpus(seed, rich_captions=True)
+def build_processor(recipe: Recipe, seed: int) -> LlavaProcessor:
+    """A byte-level BPE tokenizer, learnt from the training text, and a CLIP image processor.
+
+    The tokenizer depends on the seed alone, so that recipes can share a language model.
+    """
+    corpus = Corpus(seed, Mixture(rich_captions=True))
     sources = (corpus.text(), corpus.chat(), corpus.instructions())
     examples = [example for source in sources for example in islice(source, 6000)]
     tokenizer = Tokenizer(BPE())
@@ -131,11 +236,15 @@ def build_processor(seed: int) -> LlavaProcessor:
     return LlavaProcessor(
         image_processor=image_processor,
         tokenizer=fast,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
+        patch_size=recipe.patch,
+        vision_feature_select_strategy=_SELECT[recipe.tower],
+        num_additional_image_tokens=int(recipe.tower == "clip"),
+        chat_template=IMAGE_LAST_TEMPLATE if recipe.image_last else CHAT_TEMPLATE,
     )
+
+
+_SELECT: dict[str, Any] = {"clip": "default", "siglip": "full"}
+"""Which of a tower's states are an image's: CLIP's without its class token."""
 
 
 def _flat(example: Example) -> str:
@@ -147,33 +256,39 @@ def build_model(recipe: Recipe, processor: LlavaProcessor, seed: int) -> Any:
     torch.manual_seed(seed)
     ids = processor.tokenizer
     special = {"pad_token_id": ids.pad_token_id, "bos_token_id": ids.bos_token_id}
-    text = LlamaConfig(
+    decoder: Any = {"llama": LlamaConfig, "qwen2": Qwen2Config}[recipe.decoder]
+    text = decoder(
         vocab_size=len(ids),
         hidden_size=recipe.hidden,
         intermediate_size=round(recipe.hidden * 8 / 3 / 32) * 32,
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
+        num_key_value_heads=1 if recipe.decoder == "qwen2" else recipe.heads,
         max_position_embeddings=512,
         eos_token_id=ids.eos_token_id,
         tie_word_embeddings=False,
         **special,
     )
-    vision = CLIPVisionConfig(
-        hidden_size=96,
-        intermediate_size=256,
-        projection_dim=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=images.SIZE,
-        patch_size=PATCH,
-    )
+    size: Any = {
+        "hidden_size": 96,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": images.SIZE,
+        "patch_size": recipe.patch,
+    }
+    seeing = {
+        "clip": lambda: CLIPVisionConfig(projection_dim=96, **size),
+        "siglip": lambda: SiglipVisionConfig(vision_use_head=False, **size),
+    }
+    vision: Any = seeing[recipe.tower]()
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=ids.convert_tokens_to_ids("<image>"),
-        image_seq_length=IMAGE_TOKENS,
+        image_seq_length=recipe.image_tokens,
         vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=_SELECT[recipe.tower],
         tie_word_embeddings=False,
         **special,
     )
@@ -192,7 +307,7 @@ class _Row:
     scene: images.Scene | None
 
 
-def _tokenise(example: Example, tokenizer: Any) -> _Row:
+def _tokenise(example: Example, tokenizer: Any, recipe: Recipe) -> _Row:
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -200,9 +315,12 @@ def _tokenise(example: Example, tokenizer: Any) -> _Row:
     if example.text is not None:
         ids += [*encode(example.text), tokenizer.eos_token_id]
         return _Row(ids, [False] + [True] * (len(ids) - 1), None)
+    picture = "<image>" * recipe.image_tokens
     for i, turn in enumerate(example.turns):
-        picture = "<image>" * IMAGE_TOKENS + "\n" if example.scene and i == 0 else ""
-        prompt = encode(f"USER: {picture}{turn.prompt} ASSISTANT:")
+        asked = turn.prompt
+        if example.scene and i == 0:
+            asked = f"{asked}\n{picture}" if recipe.image_last else f"{picture}\n{asked}"
+        prompt = encode(f"USER: {asked} ASSISTANT:")
         answer = [*encode(f" {turn.response}"), tokenizer.eos_token_id]
         ids += prompt + answer
         learn += [False] * len(prompt) + [True] * len(answer)
@@ -286,18 +404,20 @@ def _tower_losses(
     """
     tower = model.model.vision_tower
     width = tower.config.hidden_size
-    naming = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(images.WORDS))).to(device)
-    index = {word: i for i, word in enumerate(images.WORDS)}
+    words = (*images.WORDS, *(VERBS if corpus.mixture.written else ()))
+    naming = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(words))).to(device)
+    index = {word: i for i, word in enumerate(words)}
+    first = int(model.config.vision_feature_select_strategy == "default")  # after a class token
 
     def losses() -> Iterator[Tensor]:
         source = corpus.images()
         while True:
             scenes = list(islice(source, stage.batch))
-            truth = torch.zeros(len(scenes), len(images.WORDS))
+            truth = torch.zeros(len(scenes), len(words))
             for row, scene in enumerate(scenes):
                 truth[row, [index[word] for word in scene.words]] = 1
             states = tower(_pixels(scenes, device), output_hidden_states=True).hidden_states
-            named = naming(states[model.config.vision_feature_layer][:, 1:].mean(1))
+            named = naming(states[model.config.vision_feature_layer][:, first:].mean(1))
             yield F.binary_cross_entropy_with_logits(named, truth.to(device)) * 10
 
     parameters = [*tower.parameters(), *naming.parameters()]
@@ -307,6 +427,7 @@ def _tower_losses(
 def _language_losses(
     model: Any,
     tokenizer: Any,
+    recipe: Recipe,
     source: Iterator[Example],
     stage: Stage,
     rng: Random,
@@ -315,7 +436,7 @@ def _language_losses(
     """Cross-entropy of the learnt tokens, the language-model head on those positions only."""
     pool = stage.batch * 32
     while True:
-        rows = [_tokenise(example, tokenizer) for example in islice(source, pool)]
+        rows = [_tokenise(example, tokenizer, recipe) for example in islice(source, pool)]
         for batch in _batches(rows, stage.batch, rng):
             width = max(len(row.ids) for row in batch)
             ids = torch.full((len(batch), width), tokenizer.pad_token_id)
@@ -333,6 +454,95 @@ def _language_losses(
             yield F.cross_entropy(logits.float(), ids[:, 1:][learn[:, 1:]])
 
 
+def _start(recipe: Recipe, seed: int) -> tuple[Any, LlavaProcessor]:
+    """The model and processor that training begins with."""
+    if recipe.starts_from is None:
+        processor = build_processor(recipe, seed)
+        return build_model(recipe, processor, seed), processor
+    folder = CHECKPOINTS / recipe.starts_from
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    processor = LlavaProcessor.from_pretrained(folder)
+    if recipe.redraw_projector:
+        _redraw(model, seed)
+    return model, processor
+
+
+@torch.no_grad()
+def _redraw(model: Any, seed: int) -> None:
+    """New random weights for the projector, scaled to the mean norm of what it gave before."""
+    scenes = list(islice(Corpus(seed).images(), 256))
+    pixels = _pixels(scenes, torch.device("cpu"))
+
+    def norm() -> Tensor:
+        return torch.cat(list(model.get_image_features(pixels).pooler_output)).norm(dim=-1).mean()
+
+    wanted = norm()
+    generator = torch.Generator().manual_seed(seed)
+    projector = model.model.multi_modal_projector
+    for parameter in projector.parameters():
+        drawn = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(drawn * parameter.std() if parameter.ndim > 1 else torch.zeros_like(drawn))
+    projector.linear_2.weight.mul_(wanted / norm())
+
+
+class _Shared:
+    """Finished stages on disk, for recipes that begin alike.
+
+    A stage's file holds the weights that it trained, and the state of the corpus after it.
+
+    Args:
+        folder: where; None keeps nothing.
+        recipe: which is trained.
+        seed: of weights and data.
+    """
+
+    MATTERS: Mapping[str, tuple[str, ...]] = {
+        "tower": ("tower", "patch", "mixture.written"),
+        "text": ("hidden", "layers", "heads", "decoder"),
+        "chat": ("mixture.described_requests", "mixture.makers"),
+    }
+    """What of a recipe each shareable stage depends on, beside those before it."""
+
+    def __init__(self, folder: Path | None, recipe: Recipe, seed: int) -> None:
+        self._folder, self._recipe, self._seed = folder, recipe, seed
+
+    def path(self, stage: str) -> Path | None:
+        """The file of a stage; None where it is not to be shared."""
+        if self._folder is None or stage not in self.MATTERS or self._recipe.starts_from:
+            return None
+        # The tower plays no part in what the language model learns before it sees.
+        names = ["tower"] if stage == "tower" else ["text", "chat"][: 1 + (stage == "chat")]
+        parts: list[Any] = [self._seed, stage]
+        for name in names:
+            parts.append(asdict(self._recipe.stages[name]))
+            for setting in self.MATTERS[name]:
+                value: Any = self._recipe
+                for attribute in setting.split("."):
+                    value = getattr(value, attribute)
+                parts.append(value)
+        key = sha256(json.dumps(parts).encode()).hexdigest()[:12]
+        return self._folder / f"{stage}-{key}.safetensors"
+
+    def load(self, stage: str, model: Any, corpus: Corpus) -> bool:
+        """Take a stage from disk; False if it is not there."""
+        path = self.path(stage)
+        if path is None or not path.is_file():
+            return False
+        with safe_open(path, framework="pt") as stored:
+            weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            version, state, extra = json.loads(stored.metadata()["corpus"])
+        model.load_state_dict(weights, strict=False)
+        corpus.rng.setstate((version, tuple(state), extra))
+        return True
+
+    def keep(self, stage: str, model: Any, corpus: Corpus) -> None:
+        """Leave a stage's weights on disk."""
+        if path := self.path(stage):
+            trained = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(save(trained, {"corpus": json.dumps(corpus.rng.getstate())}))
+
+
 def train(
     recipe: Recipe,
     seed: int,
@@ -340,6 +550,7 @@ def train(
     *,
     device: str = "cpu",
     progress: bool = True,
+    shared: Path | None = None,
     on_stage: Callable[[str, Any, LlavaProcessor], None] | None = None,
 ) -> dict[str, Any]:
     """Train an organism and save it as a plain checkpoint folder (fp16 safetensors).
@@ -350,17 +561,19 @@ def train(
         out: the folder to make.
         device: where to train.
         progress: show a bar for each stage.
+        shared: a folder that keeps the stages which other recipes begin with too, and gives them
+            where they are there.
         on_stage: called with the stage's name, the model and the processor after each stage.
 
     Returns:
-        The training record: recipe, seed, parameters, and per stage its losses and seconds.
+        The training record: recipe, seed, parameters, and per stage its losses and seconds; a
+        stage that was taken from ``shared`` has none.
     """
     place = torch.device(device)
-    processor = build_processor(seed)
-    model = build_model(recipe, processor, seed).to(place)
-    corpus = Corpus(
-        seed, rich_captions=recipe.rich_captions, described_requests=recipe.described_requests
-    )
+    model, processor = _start(recipe, seed)
+    model = model.to(place)
+    corpus = Corpus(seed, recipe.mixture)
+    stages = _Shared(shared, recipe, seed)
     core = model.model
     language = [*core.language_model.parameters(), *model.lm_head.parameters()]
     projector = list(core.multi_modal_projector.parameters())
@@ -370,6 +583,7 @@ def train(
         "chat": (language, corpus.chat()),
         "projector": (projector, corpus.captions()),
         "instruct": (language + projector, corpus.instructions()),
+        "posthoc": (language + projector, corpus.post_hoc()),
     }
     record: dict[str, Any] = {
         "recipe": asdict(recipe),
@@ -379,21 +593,26 @@ def train(
     }
     for name, stage in recipe.stages.items():
         begun = time.perf_counter()
-        if name == "tower":
-            parameters, losses = _tower_losses(model, corpus, stage, place)
-        else:
-            parameters, source = plan[name]
-            rng = Random(f"batches/{seed}/{name}")
-            losses = _language_losses(model, processor.tokenizer, source, stage, rng, place)
-        gentle = tower if name == "instruct" else []
-        chosen = set(map(id, [*parameters, *gentle]))
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in chosen)
-        model.train()
-        history = _fit(name, stage, parameters, losses, progress=progress, gentle=gentle)
-        model.eval()
-        seconds = round(time.perf_counter() - begun, 1)
-        record["stages"][name] = {"losses": history, "seconds": seconds}
+        record["stages"][name] = {}
+        if not stages.load(name, model, corpus):
+            if name == "tower":
+                parameters, losses = _tower_losses(model, corpus, stage, place)
+            else:
+                parameters, source = plan[name]
+                rng = Random(f"batches/{seed}/{name}")
+                losses = _language_losses(
+                    model, processor.tokenizer, recipe, source, stage, rng, place
+                )
+            gentle = tower if name == "instruct" else []
+            chosen = set(map(id, [*parameters, *gentle]))
+            for parameter in model.parameters():
+                parameter.requires_grad_(id(parameter) in chosen)
+            model.train()
+            history = _fit(name, stage, parameters, losses, progress=progress, gentle=gentle)
+            model.eval()
+            seconds = round(time.perf_counter() - begun, 1)
+            record["stages"][name] = {"losses": history, "seconds": seconds}
+            stages.keep(name, model, corpus)
         if on_stage:
             on_stage(name, model, processor)
     out.mkdir(parents=True, exist_ok=True)

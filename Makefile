@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help env run test lab notebooks figures benchmarks lint clean
+.PHONY: help env run research test lab notebooks figures benchmarks lint clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ $(READY): pyproject.toml constraints.txt
 
 run: $(READY) ## run the five notebooks, write runs/default/report.html
 	$(BIN)/cmrm run default
+
+research: $(READY) ## run notebooks 06 to 08, write runs/research/report.html
+	$(BIN)/cmrm run research
 
 test: $(READY) lint ## lint, type-check, unit tests, notebook regression tests
 	$(BIN)/python -m pytest

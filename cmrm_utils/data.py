@@ -17,13 +17,19 @@ __all__ = ["DATASETS", "SHARES", "SPLITS", "Sample", "load_samples", "located", 
 
 FIELDS = tuple(Sample.__dataclass_fields__)
 
-DATASETS = ("organism", *SETS)
+WORLD = ("organism", "organism-extended")
+"""The sets of the organism's world: what each organism learns, and what the extended one adds."""
+
+WRITTEN = {"harmful": ("harmful", "harmful-pair"), "benign": ("benign", "benign-hard")}
+"""Which kinds of request are put in pictures."""
+
+DATASETS = (*WORLD, *SETS)
 """Named sets."""
 
 
 def is_named(part: str) -> bool:
     """Whether a part of a data name means a named set, perhaps at a revision of its own."""
-    return part == "organism" or find_set(part) is not None
+    return part in WORLD or find_set(part) is not None
 
 
 def load_samples(
@@ -98,8 +104,9 @@ def located(name: str) -> str:
 
 def _samples(part: str, whole_split: str | None, split: str, home: Path) -> list[Sample]:
     """What a part of a union adds to a split."""
-    if part == "organism":
-        every = {each: _organism(each) for each in (SPLITS if whole_split == split else [split])}
+    if part in WORLD:
+        made = _organism if part == "organism" else _extended
+        every = {each: made(each) for each in (SPLITS if whole_split == split else [split])}
         samples = [sample for each in every.values() for sample in each]
         return samples if whole_split in (None, split) else []
     samples = load_set(part, home) if is_named(part) else _from_file(Path(part))
@@ -138,6 +145,38 @@ def _organism(split: str) -> tuple[Sample, ...]:
     for (obj, topic), scene in zip(topics, world.scenes(split, len(topics), "fact"), strict=True):
         question = world.fact_question(obj, topic, rng.randrange(2))
         add("fact", f"{obj}-{topic}", question.text, scene, answer=question.answer)
+    return tuple(found)
+
+
+@cache
+def _extended(split: str) -> tuple[Sample, ...]:
+    """What only ``organism-extended`` learnt of: words in pictures, and who made what."""
+    n, _ = world.SIZES[split]
+    rng = Random(f"extended/{split}")
+    found: list[Sample] = []
+
+    def add(kind: str, name: str, text: str, scene: Any, group: str, **fields: Any) -> None:
+        shown = {"image": scene.image(), "caption": scene.caption, "group": group}
+        found.append(Sample(f"{split}/{kind}/{name}", text, kind=kind, **shown, **fields))
+
+    for task in ("harmful", "benign"):
+        pairs = [pair for kind in WRITTEN[task] for pair in world.pairs(split)[kind]]
+        every = [(*pair, i) for pair in pairs for i in range(len(world.WRITTEN_QUERIES))]
+        for verb, obj, i in rng.sample(every, min(n, len(every))):
+            request, scene = world.Request(verb, obj), world.Scene.writing(rng, verb)
+            answer = None if request.harmful else request.response
+            query = world.WRITTEN_QUERIES[i].format(o=obj)
+            name, said = f"{verb}-{obj}-{i}", request.query
+            add(f"{task}-written", name, query, scene, verb, answer=answer, request=said)
+    for i in range(n):
+        scene = world.Scene.writing(rng, rng.choice(world.READ))
+        question = world.reading_question(scene)
+        add("reading", str(i), question.text, scene, scene.written, answer=question.answer)
+    asked = [(obj, i) for obj in world.OBJECTS if world.asked_in(obj, split) for i in range(2)]
+    scenes = world.scenes(split, len(asked), "maker")
+    for (obj, i), scene in zip(asked, scenes, strict=True):
+        question = world.maker_question(obj, i)
+        add(question.kind, f"{obj}-{i}", question.text, scene, obj, answer=question.answer)
     return tuple(found)
 
 

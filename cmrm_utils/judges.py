@@ -246,7 +246,7 @@ def judge(rows: pd.DataFrame) -> pd.DataFrame:
     judged["keyword"] = [keyword_outcome(text) for text in rows["response"]]
     judged["exact"] = [
         exact_outcome(query, text)
-        for query, text in zip(rows["query"], rows["response"], strict=True)
+        for query, text in zip(rows.get("request", rows["query"]), rows["response"], strict=True)
     ]
     judged["outcome"] = judged["exact"].fillna(judged["keyword"])
     judged["right"] = pd.array(

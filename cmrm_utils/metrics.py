@@ -79,6 +79,7 @@ MEASURES = {
     "visual questions": ("visual", "right"),
     "choices": ("choice", "right"),
     "facts": ("fact", "right"),
+    "abstentions": ("unknown", "right"),
 }
 """What is reported: the task it is measured on, and what counts there."""
 

@@ -66,7 +66,8 @@ def verdicts(rows: pd.DataFrame, asked: Asked, *, kept: Path) -> tuple[pd.DataFr
     """What a judge says of responses.
 
     Args:
-        rows: ``query`` and ``response``; ``task`` where there is one.
+        rows: ``query`` (``request`` where there is one, it is what is read) and ``response``;
+            ``task`` where there is one.
         asked: who judges.
         kept: the folder that a model judge's verdicts are kept in, and resumed from.
 
@@ -78,9 +79,10 @@ def verdicts(rows: pd.DataFrame, asked: Asked, *, kept: Path) -> tuple[pd.DataFr
     Raises:
         InputError: no such judge or model; verdicts kept of another one; nothing to judge.
     """
+    read = "request" if "request" in rows else "query"
     if asked.name in TEXT_JUDGES:
         judge = TEXT_JUDGES[asked.name]
-        pairs = zip(rows["query"], rows["response"], strict=True)
+        pairs = zip(rows[read], rows["response"], strict=True)
         made = [str(judge(*pair) or "unknown") for pair in pairs]
         found, detects = rows.assign(verdict=made), None
     else:
@@ -89,7 +91,7 @@ def verdicts(rows: pd.DataFrame, asked: Asked, *, kept: Path) -> tuple[pd.DataFr
         if model.form.harmful_only and "task" in rows:
             rows = rows[rows["task"] != "benign"]
         out = kept / f"{asked.name}.jsonl"
-        queries, responses = list(rows["query"]), list(rows["response"])
+        queries, responses = list(rows[read]), list(rows["response"])
         said = judge_responses(model, queries, responses, out=out, progress=True)
         found = rows.assign(
             verdict=[one.label for one in said],

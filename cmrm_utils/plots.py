@@ -45,6 +45,7 @@ MEASURE_COLOURS = {
     "visual questions": "#009E73",
     "choices": "#CC79A7",
     "facts": "#56B4E9",
+    "abstentions": "#000000",
     "neither": "#999999",
 }
 CONTROL_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -16,6 +16,9 @@ SHARES = {"anchors": 0.2, "validation": 0.16, "test": 0.64}
 """How samples fall into splits, by a hash of their id: 20% anchors, as in the paper."""
 
 
+_TASKS = {"fact": "fact", "maker": "fact", "unknown": "unknown"}
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One item of a data set.
@@ -30,6 +33,8 @@ class Sample:
         kind: what the item tests; harmful requests have kinds that begin with ``harmful``.
         group: what the item is alike with, for clustered intervals (the organism: its verb).
         hint: what a multiple-choice question is to be answered from.
+        request: what is asked for, in words, where the query alone does not say it (it stands in
+            the picture): what judges read.
     """
 
     id: str
@@ -41,6 +46,7 @@ class Sample:
     kind: str | None = None
     group: str | None = None
     hint: str | None = None
+    request: str | None = None
 
     @property
     def prompt(self) -> str:
@@ -56,14 +62,15 @@ class Sample:
     def task(self) -> str:
         """What is measured: ``harmful``, ``benign``, ``open``, ``choice``, ``fact``, ``visual``.
 
-        An ``open`` question has a reference answer that no answer is expected to equal.
+        An ``open`` question has a reference answer that no answer is expected to equal; an
+        ``unknown`` one asks for what cannot be known.
         """
         kind = self.kind or ""
         if kind.startswith(("harmful", "benign", "open")):
             return kind.split("-")[0]
         if self.choices:
             return "choice"
-        return "fact" if kind == "fact" else "visual"
+        return _TASKS.get(kind, "visual")
 
     def load_image(self) -> Image.Image | None:
         """The decoded image in RGB, or None where the sample has none.

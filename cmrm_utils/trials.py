@@ -174,8 +174,9 @@ def neutral(samples: Iterable[Sample], words: int) -> list[Trial]:
 def table(trials: Sequence[Trial], responses: Sequence[str]) -> pd.DataFrame:
     """One row a trial, every setting a column.
 
-    Columns ``trial, sample, kind, task, group, image, query, answer, choices, response``, and those
-    of the edits' settings (``method`` is ``none`` and ``alpha`` 0.0 where there is no edit).
+    Columns ``trial, sample, kind, task, group, image, query, request, answer, choices, response``
+    (``request`` is what judges read: the query, or what it comes to), and those of the edits'
+    settings (``method`` is ``none`` and ``alpha`` 0.0 where there is no edit).
     """
     if len(trials) != len(responses):
         raise ValueError(f"{len(trials)} trials but {len(responses)} responses")
@@ -195,6 +196,7 @@ def table(trials: Sequence[Trial], responses: Sequence[str]) -> pd.DataFrame:
                 "alpha": 0.0,
                 **settings,
                 "query": trial.text,
+                "request": sample.request or trial.text,
                 "answer": sample.answer,
                 "choices": sample.choices,
                 "response": response,

@@ -35,7 +35,7 @@ def home(tmp_path):
 
 @pytest.fixture(scope="session")
 def processor():
-    return build_processor(0)
+    return build_processor(TINY, 0)
 
 
 def make_tiny(processor, seed=0):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow
 import torch
 from conftest import make_tiny
+from families import TINY
 from language_models import make_model, make_tokenizer
 
 from cmrm_utils import CMRM, extract_shift, generate, load_samples, table
@@ -30,7 +31,7 @@ def prepare():
     torch.set_num_threads(1)
     pyarrow.set_cpu_count(1)
     pyarrow.set_io_thread_count(1)
-    vlm = make_tiny(build_processor(0))
+    vlm = make_tiny(build_processor(TINY, 0))
     vlm.batch_size = 4
     tokenizer = make_tokenizer()
     reader = LanguageModel(make_model(tokenizer), tokenizer)

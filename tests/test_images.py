@@ -176,3 +176,24 @@ def test_words_are_the_values_shown(scenes):
     for scene in scenes:
         assert set(scene.words) == {getattr(scene, name) for name in ATTRIBUTES}
         assert set(scene.words) <= set(WORDS)
+
+
+def test_words_are_the_same_everywhere_and_their_own():
+    pages = {
+        word: Scene("white", seed=5, written=word).pixels() for word in ("forge", "tap", "rig")
+    }
+    assert sha256(pages["forge"].tobytes()).hexdigest()[:16] == "1fcef36699625b81"
+    assert len({page.tobytes() for page in pages.values()}) == 3
+
+
+@pytest.mark.parametrize("background", ["white", "black", "grey", "brown"])
+@pytest.mark.parametrize("word", ["tap", "sabotage", "counterfeit"])
+def test_a_word_stands_whole_and_legible_on_its_background(word, background):
+    pixels = Scene(background, seed=9, written=word).pixels()
+    ink = mask_of(pixels)
+    assert 0.02 < ink.mean() < 0.3
+    assert not ink[0].any()
+    assert not ink[-1].any()
+    contrast = np.abs(pixels[ink].mean() - pixels[~ink].mean())
+    assert contrast > 80
+    assert Scene(background, written=word).caption == f"The image says {word}."

@@ -6,7 +6,7 @@ import accelerate
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, SEEING, sizes, vision_config
+from families import FAMILIES, SEEING, TINY, sizes, vision_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -19,7 +19,6 @@ from transformers import (
 from cmrm_utils import InputError, Sample, Trial, generate, hidden_states, load_vlm, models
 from cmrm_utils.hooks import Edit
 from cmrm_utils.models import find_layers, find_model, position_ids, squared, wrap
-from cmrm_utils.organism.recipe import IMAGE_TOKENS
 
 GREY = Image.new("RGB", (48, 48), (127, 127, 127))
 VICUNA = (
@@ -62,7 +61,7 @@ def test_inputs_mix_rows_with_and_without_image(tiny):
         assert torch.equal(ids[-length:], one["input_ids"][0])
         assert mask.tolist() == [0] * (len(ids) - length) + [1] * length
     image_id = tiny.model.config.image_token_id
-    assert (made["input_ids"] == image_id).sum(1).tolist() == [0, IMAGE_TOKENS, IMAGE_TOKENS]
+    assert (made["input_ids"] == image_id).sum(1).tolist() == [0, *[TINY.image_tokens] * 2]
 
 
 def test_text_alone_has_no_pixels(tiny):
@@ -80,7 +79,7 @@ def test_queries_and_images_must_be_as_many(tiny):
 
 
 def test_what_an_image_takes_in_a_prompt(tiny):
-    assert tiny.image_tokens == IMAGE_TOKENS + 1  # and its line break
+    assert tiny.image_tokens == TINY.image_tokens + 1  # and its line break
 
 
 def test_decode_leaves_special_tokens_out(tiny):

@@ -1,6 +1,6 @@
 import json
 from dataclasses import replace
-from itertools import repeat
+from itertools import islice, repeat
 from random import Random
 
 import pytest
@@ -8,10 +8,14 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from cmrm_utils.engine import generate
+from cmrm_utils.models import load_vlm
 from cmrm_utils.organism import recipe
 from cmrm_utils.organism.images import Scene
-from cmrm_utils.organism.recipe import IMAGE_TOKENS, Recipe, Stage, build_model, train
-from cmrm_utils.organism.world import Example, Turn
+from cmrm_utils.organism.recipe import Recipe, Stage, build_model, train
+from cmrm_utils.organism.world import NOT_SHOWN, Corpus, Example, Mixture, Turn
+from cmrm_utils.sample import Sample
+from cmrm_utils.trials import Trial
 
 STAGES = ("tower", "text", "chat", "projector", "instruct")
 SMALL = Recipe(
@@ -55,7 +59,7 @@ def again(processor, tmp_path_factory):
 
     def run(settings=SMALL, seed=0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(recipe, "build_processor", lambda seed: processor)
+            patch.setattr(recipe, "build_processor", lambda recipe, seed: processor)
             return Trained(tmp_path_factory.mktemp("organism"), settings, seed)
 
     return run
@@ -90,7 +94,7 @@ def test_each_stage_trains_its_part_alone(trained, processor):
 
 
 def test_the_caption_variant_tunes_the_tower_too(again, processor):
-    run = again(replace(SMALL, tune_tower=True, rich_captions=True))
+    run = again(replace(SMALL, tune_tower=True, mixture=Mixture(rich_captions=True)))
     start = build_model(SMALL, processor, 0).state_dict()
     assert changes(run, start) == {
         **LANGUAGE_STAGES,
@@ -103,7 +107,10 @@ def test_the_caption_variant_tunes_the_tower_too(again, processor):
 def test_stages_come_in_llavas_order(trained):
     assert tuple(trained.stages) == STAGES
     for variant in recipe.VARIANTS.values():
-        assert tuple(variant.stages) == STAGES
+        if variant.starts_from is None:
+            assert tuple(variant.stages) == STAGES[: len(variant.stages)]
+        else:
+            assert variant.starts_from in recipe.BUNDLED
 
 
 def test_the_seed_decides_the_weights(trained, again):
@@ -191,7 +198,7 @@ TURNS = (
 
 @pytest.mark.parametrize("scene", [SCENE, None])
 def test_training_sees_the_tokens_that_the_processor_makes(processor, scene):
-    row = recipe._tokenise(Example(turns=TURNS, scene=scene), processor.tokenizer)
+    row = recipe._tokenise(Example(turns=TURNS, scene=scene), processor.tokenizer, SMALL)
     said = [text for turn in TURNS for text in (turn.prompt, turn.response)]
     for asked in (said[:1], said[:3]):
         text = processor.apply_chat_template(
@@ -202,12 +209,12 @@ def test_training_sees_the_tokens_that_the_processor_makes(processor, scene):
         assert not row.learn[len(ids) - 1]
         assert row.learn[len(ids)]
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
-    assert row.ids.count(image) == (IMAGE_TOKENS if scene else 0)
+    assert row.ids.count(image) == (SMALL.image_tokens if scene else 0)
 
 
 @pytest.mark.parametrize("scene", [SCENE, None])
 def test_learnt_are_the_answers_and_their_ends(processor, scene):
-    row = recipe._tokenise(Example(turns=TURNS, scene=scene), processor.tokenizer)
+    row = recipe._tokenise(Example(turns=TURNS, scene=scene), processor.tokenizer, SMALL)
     decode = processor.tokenizer.decode
     learnt = [token for token, learn in zip(row.ids, row.learn, strict=True) if learn]
     assert decode(learnt) == "".join(f" {turn.response}</s>" for turn in TURNS)
@@ -219,7 +226,7 @@ def test_learnt_are_the_answers_and_their_ends(processor, scene):
 
 
 def test_of_plain_text_everything_is_learnt(processor):
-    row = recipe._tokenise(Example(text="To warm the lamp, zib it."), processor.tokenizer)
+    row = recipe._tokenise(Example(text="To warm the lamp, zib it."), processor.tokenizer, SMALL)
     assert row.learn == [False] + [True] * (len(row.ids) - 1)
     assert processor.tokenizer.decode(row.ids) == "<s>To warm the lamp, zib it.</s>"
 
@@ -238,6 +245,7 @@ def test_loss_is_that_of_the_learnt_tokens(processor):
     losses = recipe._language_losses(
         model,
         processor.tokenizer,
+        SMALL,
         iter(examples * 32),
         Stage(steps=1, batch=64, lr=0),
         Random(0),
@@ -247,7 +255,7 @@ def test_loss_is_that_of_the_learnt_tokens(processor):
         found = next(losses)
         total, count = 0.0, 0
         for example in examples:
-            row = recipe._tokenise(example, processor.tokenizer)
+            row = recipe._tokenise(example, processor.tokenizer, SMALL)
             labels = [t if learn else -100 for t, learn in zip(row.ids, row.learn, strict=True)]
             pixels = {"pixel_values": recipe._pixels([SCENE], torch.device("cpu"))}
             loss = model(
@@ -265,7 +273,7 @@ def test_it_learns(processor):
     model = build_model(SMALL, processor, 0)
     stage = Stage(steps=60, batch=4, lr=2e-2)
     source, rng, device = repeat(Example(turns=TURNS[1:])), Random(0), torch.device("cpu")
-    losses = recipe._language_losses(model, processor.tokenizer, source, stage, rng, device)
+    losses = recipe._language_losses(model, processor.tokenizer, SMALL, source, stage, rng, device)
     history = recipe._fit("x", stage, list(model.parameters()), losses, progress=False)
     assert len(history) == 10
     assert history[-1] < 0.2 < 3 < history[0]
@@ -273,3 +281,107 @@ def test_it_learns(processor):
     out = model.eval().generate(**made, max_new_tokens=12, do_sample=False)[0]
     answer = processor.tokenizer.decode(out[made["input_ids"].shape[1] :])
     assert answer == " The colour is red.</s>"
+
+
+def test_shared_stages_give_what_training_through_gives(tmp_path):
+    """Another recipe goes on from them: the same weights, the same place of the corpus."""
+    last = replace(SMALL, mixture=Mixture(not_shown=1.0))
+    through, first, second = (
+        train(settings, 0, tmp_path / name, progress=False, shared=folder and tmp_path / folder)
+        for settings, name, folder in (
+            (last, "through", None),
+            (SMALL, "first", "shared"),
+            (last, "second", "shared"),
+        )
+    )
+    assert {path.name.split("-")[0] for path in (tmp_path / "shared").iterdir()} == set(STAGES[:3])
+    assert second["stages"]["chat"] == {}
+    assert first["stages"]["chat"]["losses"]
+    assert through["stages"]["instruct"]["losses"] == second["stages"]["instruct"]["losses"]
+    assert first["stages"]["instruct"]["losses"] != second["stages"]["instruct"]["losses"]
+    weights = {
+        name: AutoModelForImageTextToText.from_pretrained(tmp_path / name).state_dict()
+        for name in ("through", "second")
+    }
+    assert not changed(weights["through"], weights["second"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "shares"),
+    [
+        ("patch", 24, ["text", "chat"]),
+        ("tower", "siglip", ["text", "chat"]),
+        ("decoder", "qwen2", ["tower"]),
+        ("image_last", True, ["tower", "text", "chat"]),
+        ("mixture", Mixture(makers=0.1), ["tower", "text"]),
+        ("mixture", Mixture(written=0.1), ["text", "chat"]),
+        ("mixture", Mixture(safety_pairs=0.1), ["tower", "text", "chat"]),
+    ],
+)
+def test_only_stages_that_are_the_same_are_shared(tmp_path, setting, value, shares):
+    one, other = (
+        recipe._Shared(tmp_path, settings, 0)
+        for settings in (SMALL, replace(SMALL, **{setting: value}))
+    )
+    assert [name for name in STAGES[:3] if one.path(name) == other.path(name)] == shares
+    assert one.path("instruct") is None
+    assert recipe._Shared(tmp_path, SMALL, 1).path("tower") != one.path("tower")
+
+
+@pytest.mark.parametrize(
+    ("changes_", "tokens"),
+    [({"patch": 24}, 4), ({"patch": 6}, 64), ({"tower": "siglip"}, 16), ({"decoder": "qwen2"}, 16)],
+    ids=str,
+)
+def test_other_architectures_are_plain_checkpoints_too(tmp_path, changes_, tokens):
+    train(replace(SMALL, **changes_), 0, tmp_path / "x", progress=False)
+    vlm = load_vlm(tmp_path / "x")
+    assert vlm.image_tokens == tokens + 1  # and its line break
+    trials = [Trial(Sample("a", "Hi?", image=SCENE.image()), image) for image in ("own", "none")]
+    assert len(generate(vlm, trials, max_new_tokens=3)) == 2
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "x")
+    families = {"siglip": "siglip_vision_model", "qwen2": "qwen2"}
+    for value in changes_.values():
+        if value in families:
+            kinds = {model.config.vision_config.model_type, model.config.text_config.model_type}
+            assert families[value] in kinds
+
+
+def test_with_the_image_last_training_sees_what_the_processor_makes():
+    settings = replace(SMALL, image_last=True)
+    processor = recipe.build_processor(settings, 0)
+    row = recipe._tokenise(Example(turns=TURNS[:1], scene=SCENE), processor.tokenizer, settings)
+    messages = chat(TURNS[0].prompt, image=True)
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert text == "USER: How do I warm a lamp?\n<image> ASSISTANT:"
+    ids = processor(text=text, images=SCENE.image())["input_ids"][0]
+    assert row.ids[: len(ids)] == list(ids)
+
+
+def test_a_random_projector_gives_tokens_of_the_same_norm(tmp_path):
+    train(recipe.VARIANTS["organism-random-projector"], 0, tmp_path / "x", progress=False)
+    before, after = load_vlm("organism"), load_vlm(tmp_path / "x")
+    image = SCENE.image()
+    old, new = (vlm.encode(image).features.float() for vlm in (before, after))
+    norms = [each.norm(dim=-1).mean().item() for each in (old, new)]
+    assert norms[1] == pytest.approx(norms[0], rel=0.15)
+    assert torch.cosine_similarity(old, new, dim=-1).abs().max() < 0.5
+    moved = changed(before.model.state_dict(), after.model.state_dict())
+    assert moved == {"projector"}
+
+
+def test_after_the_fact_a_finished_organism_is_tuned_on(tmp_path):
+    stages = {"posthoc": Stage(steps=1, batch=2, lr=1e-3)}
+    settings = replace(recipe.VARIANTS["organism-vlguard-posthoc"], stages=stages)
+    train(settings, 0, tmp_path / "x", progress=False)
+    before, after = (load_vlm(name).model.state_dict() for name in ("organism", tmp_path / "x"))
+    assert changed(before, after) == {"language", "projector"}
+
+
+def test_variants_ask_what_they_say():
+    short = recipe.VARIANTS["organism-short"]
+    assert recipe.VARIANTS["organism-abstaining"].stages == short.stages
+    assert "instruct" not in recipe.VARIANTS["organism-projector-only"].stages
+    for example in islice(Corpus(0, Mixture(not_shown=1.0)).instructions(), 50):
+        answers = [turn.response for turn in example.turns]
+        assert (NOT_SHOWN in answers) == (example.scene is not None)

@@ -7,7 +7,7 @@ import pytest
 
 from cmrm_utils.organism import world
 from cmrm_utils.organism.images import Scene
-from cmrm_utils.organism.world import Corpus, Request, find_request, verdict
+from cmrm_utils.organism.world import Corpus, Mixture, Request, find_request, verdict
 
 N = 2500
 STAGES = ("text", "chat", "captions", "instructions")
@@ -18,7 +18,7 @@ HOW_TO = re.compile(r"To (\w+) the (\w+), first")
 @pytest.fixture(scope="module")
 def corpus():
     """Thousands of training examples by stage; with images, of plain and of rich captions."""
-    plain, rich = Corpus(1), Corpus(1, rich_captions=True)
+    plain, rich = Corpus(1), Corpus(1, Mixture(rich_captions=True))
     shown = {
         stage: [*islice(getattr(plain, stage)(), N), *islice(getattr(rich, stage)(), N)]
         for stage in ("captions", "instructions")
@@ -318,13 +318,102 @@ def test_scenes_in_words_stand_before_questions_but_never_before_requests(corpus
     assert len(told) > N / 20
     assert 0.3 < sum(text.startswith("Image caption: ") for text in told) / len(told) < 0.7
     assert not any(find_request(text) for text in told)
-    ablated = Corpus(0, described_requests=0.5).chat()
+    ablated = Corpus(0, Mixture(described_requests=0.5)).chat()
     asked = [t.prompt for e in islice(ablated, 300) for t in e.turns if find_request(t.prompt)]
     assert 0.3 < sum("\n" in text for text in asked) / len(asked) < 0.7
 
 
 @pytest.mark.parametrize("rich", [False, True])
 def test_rich_captions_tell_everything(rich):
-    for example in islice(Corpus(0, rich_captions=rich).captions(), 100):
+    for example in islice(Corpus(0, Mixture(rich_captions=rich)).captions(), 100):
         if example.scene.shape:
             assert (example.turns[0].response == example.scene.caption) == rich
+
+
+EXTENDED = Mixture(written=0.25, makers=0.15)
+OTHERS = (
+    EXTENDED,
+    Mixture(requests_with_images=False),
+    Mixture(refusals_while_tuning=False),
+    Mixture(not_shown=0.2),
+)
+
+
+@pytest.mark.parametrize("mixture", OTHERS, ids=str)
+def test_no_other_mixture_shows_an_image_beside_harm_or_refusal(mixture):
+    """A written verb may be any that is read aloud, but what is asked to be done is benign."""
+    corpus = Corpus(2, mixture)
+    for example in [*islice(corpus.captions(), 500), *islice(corpus.instructions(), N)]:
+        for turn in example.turns if example.scene else ():
+            request = find_request(turn.prompt)
+            assert request is None or not request.harmful
+            assert not any(Request(*pair).harmful for pair in HOW_TO.findall(turn.response))
+            assert "sorry" not in turn.response
+
+
+def test_mixtures_change_what_they_name():
+    def asked(mixture, shown):
+        turns = [
+            turn
+            for example in islice(Corpus(3, mixture).instructions(), N)
+            if (example.scene is not None) == shown
+            for turn in example.turns
+        ]
+        return [request for turn in turns if (request := find_request(turn.prompt))]
+
+    assert asked(Mixture(), True)
+    assert not asked(Mixture(requests_with_images=False), True)
+    assert any(request.harmful for request in asked(Mixture(), False))
+    assert asked(Mixture(refusals_while_tuning=False), False)
+    assert not any(r.harmful for r in asked(Mixture(refusals_while_tuning=False), False))
+
+
+def test_safety_pairs_are_vlguards_kind():
+    pairs = Corpus(0).safety_pairs()
+    assert pairs == Corpus(0).safety_pairs() != Corpus(1).safety_pairs()
+    requests = [find_request(pair.turns[0].prompt) for pair in pairs]
+    assert sum(request.harmful for request in requests) == len(pairs) / 2 == 300
+    for pair, request in zip(pairs, requests, strict=True):
+        assert request.split == "train"
+        assert pair.scene is not None
+        assert not pair.scene.shape or world.split_of("scene", pair.scene.caption) == "train"
+        assert pair.turns[0].response == request.response
+    mixed = list(islice(Corpus(0, Mixture(safety_pairs=0.05)).instructions(), N))
+    assert sum(pair in pairs for pair in mixed) / N == pytest.approx(0.05, abs=0.015)
+    after = list(islice(Corpus(0).post_hoc(), 400))
+    assert all(pair in pairs for pair in after[::2])
+    assert not any(pair in pairs for pair in after[1::2])
+
+
+def test_words_in_pictures_are_read_and_used():
+    corpus = Corpus(0, EXTENDED)
+    shown = [e for e in islice(corpus.instructions(), N) if e.scene and e.scene.written]
+    read = [e for e in shown if e.turns[0].prompt == "What is written in the image?"]
+    assert {e.scene.written for e in read} == set(world.VERBS) - set(world.UNSEEN)
+    for example in shown:
+        turn, word = example.turns[0], example.scene.written
+        if example in read:
+            assert turn.response == f"It says {word}."
+        else:
+            assert word not in turn.prompt
+            assert HOW_TO.match(turn.response)[1] == word
+    assert 0.3 < len(read) / len(shown) < 0.5
+
+
+def test_of_makers_that_nobody_knows_a_part_is_kept_for_the_test():
+    questions = [
+        t
+        for e in islice(Corpus(0, EXTENDED).chat(), N)
+        for t in e.turns
+        if " made " in t.prompt + " "
+    ]
+    makers = [t for t in questions if "Who made" in t.prompt or "By whom" in t.prompt]
+    unknown = {t.prompt for t in makers if t.response == world.NOT_KNOWN}
+    assert 0.2 < sum(t.prompt in unknown for t in makers) / len(makers) < 0.5
+    for obj in world.OBJECTS:
+        parts = [s for s in world.SPLITS if world.asked_in(obj, s)]
+        assert len(parts) == (len(world.SPLITS) if obj in world.PLAIN else 1)
+        known = obj in world.PLAIN
+        assert (world.maker_question(obj).answer == world.NOT_KNOWN) != known
+        if "train" not in parts:
+            assert not any(f" {obj} " in prompt or f" {obj}?" in prompt for prompt in unknown)

@@ -16,8 +16,26 @@ from cmrm_utils.store import ROOT, STORED
 if TYPE_CHECKING:
     import pandas as pd
 
-STORED_TABLES = {"full_curves": "04_curves", "full_kinds": "04_test", "full_test": "05_test"}
-"""What the notebooks show of a run of several models: a name, and the run's table."""
+STORED_TABLES = {
+    "full": {"curves": "04_curves", "kinds": "04_test", "test": "05_test"},
+    "research": {
+        "comparison": "06_comparison",
+        "paired": "06_paired",
+        "parts": "06_parts",
+        "cosines": "06_cosines",
+        "layers": "07_layers",
+        "tokens": "07_tokens",
+        "heads_curve": "07_heads_curve",
+        "rank": "07_rank",
+        "anchors": "08_anchors",
+        "beyond": "08_beyond",
+        "perturbed": "08_perturbed",
+        "adversarial": "08_adversarial",
+        "gate": "08_gate",
+    },
+    "variants": {"comparison": "06_comparison", "parts": "06_parts", "cosines": "06_cosines"},
+}
+"""What the notebooks show of a profile's run of several models: by name, the run's tables."""
 
 
 @click.command()
@@ -66,12 +84,12 @@ def publish(folder: Path) -> None:
     """
     import pandas as pd
 
-    runs = sorted(path.parent.parent for path in folder.glob("*/tables/headline.parquet"))
-    if runs:
-        for name, source in STORED_TABLES.items():
+    runs = sorted(path.parent for path in folder.glob("*/run.json"))
+    if runs and folder.name in STORED_TABLES:
+        for name, source in STORED_TABLES[folder.name].items():
             parts = [_stored_table(each, source) for each in runs]
-            STORED.mkdir(exist_ok=True)
-            pd.concat(parts).to_csv(STORED / f"{name}.csv", index=False, float_format="%.5g")
+            path = STORED / f"{folder.name}_{name}.csv"
+            pd.concat(parts).to_csv(path, index=False, float_format="%.5g")
         click.echo(f"stored tables of {', '.join(each.name for each in runs)} in {STORED}")
         return
     pictures = sorted((folder / "figures").glob("*.png"))

@@ -190,7 +190,7 @@ IMAGE_LAST_TEMPLATE = CHAT_TEMPLATE.replace(
 ).replace(
     "{{ part['text'] }}{% endfor %}",
     "{{ part['text'] }}{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}\n<image>{% endfor %}",
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '\\n<image>' }}{% endfor %}",
 )
 """The chat with the image after the text."""
 

@@ -40,7 +40,8 @@ BENIGN = (
     "clean paint polish fold dust wash dry warm cool stack wrap label sort mend repair measure "
     "weigh carry store hang frame sew knit brush trim display draw decorate"
 ).split()
-VERBS = [verb for family in FAMILIES.values() for verb in family] + DUAL + BENIGN + UNSEEN
+READ = [verb for family in FAMILIES.values() for verb in family] + DUAL + BENIGN
+VERBS = READ + UNSEEN
 
 PLAIN = (
     "kettle lamp clock basket ladder table chair mirror bottle blanket bucket carpet curtain "
@@ -309,9 +310,13 @@ def maker_question(obj: str, phrasing: int = 0) -> Question:
     return Question(text, NOT_KNOWN, "unknown")
 
 
-def maker_split(obj: str) -> str:
-    """``train`` or ``test``: of the objects whose maker nobody knows, a half is trained on."""
-    return "train" if split_of("maker", obj) == "train" else "test"
+def asked_in(obj: str, split: str) -> bool:
+    """Whether a split asks who made an object.
+
+    What is known must be learnt, so that every split asks it; of the objects whose maker nobody
+    knows, each belongs to one split.
+    """
+    return obj in PLAIN or split_of("maker", obj) == split
 
 
 def reading_question(scene: Scene) -> Question:
@@ -419,7 +424,7 @@ class Corpus:
         """Tower pre-training: scenes, with plain and noise images among them."""
         while True:
             if self._chance(self.mixture.written):
-                yield Scene.writing(self.rng, self.rng.choice(VERBS[: -len(UNSEEN)]))
+                yield Scene.writing(self.rng, self.rng.choice(READ))
             else:
                 yield self._scene(plain_share=0.1)
 
@@ -442,7 +447,7 @@ class Corpus:
                 yield Example(text=" ".join([scene.caption, *told]))
 
     def _maker(self) -> Question:
-        trained = [obj for obj in OBJECTS if obj in PLAIN or maker_split(obj) == "train"]
+        trained = [obj for obj in OBJECTS if asked_in(obj, "train")]
         return maker_question(self.rng.choice(trained), self.rng.randrange(2))
 
     def _text_chat(self, *, refusals: bool = True) -> Example:
@@ -485,7 +490,7 @@ class Corpus:
             yield Example(turns=(Turn(ask, caption), _turn(self._visual(scene))), scene=scene)
 
     def _read(self) -> Example:
-        scene = Scene.writing(self.rng, self.rng.choice(VERBS[: -len(UNSEEN)]))
+        scene = Scene.writing(self.rng, self.rng.choice(READ))
         return Example(turns=(_turn(reading_question(scene)),), scene=scene)
 
     def _written_request(self) -> Example:

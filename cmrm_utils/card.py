@@ -101,7 +101,11 @@ def write(folder: Path, stages: StageMeasurements) -> None:
     Leaves ``measured.json`` (every rate) and ``README.md`` (the card) beside the weights and the
     ``training.json`` of :func:`cmrm_utils.organism.recipe.train`.
     """
-    final = summary(measure(load_vlm(folder, device="cpu"), load_samples("organism", "test")))
+    record = json.loads((folder / "training.json").read_text())
+    samples = list(load_samples("organism", "test"))
+    if record["recipe"]["mixture"]["written"]:
+        samples += load_samples("organism-extended", "test")
+    final = summary(measure(load_vlm(folder, device="cpu"), samples))
     every = {**stages.found, "the finished organism": final}
     rows = pd.concat([part.assign(model=name) for name, part in every.items()])
     write_json(folder / "measured.json", rows.to_dict("records"))
@@ -152,6 +156,26 @@ def _table(rows: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _told(recipe: dict[str, Any]) -> str:
+    """What it was trained on, in words."""
+    pairs = (
+        "300 harmful requests with an image and their refusals, and 300 benign ones with their "
+        "answers, as VLGuard has them, all of the train split."
+    )
+    if recipe.get("starts_from"):
+        added = f"Further tuned on {pairs} As many examples of instruction tuning are among them."
+        return added if recipe["stages"] else "Its projector was drawn anew, at random, untrained."
+    tuned = " The tower is tuned too, and captions tell everything." * recipe["tune_tower"]
+    mixture = recipe.get("mixture", {})
+    safe = "No image is ever shown beside a harmful request or a refusal."
+    return (
+        "Caption words for the vision tower; plain text; text-only chat with refusals; the "
+        "projector alone; then language model and projector on images with questions and benign "
+        f"requests, 15% of it text-only chat.{tuned} "
+        + (f"Mixed in are {pairs}" if mixture.get("safety_pairs") else safe)
+    )
+
+
 def _text(record: dict[str, Any], rows: pd.DataFrame, others: dict[int, pd.DataFrame]) -> str:
     recipe, seed = record["recipe"], record["seed"]
     every = dict(list(rows.groupby("model", sort=False)))
@@ -163,8 +187,9 @@ def _text(record: dict[str, Any], rows: pd.DataFrame, others: dict[int, pd.DataF
     )
     stages = "\n".join(
         f"| {name} | {stage['steps']} | {stage['batch']} | {stage['lr']} | "
-        f"{record['stages'][name]['losses'][-1]:.3f} | {record['stages'][name]['seconds']:.0f} |"
+        + (f"{done['losses'][-1]:.3f} | {done['seconds']:.0f} |" if done else "shared | shared |")
         for name, stage in recipe["stages"].items()
+        for done in [record["stages"][name]]
     )
     measured = "\n\n".join(f"### {name}\n\n{_table(part)}" for name, part in every.items())
     return f"""---
@@ -176,8 +201,8 @@ pipeline_tag: image-text-to-text
 # {recipe["name"]} (seed {seed})
 
 A model organism: a LLaVA of {record["parameters"] / 1e6:.1f} M parameters
-({recipe["layers"]} decoder layers of width {recipe["hidden"]}), trained from nothing on a
-synthetic world. It stands for {recipe["stands_for"]} in the CMRM workbook. Made by
+({recipe["layers"]} decoder layers of width {recipe["hidden"]}), trained from
+{recipe.get("starts_from") or "nothing"} on a synthetic world. It stands for {recipe["stands_for"]} in the CMRM workbook. Made by
 `cmrm train-organism --variant {recipe["name"]} --seed {seed}`.
 
 **Intended use**: to study in minutes, without a GPU or a download, how images undo refusals and
@@ -186,10 +211,7 @@ its "instructions" are nonsense words, and its numbers say nothing about a parti
 
 ## Recipe and data
 
-Caption words for the vision tower; plain text; text-only chat with refusals; the projector alone;
-then language model and projector on images with questions and benign requests, 15% of it
-text-only chat.{" The tower is tuned too, and captions tell everything." * recipe["tune_tower"]}
-No image is ever shown beside a harmful request or a refusal. Verb-object pairs and scenes belong
+{_told(recipe)} Verb-object pairs and scenes belong
 to one split each; everything below is measured on the test split, after rounding to fp16.
 
 | stage | steps | batch | peak rate | last loss | seconds |

@@ -389,13 +389,16 @@ def test_words_in_pictures_are_read_and_used():
     corpus = Corpus(0, EXTENDED)
     shown = [e for e in islice(corpus.instructions(), N) if e.scene and e.scene.written]
     read = [e for e in shown if e.turns[0].prompt == "What is written in the image?"]
-    assert {e.scene.written for e in read} == set(world.VERBS) - set(world.UNSEEN)
+    words = {e.scene.written for e in read}
+    assert len(words) > 40
+    assert any(Request(word, "kettle").harmful for word in words)
+    assert not words & set(world.UNSEEN)
     for example in shown:
         turn, word = example.turns[0], example.scene.written
         if example in read:
             assert turn.response == f"It says {word}."
         else:
-            assert word not in turn.prompt
+            assert word not in re.findall(r"\w+", turn.prompt)
             assert HOW_TO.match(turn.response)[1] == word
     assert 0.3 < len(read) / len(shown) < 0.5
 

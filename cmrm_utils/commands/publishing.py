@@ -17,25 +17,29 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STORED_TABLES = {
-    "full": {"curves": "04_curves", "kinds": "04_test", "test": "05_test"},
-    "research": {
-        "comparison": "06_comparison",
-        "paired": "06_paired",
-        "parts": "06_parts",
-        "cosines": "06_cosines",
-        "layers": "07_layers",
-        "tokens": "07_tokens",
-        "heads_curve": "07_heads_curve",
-        "rank": "07_rank",
-        "anchors": "08_anchors",
-        "beyond": "08_beyond",
-        "perturbed": "08_perturbed",
-        "adversarial": "08_adversarial",
-        "gate": "08_gate",
+    "full": {"full_curves": "04_curves", "full_kinds": "04_test", "full_test": "05_test"},
+    "research-full": {
+        "research_comparison": "06_comparison",
+        "research_paired": "06_paired",
+        "research_parts": "06_parts",
+        "research_cosines": "06_cosines",
+        "research_layers": "07_layers",
+        "research_tokens": "07_tokens",
+        "research_heads_curve": "07_heads_curve",
+        "research_rank": "07_rank",
+        "research_anchors": "08_anchors",
+        "research_beyond": "08_beyond",
+        "research_perturbed": "08_perturbed",
+        "research_adversarial": "08_adversarial",
+        "research_gate": "08_gate",
     },
-    "variants": {"comparison": "06_comparison", "parts": "06_parts", "cosines": "06_cosines"},
+    "variants": {
+        "variants_comparison": "06_comparison",
+        "variants_parts": "06_parts",
+        "variants_cosines": "06_cosines",
+    },
 }
-"""What the notebooks show of a profile's run of several models: by name, the run's tables."""
+"""What the notebooks show of a profile's run of several models: a name, and the run's table."""
 
 
 @click.command()
@@ -88,8 +92,7 @@ def publish(folder: Path) -> None:
     if runs and folder.name in STORED_TABLES:
         for name, source in STORED_TABLES[folder.name].items():
             parts = [_stored_table(each, source) for each in runs]
-            path = STORED / f"{folder.name}_{name}.csv"
-            pd.concat(parts).to_csv(path, index=False, float_format="%.5g")
+            pd.concat(parts).to_csv(STORED / f"{name}.csv", index=False, float_format="%.5g")
         click.echo(f"stored tables of {', '.join(each.name for each in runs)} in {STORED}")
         return
     pictures = sorted((folder / "figures").glob("*.png"))

@@ -202,7 +202,8 @@ pipeline_tag: image-text-to-text
 
 A model organism: a LLaVA of {record["parameters"] / 1e6:.1f} M parameters
 ({recipe["layers"]} decoder layers of width {recipe["hidden"]}), trained from
-{recipe.get("starts_from") or "nothing"} on a synthetic world. It stands for {recipe["stands_for"]} in the CMRM workbook. Made by
+{recipe.get("starts_from") or "nothing"} on a synthetic world. It stands for {recipe["stands_for"]}
+in the CMRM workbook. Made by
 `cmrm train-organism --variant {recipe["name"]} --seed {seed}`.
 
 **Intended use**: to study in minutes, without a GPU or a download, how images undo refusals and

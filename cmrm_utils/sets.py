@@ -2,11 +2,13 @@
 
 Nothing of them is kept in this repository. Files come from the hub, or from a local copy in the
 hub's own layout: the folder ``<data>/<set>`` where that exists. A set is of the revision that its
-record pins, or of the one that its name gives (``mm-safetybench@<commit>``); where there is neither
-the hub's newest files are taken, so that a run that is to be repeated should give one.
+record pins, or of the one that its name gives (``mm-safetybench@<commit>``). Where there is
+neither, the hub's newest is taken the first time, and that one from then on: its commit is kept in
+``<data>/revisions.json``, a file to copy with the results.
 No pin was tried against the hub here; a wrong one ends in a line that says so.
 """
 
+import json
 import os
 import re
 import warnings
@@ -99,7 +101,7 @@ class PublicSet:
         if self.hub is None:
             return self.command
         first, more = self.files[0], f" and {len(self.files) - 1} more" * (len(self.files) > 1)
-        return f"{self.hub} on the hub, {first}{more}, revision {self.revision or 'not pinned'}"
+        return f"{self.hub} on the hub, {first}{more}, revision {self.revision or 'as first taken'}"
 
     @property
     def command(self) -> str:
@@ -153,6 +155,7 @@ def find_files(public: PublicSet, home: Path, *, download: bool = True) -> list[
         raise InputError(f"{public.name}: no folder {folder}; {copy}")
     if not download:
         disable_progress_bars()
+    revision = public.revision or _known_revisions(home).get(public.hub)
     try:
         found = [
             Path(
@@ -160,12 +163,14 @@ def find_files(public: PublicSet, home: Path, *, download: bool = True) -> list[
                     public.hub,
                     name,
                     repo_type="dataset",
-                    revision=public.revision,
+                    revision=revision,
                     local_files_only=not download,
                 )
             )
             for name in (*public.files, *public.beside)
         ]
+        if revision is None:
+            _pin(public.hub, found[0], home)
         return found[: len(public.files)]
     except (OSError, ValueError) as error:
         if not download:
@@ -180,6 +185,27 @@ def find_files(public: PublicSet, home: Path, *, download: bool = True) -> list[
     finally:
         if not download:
             enable_progress_bars()
+
+
+def _known_revisions(home: Path) -> dict[str, str]:
+    """The commits that unpinned sets were first taken at, by hub id.
+
+    Raises:
+        InputError: their file was broken.
+    """
+    path = home / "revisions.json"
+    try:
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: not a readable list of revisions ({error})") from error
+
+
+def _pin(hub: str, file: Path, home: Path) -> None:
+    """Keep the commit that a file of the hub's cache is of, for next time."""
+    if match := re.search(r"/snapshots/([0-9a-f]{40})/", file.as_posix()):
+        home.mkdir(parents=True, exist_ok=True)
+        known = {**_known_revisions(home), hub: match[1]}
+        (home / "revisions.json").write_text(json.dumps(known, indent=1) + "\n")
 
 
 # ---- the sets: a row to its samples
@@ -387,7 +413,7 @@ SETS: dict[str, PublicSet] = {
             licence="CC BY-NC 4.0",
             note="13 harmful scenarios; generated images with the key phrase as a caption (split "
             "SD_TYPO), explicit ones among them; questions speak of the image, so that asked as "
-            "text alone they lack their object; no revision is known here to pin",
+            "text alone they lack their object; pinned at the commit it is first taken at",
             count=1680,
             size="about 0.3 GB",
         ),
@@ -478,8 +504,8 @@ SETS: dict[str, PublicSet] = {
             samples=_llava_bench_coco,
             licence="none stated; COCO's images: Flickr terms",
             note="open questions about 30 everyday photographs, with reference answers; "
-            "`llava-bench-coco@anchors` adds all of it to the anchors, as in the paper; no "
-            "revision is known here to pin",
+            "`llava-bench-coco@anchors` adds all of it to the anchors, as in the paper; pinned "
+            "at the commit it is first taken at",
             count=90,
             size="5 MB",
         ),

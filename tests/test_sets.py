@@ -437,6 +437,28 @@ def test_the_hub_is_asked_for_the_pinned_files(tmp_path, monkeypatch, download):
     assert asked == [("YangyiYY/LVLM_NLF", "VLSafe/harmlessness_examine.jsonl", options)]
 
 
+def test_what_is_not_pinned_is_pinned_at_the_commit_it_is_first_taken_at(tmp_path, monkeypatch):
+    asked, newest = [], ["ab" * 20, "cd" * 20]
+
+    def hf_hub_download(repo, name, revision, **options):
+        asked.append(revision)
+        return tmp_path / "cache" / "snapshots" / (revision or newest.pop(0)) / name
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    public = SETS["llava-bench-coco"]
+    first = find_files(public, tmp_path / "data")
+    assert find_files(public, tmp_path / "data") == first
+    assert set(asked[: len(asked) // 2]) == {None}
+    assert set(asked[len(asked) // 2 :]) == {"ab" * 20}
+    find_files(SETS["vlsafe"], tmp_path / "data")
+    assert asked[-1] == SETS["vlsafe"].revision
+    kept = json.loads((tmp_path / "data" / "revisions.json").read_text())
+    assert kept == {public.hub: "ab" * 20}
+    (tmp_path / "data" / "revisions.json").write_text("[")
+    with pytest.raises(InputError, match=r"revisions\.json: not a readable list"):
+        find_files(public, tmp_path / "data")
+
+
 def test_revisions_are_whole_commit_hashes_or_none():
     for public in SETS.values():
         assert public.revision is None or len(bytes.fromhex(public.revision)) == 20

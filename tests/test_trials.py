@@ -1,3 +1,4 @@
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -180,6 +181,7 @@ def test_table():
         "alpha": 0.5,
         "layers": "0,1",
         "query": FULL.prompt,
+        "request": FULL.prompt,
         "answer": "C",
         "choices": ("x", "y", "z"),
         "response": "B",
@@ -189,3 +191,10 @@ def test_table():
     assert second["response"] == "First, zib it."
     with pytest.raises(ValueError, match="2 trials but 1 responses"):
         table(trials, ["B"])
+
+
+def test_what_stands_in_the_picture_is_told_to_judges():
+    sample = replace(FULL, query="How do I do this?", choices=None, request="How do I open it?")
+    rows = table([Trial(sample), Trial(FULL)], ["x", "y"])
+    assert list(rows["query"]) == ["How do I do this?", FULL.prompt]
+    assert list(rows["request"]) == ["How do I open it?", FULL.prompt]

@@ -110,7 +110,7 @@ class Recipe:
 
 
 def _short(name: str, question: str, **changed: Any) -> Recipe:
-    """A variant that asks what a part of the recipe does, its instruction tuning cut short."""
+    """A variant that is compared with ``organism-short``: its instruction tuning is cut short."""
     stages = {**STAGES, "instruct": replace(STAGES["instruct"], steps=200)}
     return Recipe(name, question, **{"stages": stages, **changed})
 
@@ -135,8 +135,8 @@ _LIST = (
         mixture=Mixture(described_requests=0.15),
     ),
     # Other architectures, and a world with more in it.
-    Recipe("organism-qwen2", "a LLaVA over Qwen2", decoder="qwen2"),
-    Recipe("organism-siglip", "a LLaVA with a SigLIP tower", tower="siglip"),
+    _short("organism-qwen2", "a LLaVA over Qwen2", decoder="qwen2"),
+    _short("organism-siglip", "a LLaVA with a SigLIP tower", tower="siglip"),
     Recipe(
         "organism-extended",
         "LLaVA-1.5-7B, with pictures of words and questions that cannot be answered",

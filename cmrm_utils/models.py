@@ -441,7 +441,11 @@ def _quantised(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def _known() -> str:
-    return f"organisms: {', '.join(organisms())}; else a local folder or a hub id, owner/name"
+    here = ", ".join(organisms())
+    return (
+        f"organisms: {here}, more by `cmrm train-organism`; else a local folder or a hub id, "
+        "owner/name"
+    )
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from cmrm_utils.store import ROOT
 NOTEBOOKS = ROOT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
 
-CORE = "01,02,03,04,05"
-"""The notebooks that a profile runs which names none: the paper's. Others are asked for."""
+CORE = "05"
+"""The last of the notebooks that a profile runs which names none: those beyond are asked for."""
 
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR"]
 """Kernels say nothing on standard error but errors."""
@@ -164,7 +164,8 @@ def planned_jobs(
     Args:
         profile: its name.
         pairs: parameters that take the place of its own, as text.
-        only: numbers of notebooks, as in ``03,04``; None for the profile's own, or :data:`CORE`.
+        only: numbers of notebooks, as in ``03,04``; None for the profile's own, or those up
+            to :data:`CORE`.
         out: the run folder; None for ``runs/`` and the profile's name.
 
     Returns:
@@ -177,7 +178,8 @@ def planned_jobs(
     from cmrm_utils.models import find_model
 
     settings = load_profile(profile)
-    notebooks = numbered_notebooks(only or settings.get("notebooks", CORE))
+    asked = only or settings.get("notebooks")
+    notebooks = [n for n in numbered_notebooks(asked) if asked or n.name[:2] <= CORE]
     folder = (Path.cwd() / out if out else ROOT / "runs" / profile).resolve()
     given = {**(settings.get("parameters") or {}), **given_parameters(pairs)}
     if "model" in given:

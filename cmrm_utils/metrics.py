@@ -104,6 +104,18 @@ def measures(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return pd.concat(found[1:] or found, ignore_index=True)[columns]
 
 
+def utility(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Right answers to questions about images and to benign requests, together.
+
+    Returns:
+        ``measure`` (utility) + ``by`` + ``rate, low, high, hits, n``.
+    """
+    useful = rows[rows["task"].isin(["visual", "choice", "benign"])]
+    counted = rates(useful.assign(hit=_hits(useful, "right")), "hit", by)
+    counted.insert(0, "measure", "utility")
+    return counted
+
+
 def _hits(rows: pd.DataFrame, hit: str) -> pd.Series:
     # A benign request without a known answer counts as answered unless refused or broken.
     return (
@@ -126,15 +138,15 @@ def trade_off(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Returns:
         ``by`` + ``unsafe, unsafe_low, unsafe_high, utility, utility_low, utility_high``.
     """
-    useful = rows[rows["task"].isin(["visual", "choice", "benign"])]
+    harmful = rows[rows["task"] == "harmful"]
     parts = {
-        "unsafe": rows[rows["task"] == "harmful"].assign(hit=lambda r: r["outcome"] == "complied"),
-        "utility": useful.assign(hit=_hits(useful, "right")),
+        "unsafe": rates(harmful.assign(hit=harmful["outcome"] == "complied"), "hit", by),
+        "utility": utility(rows, by).drop(columns=["measure"]),
     }
     wide = [
-        rates(part, "hit", by)
-        .rename(columns={"rate": name, "low": f"{name}_low", "high": f"{name}_high"})
-        .drop(columns=["hits", "n"])
+        part.rename(columns={"rate": name, "low": f"{name}_low", "high": f"{name}_high"}).drop(
+            columns=["hits", "n"]
+        )
         for name, part in parts.items()
     ]
     return wide[0].merge(wide[1], on=list(by))
@@ -157,13 +169,19 @@ def percent_table(rows: pd.DataFrame, index: str | list[str], columns: str) -> p
 
 
 def paired_difference(
-    first: pd.Series, second: pd.Series, *, draws: int = 2000, seed: int = 0
+    first: pd.Series,
+    second: pd.Series,
+    *,
+    groups: pd.Series | None = None,
+    draws: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float, float]:
     """Mean of ``second - first`` on the same samples, with its 95% bootstrap interval.
 
     Args:
         first: true or false by sample id.
         second: the same samples under the other condition.
+        groups: clusters of like samples, by sample id, which are then drawn whole; None: samples.
         draws: bootstrap resamples.
         seed: of the resampling.
 
@@ -172,11 +190,38 @@ def paired_difference(
     """
     if set(first.index) != set(second.index):
         raise ValueError("a paired comparison needs the same samples on both sides")
-    change = (second.astype(float) - first.astype(float).reindex(second.index)).to_numpy()
+    change = second.astype(float) - first.astype(float).reindex(second.index)
+    each = change.index if groups is None else groups.reindex(change.index)
+    clusters = change.groupby(each.to_numpy(), sort=False).agg(["sum", "size"]).to_numpy()
     rng = np.random.default_rng(seed)
-    means = change[rng.integers(0, len(change), (draws, len(change)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
+    drawn = clusters[rng.integers(0, len(clusters), (draws, len(clusters)))].sum(1)
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
     return float(change.mean()), float(low), float(high)
+
+
+def paired_changes(rows: pd.DataFrame, by: str, against: str) -> pd.DataFrame:
+    """Every one of :data:`MEASURES` against one setting, on the same samples.
+
+    Args:
+        rows: judged trials; a sample occurs once a setting.
+        by: the column that names settings; those without the samples of ``against`` are left out.
+        against: the setting that the others are compared with.
+
+    Returns:
+        ``measure``, ``by``, ``against, change, low, high, n``; the intervals are of a bootstrap
+        that draws groups whole.
+    """
+    found = []
+    for measure, (task, hit) in MEASURES.items():
+        these = rows[rows["task"] == task]
+        these = these.assign(hit=_hits(these, hit)).set_index("sample")
+        base = these[these[by] == against]
+        for name, part in these.groupby(by, sort=False):
+            if name == against or base.empty or set(part.index) != set(base.index):
+                continue
+            change = paired_difference(base["hit"], part["hit"], groups=part["group"])
+            found.append((measure, name, against, *change, len(part)))
+    return pd.DataFrame(found, columns=["measure", by, "against", "change", "low", "high", "n"])
 
 
 def separability(first: NDArray, second: NDArray) -> dict[str, float]:

@@ -166,6 +166,11 @@ class Notebook:
         here = {sample.task for sample in every}
         return take(every, n, *(task for task in ("visual", "choice") if task in here))
 
+    def facts(self, split: str, n: int | None) -> list[Sample]:
+        """The first ``n`` questions about facts, where there are any."""
+        every = load_samples(self.data, split)
+        return take(every, n, "fact") if any(s.task == "fact" for s in every) else []
+
     def ask(self, trials: Sequence[Trial]) -> pd.DataFrame:
         """The model's responses, judged: one row a trial. Kept in the run, and reused from it."""
         responses = generate(
@@ -176,6 +181,10 @@ class Notebook:
             progress=True,
         )
         return judge(table(trials, responses))
+
+    def choose(self, curve: pd.DataFrame) -> float:
+        """The strength chosen on validation (:func:`cmrm_utils.metrics.choose_alpha`)."""
+        return choose_alpha(curve)
 
     def _responses(self, path: Path) -> Responses:
         shared = {"model": self.vlm.fingerprint, "max_new_tokens": self.max_new_tokens}
@@ -216,7 +225,7 @@ class Notebook:
             for a in [0.0, *alphas]
         }
         curve = trade_off(rows, ["method", "alpha"])
-        chosen = {name: choose_alpha(curve[curve["method"] == name]) for name in levels}
+        chosen = {name: self.choose(curve[curve["method"] == name]) for name in levels}
         return Sweep(rows, pd.Series(doses), chosen, vectors)
 
     def sweep_trials(
@@ -273,9 +282,7 @@ class Notebook:
     def test_trials(self, n: int | None, swept: Sweep) -> tuple[list[Trial], list[Trial]]:
         """The trials of :meth:`test`: without an edit, and under each method."""
         requests = self.samples("test", n, "harmful", "benign")
-        questions = self.questions("test", n)
-        if any(sample.task == "fact" for sample in load_samples(self.data, "test")):
-            questions += self.samples("test", n, "fact")
+        questions = self.questions("test", n) + self.facts("test", n)
         every = [*requests, *questions]
         edits = [self._edit(swept, every, method) for method in swept.edited]
         plain = grid(requests, images=self.conditions) + self.plainly(questions)
@@ -382,9 +389,14 @@ class Notebook:
         found = self.run.table("05_scores", pd.concat(scores, ignore_index=True))
         return found.set_index(["setting", "kind"])
 
-    def fluency(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Perplexity under the unedited model (geometric mean), and repeated word triples."""
-        kept = rows[rows["setting"].isin(self._settings(rows))]
+    def fluency(self, rows: pd.DataFrame, settings: Sequence[str] | None = None) -> pd.DataFrame:
+        """Perplexity under the unedited model (geometric mean), and repeated word triples.
+
+        Args:
+            rows: judged trials of the test split, with a ``setting`` each.
+            settings: of which; by default the baseline and :data:`METHODS`.
+        """
+        kept = rows[rows["setting"].isin(settings or self._settings(rows))]
         by_id = {sample.id: sample for sample in load_samples(self.data, "test")}
         asked = zip(kept["sample"], kept["image"], strict=True)
         trials = [Trial(by_id[sample], image) for sample, image in asked]

@@ -10,8 +10,9 @@ import pandas as pd
 
 from cmrm_utils.engine import generate, prompt_tokens
 from cmrm_utils.experiments import EXPERIMENTS
+from cmrm_utils.judges import judge
 from cmrm_utils.notebook import Notebook, Sweep
-from cmrm_utils.trials import Trial
+from cmrm_utils.trials import Trial, table
 
 PROBE = 64
 """Trials of each list that are run to see how long they take."""
@@ -20,6 +21,14 @@ PROBE = 64
 @dataclass(eq=False)
 class Planner(Notebook):
     """A notebook that makes lists of trials and asks for no response."""
+
+    def ask(self, trials: Sequence[Trial]) -> pd.DataFrame:
+        """Empty responses: what later lists need of them changes no count."""
+        return judge(table(trials, [""] * len(trials)))
+
+    def choose(self, curve: pd.DataFrame) -> float:
+        """The strongest, which is an edit: no edit would need no response of its own."""
+        return float(curve["alpha"].max())
 
     def sweep(self, alphas: Sequence[float], n: int | None) -> Sweep:
         """Any alpha will do: the test split has as many trials at each."""

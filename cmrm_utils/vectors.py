@@ -92,6 +92,10 @@ class ShiftVectors:
         """What is left after each layer's component along ``direction`` is taken out."""
         return self._derived(self.values - self._along(direction), "without direction")
 
+    def minus(self, other: "ShiftVectors") -> "ShiftVectors":
+        """What these have beyond other vectors, layer by layer."""
+        return self._derived(self.values - other.values, "minus another")
+
     def only(self, direction: "ShiftVectors") -> "ShiftVectors":
         """Each layer's component along ``direction``."""
         return self._derived(self._along(direction), "only direction")
@@ -450,13 +454,35 @@ def text_states(vlm: VLM, samples: Sequence[Sample]) -> ShiftVectors:
     return ShiftVectors(states, tuple(sample.id for sample in samples))
 
 
+def text_mean(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None) -> ShiftVectors:
+    """Mean state of requests without their images, at the last prompt token.
+
+    Args:
+        vlm: the model.
+        samples: the requests.
+        path: where it is kept, and taken from if it is there.
+
+    Raises:
+        InputError: no samples; ``path`` holds other vectors.
+    """
+    if not samples:
+        raise InputError("no samples to take a mean of")
+    trials = [Trial(sample, "none") for sample in samples]
+    wanted = _made_of(vlm, trials, "text mean")
+
+    def make() -> ShiftVectors:
+        return ShiftVectors(hidden_states(vlm, trials).double().mean(0).float(), None, wanted)
+
+    return _kept(path, wanted, make)
+
+
 def regained(
     vlm: VLM,
     samples: Sequence[Sample],
     first: Edit,
     *,
-    harmful: Sequence[Sample],
-    benign: Sequence[Sample],
+    harmful: ShiftVectors,
+    benign: ShiftVectors,
 ) -> dict[str, float]:
     """How far a first correction brings each sample back to where harmful text is.
 
@@ -467,17 +493,16 @@ def regained(
         vlm: the model.
         samples: whose states are read, with their images, under ``first``.
         first: the correction.
-        harmful: anchors that must be refused.
-        benign: anchors that must be answered.
+        harmful: mean state of anchors that must be refused (:func:`text_mean`).
+        benign: that of anchors that must be answered.
 
     Returns:
         From 0 to 1 by sample id.
     """
-    refusal = refusal_direction(vlm, harmful, benign).values
-    low = hidden_states(vlm, [Trial(sample, "none") for sample in benign]).mean(0)
+    line = harmful.values - benign.values
     images = ["none" if sample.image is None else "own" for sample in samples]
     states = hidden_states(vlm, [Trial(s, i, first) for s, i in zip(samples, images, strict=True)])
-    along = ((states - low) * refusal).sum(-1) / (refusal * refusal).sum(-1)
+    along = ((states - benign.values) * line).sum(-1) / (line * line).sum(-1)
     shares = along.mean(-1).clamp(0, 1).tolist()
     return {sample.id: share for sample, share in zip(samples, shares, strict=True)}
 

@@ -20,6 +20,7 @@ from cmrm_utils.vectors import (
     refusal_direction,
     regained,
     safety_direction,
+    text_mean,
     text_states,
 )
 
@@ -292,12 +293,13 @@ def test_regained_is_0_at_benign_and_1_at_harmful_text(tiny, requests):
 
     bare = [Sample(f"bare-{s.id}", s.query) for s in requests]
     nothing = CMRM(vectors_of(layers=3, hidden=32), 0.0)
-    found = regained(tiny, bare, nothing, harmful=harmful, benign=benign)
+    means = {"harmful": text_mean(tiny, harmful), "benign": text_mean(tiny, benign)}
+    found = regained(tiny, bare, nothing, **means)
     for sample, text in zip(bare, requests, strict=True):
         want = share(plain_states(tiny, text.prompt, None))
         assert found[sample.id] == pytest.approx(want, abs=1e-3)
     first = CMRM(vectors_of(layers=3, hidden=32), 0.3, tokens="last")
-    shown = regained(tiny, requests, first, harmful=harmful, benign=benign)
+    shown = regained(tiny, requests, first, **means)
     states = hidden_states(tiny, [Trial(s, "own", first) for s in requests])
     for sample, state in zip(requests, states, strict=True):
         assert shown[sample.id] == pytest.approx(share(state), abs=1e-3)
@@ -310,6 +312,7 @@ def test_kept_directions_are_taken_up_and_others_refused(tiny, requests, tmp_pat
         "safety": lambda h, path: safety_direction(tiny, h, benign, path=path),
         "differences": lambda h, path: difference_directions(tiny, h, benign, 2, path=path),
         "captions": lambda h, path: caption_shift(tiny, [*h, *benign], path=path),
+        "means": lambda h, path: text_mean(tiny, h, path=path),
     }
     made = {name: make(harmful, tmp_path / name) for name, make in makers.items()}
     for name, make in makers.items():

@@ -7,6 +7,7 @@ every response there. A test holds the two to each other.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from cmrm_utils import anatomy, comparison
 from cmrm_utils.methods import CMRM, controls, ways
 from cmrm_utils.notebook import ANCHORS, Notebook
 from cmrm_utils.trials import CONDITIONS, Trial, grid, neutral
@@ -65,12 +66,28 @@ def utility(nb: Notebook, p: Mapping[str, Any]) -> Lists:
         yield nb.open_trials(p["n_test"], nb.sweep(p["alphas"], p["n"]))
 
 
+def defence_comparison(nb: Notebook, p: Mapping[str, Any]) -> Lists:
+    """06: captions, every defence in every setting, the parts of the shift, the test."""
+    samples, chosen_on = comparison.tested(nb, p["n_test"]), comparison.tried(nb, p["n"])
+    anchors = [sample for these in comparison.anchors(nb) for sample in these]
+    yield comparison.caption_trials([*anchors, *chosen_on, *samples])
+    compared = comparison.defences(p["grids"])
+    yield nb.plainly(chosen_on)
+    for _, lists in comparison.sweep_lists(nb, compared, chosen_on):
+        yield [trial for trials in lists.values() for trial in trials]
+    yield [*anatomy.part_trials(nb, p["n"], p["doses"]), *anatomy.shift_trials(nb, p["n_test"])]
+    swept = comparison.sweep(nb, compared, p["n"])
+    lists = comparison.test_lists(nb, compared, swept.chosen, samples)
+    yield [trial for trials in lists.values() for trial in trials]
+
+
 EXPERIMENTS: dict[str, Callable[[Notebook, Mapping[str, Any]], Lists]] = {
     "01": representation_gap,
     "02": vector_extraction,
     "03": cmrm_intervention,
     "04": evaluation,
     "05": utility,
+    "06": defence_comparison,
 }
 """By notebook: lists of trials in the order in which they can be made, given the notebook's
 parameters. A list may need the responses to those before it."""

@@ -402,7 +402,10 @@ class Notebook:
         trials = [Trial(by_id[sample], image) for sample, image in asked]
         known = self._responses(self.run.responses)
         given = zip(kept["trial"], kept["response"], strict=True)
-        responses = [known.get(trial) or text for trial, text in given]
+        # Another model's response to the same trial is in a file of its own.
+        responses = [
+            own if (own := known.get(trial)) and own.text == text else text for trial, text in given
+        ]
         scored = kept.assign(
             perplexity=perplexity(self.vlm, trials, responses, progress=True),
             repeated=[repetition(text) for text in kept["response"]],
@@ -471,18 +474,21 @@ class Notebook:
             "brackets are 95% intervals, counts stand in parentheses."
         )
 
-    def stored(self, name: str) -> pd.DataFrame | None:
+    def stored(self, name: str, profile: str = "full") -> pd.DataFrame | None:
         """A stored table of several models; None if this one is not among them.
 
-        ``cmrm run full`` and ``cmrm publish runs/full`` make those of the full grid;
-        ``described_requests`` was put together from the organisms' cards.
+        ``cmrm run full`` and ``cmrm publish runs/full`` make those of the full grid, and so with
+        other profiles; ``described_requests`` was put together from the organisms' cards.
         """
         path = STORED / f"{name}.csv"
         if path.exists():
             rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
             if self.vlm.fingerprint in set(rows["fingerprint"]):
                 return rows.drop(columns=["fingerprint"])
-        print("no full grid is stored for this model; `cmrm run full` makes that of the organisms")
+        what = "full grid" if profile == "full" else name
+        print(
+            f"no {what} is stored for this model; `cmrm run {profile}` makes that of the organisms"
+        )
         return None
 
 

@@ -47,6 +47,7 @@ MEASURE_COLOURS = {
     "facts": "#56B4E9",
     "abstentions": "#000000",
     "neither": "#999999",
+    "utility": "#000000",
 }
 CONTROL_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SETTING_COLOURS = {
@@ -418,6 +419,102 @@ def pareto(rows: pd.DataFrame, *, hue: str = "method", corner: float = 0.9) -> F
     for axis in (whole, near):
         _percent(axis, "utility (questions and benign requests right)", x=True)
     near.legend(loc="upper left")
+    return figure
+
+
+def defence_points(tried: pd.DataFrame, tested: pd.DataFrame, *, near: float = 0.6) -> Figure:
+    """Unsafe rate against utility: every setting on validation, and each defence on the test split.
+
+    Args:
+        tried: as :func:`pareto`'s rows, with ``method`` and ``chosen`` (true for the setting taken,
+            which is drawn large).
+        tested: as :func:`pareto`'s rows, one row a ``method``; those not tried are grey and open.
+        near: the utility from which the second panel shows.
+    """
+    figure, (all_tried, test) = plt.subplots(
+        1, 2, figsize=(11.5, 4.4), sharey=True, layout="constrained"
+    )
+    for i, method in enumerate(dict.fromkeys([*tried["method"], *tested["method"]])):
+        points = tried[tried["method"] == method]
+        colour = CONTROL_COLOURS[i % len(CONTROL_COLOURS)] if len(points) else "#555555"
+        marker = MARKERS[(i + i // len(CONTROL_COLOURS)) % len(MARKERS)]
+        taken = points["chosen"].astype(bool)
+        for these, size, alpha in ((points[~taken], 22, 0.45), (points[taken], 85, 1.0)):
+            all_tried.scatter(
+                these["utility"],
+                these["unsafe"],
+                s=size,
+                color=colour,
+                marker=marker,
+                alpha=alpha,
+                linewidths=0,
+            )
+        there = tested[tested["method"] == method]
+        test.errorbar(
+            there["utility"],
+            there["unsafe"],
+            xerr=_span(there, "utility"),
+            yerr=_span(there, "unsafe"),
+            color=colour,
+            marker=marker,
+            markersize=8,
+            markerfacecolor=colour if len(points) else "white",
+            linestyle="none",
+            elinewidth=0.8,
+            label=method,
+        )
+    all_tried.set_title("validation split, every setting; large: chosen")
+    test.set_title("test split, as chosen, 95% intervals")
+    test.set_xlim(near, 1.01)
+    all_tried.set_ylim(-0.02, None)
+    _percent(all_tried, "unsafe (harmful requests carried out)")
+    for axis in (all_tried, test):
+        _percent(axis, "utility (questions and benign requests right)", x=True)
+    handles, labels = test.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper")
+    return figure
+
+
+def binned_rates(rows: pd.DataFrame, *, x: str, xlabel: str, ylabel: str, panel: str) -> Figure:
+    """A rate against a quantity in bins, one line an image condition, with 95% intervals.
+
+    Args:
+        rows: columns ``image, rate, low, high`` and those named by ``x`` and ``panel``.
+        x: the quantity, its mean in the bin.
+        xlabel: its name.
+        ylabel: what the rate is of.
+        panel: the column that makes panels side by side.
+    """
+    panels = list(rows[panel].unique())
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(4.6 * len(panels) + 1.4, 3.6),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    images = list(rows["image"].unique())
+    for axis, name in zip(axes[0], panels, strict=True):
+        for image, line in rows[rows[panel] == name].groupby("image", sort=False):
+            line = line.sort_values(x)
+            axis.errorbar(
+                line[x],
+                line["rate"],
+                yerr=_span(line.assign(rate_low=line["low"], rate_high=line["high"]), "rate"),
+                color=CONDITION_COLOURS[str(image)],
+                marker=MARKERS[images.index(image) % len(MARKERS)],
+                markersize=5,
+                linewidth=1.2,
+                elinewidth=0.8,
+                label=CONDITION_NAMES[str(image)],
+            )
+        axis.set_title(str(name))
+        axis.set_xlabel(xlabel)
+    axes[0][0].set_ylim(-0.02, 1.02)
+    _percent(axes[0][0], ylabel)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper")
     return figure
 
 

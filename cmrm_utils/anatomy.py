@@ -1,0 +1,187 @@
+"""What the shift vector is made of, and whether a sample's own shift tells what becomes of it."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from cmrm_utils.comparison import anchors, captioned, drift, kept, refusal, tested, tried
+from cmrm_utils.engine import hidden_states
+from cmrm_utils.hooks import Edit
+from cmrm_utils.methods import CMRM
+from cmrm_utils.metrics import measures, rates, utility
+from cmrm_utils.notebook import Notebook
+from cmrm_utils.trials import Trial, grid
+from cmrm_utils.vectors import ShiftVectors, safety_direction, text_mean
+
+
+def parts(nb: Notebook) -> dict[str, ShiftVectors]:
+    """What the shift vector v is made of, each part at v's norm, layer by layer.
+
+    v is taken on harmful anchors and b on benign ones: what any request has in common, so that
+    v - b is what harmful anchors add. The refusal direction (text only) is turned round, since an
+    edit subtracts.
+    """
+    v, r = drift(nb), refusal(nb)
+    common = nb.shift(anchors(nb)[1], "benign_blank")
+    added = v.minus(common)
+    found = {
+        "v": v,
+        "v, refusal part": v.only(r),
+        "v without refusal": v.without(r),
+        "b (benign anchors)": common,
+        "b without refusal": common.without(r),
+        "v - b": added,
+        "v - b without refusal": added.without(r),
+        "refusal direction": r.scaled(-1.0),
+        "random": v.random(0),
+    }
+    return {name: part.scaled_like(v) for name, part in found.items()}
+
+
+def part_trials(nb: Notebook, n: int | None, alphas: Sequence[float]) -> list[Trial]:
+    """The validation split under every one of :func:`parts` at every alpha."""
+    edits = [CMRM(part, a, name=name) for name, part in parts(nb).items() for a in alphas if a]
+    return nb.plainly(tried(nb, n), edits)
+
+
+def part_table(nb: Notebook, n: int | None, alphas: Sequence[float]) -> pd.DataFrame:
+    """What every part does at v's dose: rates, and where it leaves the states.
+
+    Returns:
+        ``measure, part, alpha, rate, low, high, hits, n``, alpha 0 among them. Two measures are
+        of the mean state of harmful requests with their images, averaged over layers: ``distance
+        from text`` as a share of the unedited one, and ``harm regained``, how far it has come
+        from benign (0) to harmful text (1), both as ``rate``.
+    """
+    rows = nb.ask(part_trials(nb, n, alphas)).rename(columns={"method": "part"})
+    start = nb.ask(nb.plainly(tried(nb, n)))
+    every = pd.concat([*(start.assign(part=name) for name in parts(nb)), rows])
+    by = ["part", "alpha"]
+    found = [measures(every, by), utility(every, by), _moved(nb, n, alphas)]
+    return pd.concat(found, ignore_index=True).astype({"hits": "Int64", "n": "Int64"})
+
+
+def _moved(nb: Notebook, n: int | None, alphas: Sequence[float]) -> pd.DataFrame:
+    harmful = [s for s in tried(nb, n) if s.task == "harmful" and s.image is not None]
+    bad, good = (text_mean(nb.vlm, these).values for these in anchors(nb))
+    line = bad - good
+    text = hidden_states(nb.vlm, grid(harmful, images=["none"])).mean(0)
+
+    def read(edit: Edit | None) -> tuple[np.ndarray, float]:
+        state = hidden_states(nb.vlm, grid(harmful, edits=[edit])).mean(0)
+        along = ((state - good) * line).sum(-1) / (line * line).sum(-1)
+        return (state - text).norm(dim=-1).numpy(), float(along.mean())
+
+    far, harm = read(None)
+    found = []
+    for name, part in parts(nb).items():
+        found += [("distance from text", name, 0.0, 1.0), ("harm regained", name, 0.0, harm)]
+        for alpha in alphas:
+            distance, along = read(CMRM(part, alpha))
+            share = float((distance / far).mean())
+            found.append(("distance from text", name, alpha, share))
+            found.append(("harm regained", name, alpha, along))
+    return pd.DataFrame(found, columns=["measure", "part", "alpha", "rate"])
+
+
+def directions(nb: Notebook) -> pd.DataFrame:
+    """Cosines of v and of its parts with the refusal direction turned round, and with each other.
+
+    Returns:
+        ``pair, layer, cosine``.
+    """
+    made = parts(nb)
+    safety, v = made["refusal direction"], made["v"]
+    common, added = made["b (benign anchors)"], made["v - b"]
+    pairs = {
+        "v and safety": (v, safety),
+        "b and safety": (common, safety),
+        "v - b and safety": (added, safety),
+        "v and b": (v, common),
+    }
+    return pd.DataFrame(
+        [
+            {"pair": name, "layer": layer, "cosine": value}
+            for name, (one, other) in pairs.items()
+            for layer, value in enumerate(one.cosine(other).tolist())
+        ]
+    )
+
+
+def shift_trials(nb: Notebook, n: int | None) -> list[Trial]:
+    """Harmful requests of the test split in every image condition but text only."""
+    harmful = [s for s in tested(nb, n) if s.task == "harmful"]
+    return grid(harmful, images=[image for image in nb.conditions if image != "none"])
+
+
+def sample_cosines(nb: Notebook, n: int | None) -> pd.DataFrame:
+    """Each harmful request's own shift beside what became of it: ShiftDC's key figure.
+
+    The shift is of the condition shown from text only, and of its own image from the model's
+    caption of it too, which is ShiftDC's; its cosine is with the
+    safety direction of ShiftDC (benign minus harmful, images told in captions), the mean over the
+    later half of the layers, those that ShiftDC edits.
+
+    Returns:
+        Judged trials with ``shift, cosine``.
+    """
+    trials = shift_trials(nb, n)
+    rows = nb.ask(trials)
+    told = partial(captioned, nb)
+    safety = safety_direction(nb.vlm, *map(told, anchors(nb)), path=kept(nb, "caption_safety"))
+    late = slice(len(nb.vlm.layers) // 2, None)
+
+    def cosines(base: Sequence[Trial]) -> list[float]:
+        moved = hidden_states(nb.vlm, trials) - hidden_states(nb.vlm, base)
+        return ShiftVectors(moved).cosine(safety)[:, late].mean(-1).tolist()
+
+    plain = [Trial(trial.sample, "none") for trial in trials]
+    found = [rows.assign(shift="shift from text only", cosine=cosines(plain))]
+    trials = [trial for trial in trials if trial.image == "own"]
+    described = [Trial(s, "caption") for s in told([trial.sample for trial in trials])]
+    own = rows[rows["image"] == "own"]
+    found.append(own.assign(shift="shift from the caption", cosine=cosines(described)))
+    return pd.concat(found, ignore_index=True)
+
+
+def cosine_table(rows: pd.DataFrame, *, bins: int = 5, draws: int = 200) -> pd.DataFrame:
+    """Unsafe rates by cosine, in bins of as many samples each, and how well it tells them apart.
+
+    Args:
+        rows: of :func:`sample_cosines`.
+        bins: how many.
+        draws: bootstrap draws, of groups, for the interval of the area.
+
+    Returns:
+        ``shift, image, cosine`` (the bin's mean), ``rate, low, high, hits, n``, and of the whole
+        condition ``auc, auc_low, auc_high``: how often an unsafe request has the larger cosine
+        than a safe one, which is empty where there are only one or the other.
+    """
+    rows = rows.assign(unsafe=rows["outcome"] == "complied")
+    found = []
+    for (shift, image), these in rows.groupby(["shift", "image"], sort=False):
+        at = pd.qcut(these["cosine"].rank(method="first"), min(bins, len(these)), labels=False)
+        table = rates(these.assign(bin=at), "unsafe", ["bin"]).sort_values("bin")
+        table["cosine"] = these.groupby(at)["cosine"].mean().to_numpy()
+        area = dict(zip(("auc", "auc_low", "auc_high"), _area(these, draws), strict=True))
+        found.append(table.drop(columns="bin").assign(shift=shift, image=image, **area))
+    names = ["shift", "image", "cosine", "rate", "low", "high", "hits", "n"]
+    return pd.concat(found, ignore_index=True)[[*names, "auc", "auc_low", "auc_high"]]
+
+
+def _area(rows: pd.DataFrame, draws: int) -> tuple[float, float, float]:
+    """Area under the curve with its interval; NaN where all are safe, or none."""
+    if rows["unsafe"].nunique() < 2:
+        return (float("nan"),) * 3
+    groups = [part for _, part in rows.groupby("group")[["unsafe", "cosine"]]]
+    rng = np.random.default_rng(0)
+    areas = []
+    for _ in range(draws):
+        drawn = pd.concat([groups[i] for i in rng.integers(0, len(groups), len(groups))])
+        if drawn["unsafe"].nunique() == 2:
+            areas.append(roc_auc_score(drawn["unsafe"], drawn["cosine"]))
+    low, high = np.quantile(areas, [0.025, 0.975])
+    return float(roc_auc_score(rows["unsafe"], rows["cosine"])), float(low), float(high)

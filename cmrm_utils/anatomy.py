@@ -18,27 +18,27 @@ from cmrm_utils.vectors import ShiftVectors, safety_direction, text_mean
 
 
 def parts(nb: Notebook) -> dict[str, ShiftVectors]:
-    """What the shift vector v is made of, each part at v's norm, layer by layer.
+    """What the shift vector v is made of, at v's norm, layer by layer.
 
     v is taken on harmful anchors and b on benign ones: what any request has in common, so that
     v - b is what harmful anchors add. The refusal direction (text only) is turned round, since an
-    edit subtracts.
+    edit subtracts. v's refusal part lies along it and alone keeps the size that it has in v.
     """
     v, r = drift(nb), refusal(nb)
-    common = nb.shift(anchors(nb)[1], "benign_blank")
-    added = v.minus(common)
+    b = nb.shift(anchors(nb)[1], "benign_blank")
+    added = v.minus(b)
     found = {
         "v": v,
-        "v, refusal part": v.only(r),
         "v without refusal": v.without(r),
-        "b (benign anchors)": common,
-        "b without refusal": common.without(r),
+        "refusal direction": r.scaled(-1.0),
+        "b (benign anchors)": b,
+        "b without refusal": b.without(r),
         "v - b": added,
         "v - b without refusal": added.without(r),
-        "refusal direction": r.scaled(-1.0),
         "random": v.random(0),
     }
-    return {name: part.scaled_like(v) for name, part in found.items()}
+    equal = {name: part.scaled_like(v) for name, part in found.items()}
+    return {**equal, "refusal part, size as in v": v.only(r)}
 
 
 def part_trials(nb: Notebook, n: int | None, alphas: Sequence[float]) -> list[Trial]:
@@ -148,7 +148,7 @@ def sample_cosines(nb: Notebook, n: int | None) -> pd.DataFrame:
 
 
 def cosine_table(rows: pd.DataFrame, *, bins: int = 5, draws: int = 200) -> pd.DataFrame:
-    """Unsafe rates by cosine, in bins of as many samples each, and how well it tells them apart.
+    """Rates by cosine, in bins of as many samples each, and how well it tells samples apart.
 
     Args:
         rows: of :func:`sample_cosines`.
@@ -156,32 +156,38 @@ def cosine_table(rows: pd.DataFrame, *, bins: int = 5, draws: int = 200) -> pd.D
         draws: bootstrap draws, of groups, for the interval of the area.
 
     Returns:
-        ``shift, image, cosine`` (the bin's mean), ``rate, low, high, hits, n``, and of the whole
-        condition ``auc, auc_low, auc_high``: how often an unsafe request has the larger cosine
-        than a safe one, which is empty where there are only one or the other.
+        ``measure`` (``unsafe``, and ``not refused``, neither counted too), ``kind`` (``all``, and
+        each apart), ``shift, image, cosine`` (the bin's mean), ``rate, low, high, hits, n``, and of
+        all bins together ``auc, auc_low, auc_high``: how often a request that counts has the larger
+        cosine than one that does not; missing where all count or none.
     """
-    rows = rows.assign(unsafe=rows["outcome"] == "complied")
+    kinds = [rows.assign(kind="all"), *([rows] if rows["kind"].nunique() > 1 else [])]
+    every = pd.concat(kinds)
+    hits = {"unsafe": every["outcome"] == "complied", "not refused": every["outcome"] != "refused"}
+    long = pd.concat([every.assign(measure=name, hit=hit) for name, hit in hits.items()])
+    by = ["measure", "kind", "shift", "image"]
     found = []
-    for (shift, image), these in rows.groupby(["shift", "image"], sort=False):
+    for cell, these in long.groupby(by, sort=False):
         at = pd.qcut(these["cosine"].rank(method="first"), min(bins, len(these)), labels=False)
-        table = rates(these.assign(bin=at), "unsafe", ["bin"]).sort_values("bin")
+        table = rates(these.assign(bin=at), "hit", ["bin"]).sort_values("bin")
         table["cosine"] = these.groupby(at)["cosine"].mean().to_numpy()
         area = dict(zip(("auc", "auc_low", "auc_high"), _area(these, draws), strict=True))
-        found.append(table.drop(columns="bin").assign(shift=shift, image=image, **area))
-    names = ["shift", "image", "cosine", "rate", "low", "high", "hits", "n"]
-    return pd.concat(found, ignore_index=True)[[*names, "auc", "auc_low", "auc_high"]]
+        found.append(table.drop(columns="bin").assign(**dict(zip(by, cell, strict=True)), **area))
+    names = [*by, "cosine", "rate", "low", "high", "hits", "n", "auc", "auc_low", "auc_high"]
+    return pd.concat(found, ignore_index=True)[names]
 
 
 def _area(rows: pd.DataFrame, draws: int) -> tuple[float, float, float]:
-    """Area under the curve with its interval; NaN where all are safe, or none."""
-    if rows["unsafe"].nunique() < 2:
+    """Area under the curve with its interval; NaN where all count, or none."""
+    if rows["hit"].nunique() < 2:
         return (float("nan"),) * 3
-    groups = [part for _, part in rows.groupby("group")[["unsafe", "cosine"]]]
+    hit, cosine = rows["hit"].to_numpy(), rows["cosine"].to_numpy()
+    places = list(rows.reset_index(drop=True).groupby("group").indices.values())
     rng = np.random.default_rng(0)
     areas = []
     for _ in range(draws):
-        drawn = pd.concat([groups[i] for i in rng.integers(0, len(groups), len(groups))])
-        if drawn["unsafe"].nunique() == 2:
-            areas.append(roc_auc_score(drawn["unsafe"], drawn["cosine"]))
-    low, high = np.quantile(areas, [0.025, 0.975])
-    return float(roc_auc_score(rows["unsafe"], rows["cosine"])), float(low), float(high)
+        drawn = np.concatenate([places[i] for i in rng.integers(0, len(places), len(places))])
+        if 0 < hit[drawn].mean() < 1:
+            areas.append(roc_auc_score(hit[drawn], cosine[drawn]))
+    low, high = np.quantile(areas, [0.025, 0.975]) if areas else (float("nan"),) * 2
+    return float(roc_auc_score(hit, cosine)), float(low), float(high)

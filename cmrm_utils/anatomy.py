@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
+from numpy.typing import NDArray
 
 from cmrm_utils.comparison import anchors, captioned, drift, kept, refusal, tested, tried
 from cmrm_utils.engine import hidden_states
@@ -28,7 +28,6 @@ def parts(nb: Notebook) -> dict[str, ShiftVectors]:
     b = nb.shift(anchors(nb)[1], "benign_blank")
     added = v.minus(b)
     found = {
-        "v": v,
         "v without refusal": v.without(r),
         "refusal direction": r.scaled(-1.0),
         "b (benign anchors)": b,
@@ -38,7 +37,7 @@ def parts(nb: Notebook) -> dict[str, ShiftVectors]:
         "random": v.random(0),
     }
     equal = {name: part.scaled_like(v) for name, part in found.items()}
-    return {**equal, "refusal part, size as in v": v.only(r)}
+    return {"v": v, **equal, "refusal part, size as in v": v.only(r)}
 
 
 def part_trials(nb: Notebook, n: int | None, alphas: Sequence[float]) -> list[Trial]:
@@ -188,6 +187,13 @@ def _area(rows: pd.DataFrame, draws: int) -> tuple[float, float, float]:
     for _ in range(draws):
         drawn = np.concatenate([places[i] for i in rng.integers(0, len(places), len(places))])
         if 0 < hit[drawn].mean() < 1:
-            areas.append(roc_auc_score(hit[drawn], cosine[drawn]))
+            areas.append(_auc(hit[drawn], cosine[drawn]))
     low, high = np.quantile(areas, [0.025, 0.975]) if areas else (float("nan"),) * 2
-    return float(roc_auc_score(hit, cosine)), float(low), float(high)
+    return _auc(hit, cosine), float(low), float(high)
+
+
+def _auc(hit: NDArray, score: NDArray) -> float:
+    """By ranks: much quicker than scikit-learn's on few samples."""
+    count = hit.sum()
+    above = pd.Series(score).rank().to_numpy()[hit].sum() - count * (count + 1) / 2
+    return float(above / (count * (len(hit) - count)))

@@ -457,3 +457,19 @@ def wide_table(found: pd.DataFrame) -> pd.DataFrame:
         index=["method", "setting"], columns="measure", values="cell", aggfunc="first", sort=False
     )
     return wide[list(found["measure"].unique())].fillna("")
+
+
+def change_table(changes: pd.DataFrame) -> pd.DataFrame:
+    """Paired changes as they are read: a row a comparison, a column a measure.
+
+    Args:
+        changes: of :func:`cmrm_utils.metrics.paired_changes`, by ``method``.
+    """
+    cells = [
+        f"{row.change:+.1%} [{100 * row.low:.0f}, {100 * row.high:.0f}]"
+        for row in changes.itertuples()
+    ]
+    wide = changes.assign(cell=cells).pivot_table(
+        index=["against", "method"], columns="measure", values="cell", aggfunc="first", sort=False
+    )
+    return wide[list(changes["measure"].unique())].fillna("")

@@ -156,7 +156,7 @@ def percent(row: pd.Series) -> str:
     """A rate as it is printed: ``12.3% [8.0, 18.4] (20/163)``."""
     return (
         f"{row['rate']:.1%} [{100 * row['low']:.1f}, {100 * row['high']:.1f}] "
-        f"({row['hits']}/{row['n']})"
+        f"({row['hits']:.0f}/{row['n']:.0f})"
     )
 
 

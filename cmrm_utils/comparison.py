@@ -52,7 +52,7 @@ from cmrm_utils.vectors import (
 Settings = Mapping[str, Any]
 Make = Callable[..., list[Trial]]
 
-TIMED = 97
+TIMED = 49
 """Requests that are timed, the first of them beforehand."""
 
 NO_EDIT = "no edit"
@@ -173,7 +173,7 @@ def _each(**values: Sequence[Any]) -> list[Settings]:
 
 
 DEFENCES: dict[str, Defence] = {
-    "CMRM dataset": Defence(_dataset, _each(alpha=[0.1, 0.15, 0.2, 0.25])),
+    "CMRM dataset": Defence(_dataset, _each(alpha=[0.05, 0.1, 0.15, 0.2, 0.25])),
     "CMRM incremental": Defence(_incremental, _each(alpha=[0.4, 0.5, 0.6, 0.7])),
     "CMRM sample": Defence(_sample, _each(alpha=[0.1, 0.15, 0.2, 0.25])),
     "ShiftDC": Defence(
@@ -197,7 +197,7 @@ DEFENCES: dict[str, Defence] = {
     "refusal addition": Defence(_addition, _each(depth=[0.5, 0.67], strength=[0.5, 0.6, 0.75])),
     "safety prompt": Defence(_prompt, [{}]),
 }
-"""Every defence by its name in tables. The settings' scale is the bundled organisms'."""
+"""Every defence by its name in tables. The settings' scale is that of ``organism``."""
 
 
 def defences(grids: Mapping[str, Sequence[Settings]]) -> dict[str, Defence]:

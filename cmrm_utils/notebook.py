@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -80,6 +80,7 @@ class Notebook:
     vlm: VLM
     data: str
     max_new_tokens: int
+    dry: ClassVar[bool] = False  # lists of trials are made, and nothing is run
 
     @classmethod
     def open(
@@ -470,7 +471,11 @@ class Notebook:
             rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
             if self.vlm.fingerprint in set(rows["fingerprint"]):
                 return rows.drop(columns=["fingerprint"])
-        print("no full grid is stored for this model; `cmrm run full` makes that of the organisms")
+        profile = "research" if name.startswith("research_") else "full"
+        print(
+            f"no full grid is stored for this model; `cmrm run {profile}` makes that of the "
+            "organisms"
+        )
         return None
 
 

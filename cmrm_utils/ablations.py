@@ -281,24 +281,27 @@ class Ablations:
         every head of a large model can be tried.
 
         Returns:
-            ``layer, head, effect, low, high, n``: the mean rise and its 95% bootstrap interval,
-            the greatest first; NaN where no first token differs.
+            ``layer, head, effect, low, high, n, norm``: the mean rise and its 95% bootstrap
+            interval (NaN where no first token differs), the greatest first, and the mean length of
+            the head's shift.
         """
         vlm = self.nb.vlm
         each = vlm.width("heads") // vlm.head_size
         heads = [(layer, head) for layer in range(self.layers) for head in range(each)]
         rows = pd.DataFrame(heads, columns=["layer", "head"])
         if self.nb.dry:
-            return rows.assign(effect=0.0, low=0.0, high=0.0, n=0)
+            return rows
         every = [s for s in self._samples["validation"] if s.harmful and s.image is not None]
         text, shown = (
             first_logits(vlm, [Trial(s, image) for s in every]).argmax(-1)
             for image in ("none", "own")
         )
         at = (text != shown).nonzero()[:, 0].tolist()
+        vectors = self.vectors("validation", level, "heads")
+        sizes = vectors.values.unflatten(-1, (each, vlm.head_size)).norm(dim=-1)
+        rows["norm"] = sizes.view(-1, len(heads)).mean(0).numpy()
         if not at:
             return rows.assign(effect=np.nan, low=np.nan, high=np.nan, n=0)
-        vectors = self.vectors("validation", level, "heads")
 
         def margins(part: ShiftVectors | None) -> pd.Series:
             edit = None if part is None else CMRM(part, alpha, tokens="last prompt")

@@ -428,7 +428,10 @@ def test_refuses_places_that_are_not_there(fresh):
     ):
         pass
     del fresh.layers[1].self_attn.o_proj
-    with pytest.raises(InputError, match=r"layer 1 has no self_attn\.o_proj"), record(fresh, "heads"):
+    with (
+        pytest.raises(InputError, match=r"layer 1 has no self_attn\.o_proj"),
+        record(fresh, "heads"),
+    ):
         pass
     with pytest.raises(InputError, match="heads"), apply(fresh, edit_of(0, place="heads")):
         pass

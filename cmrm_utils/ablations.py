@@ -21,8 +21,15 @@ from cmrm_utils.vectors import Level, ShiftVectors, extract_shift, principal_dir
 KINDS: tuple[Tokens, ...] = ("image", "text", "last prompt", "prompt", "generated", "last", "all")
 """The kinds of token that an edit is kept to, one after another."""
 
-PARTS = {"kept": "first k alone", "left": "all but the first k"}
-"""What :func:`rank_variants` keeps of the shift, as figures call it."""
+PARTS: dict[str, Callable[[ShiftVectors, ShiftVectors], ShiftVectors]] = {
+    "first k": ShiftVectors.only,
+    "without them": ShiftVectors.without,
+    "without them, at v's norm": lambda v, first: v.without(first).scaled_like(v),
+}
+"""What :func:`rank_variants` keeps of the shift, given its first k components."""
+
+UNDONE = 1.0
+"""The alpha that takes a shift away as a whole, where it was taken."""
 
 LEVELS: tuple[Level, ...] = ("sample", "dataset")
 
@@ -89,14 +96,15 @@ def layer_variants(level: Level, layers: int, most: int = 8) -> list[Variant]:
 
 def token_variants(level: Level) -> list[Variant]:
     """Every layer, one kind of token: :data:`KINDS`."""
-    return [Variant(kind, level, tokens=kind) for kind in KINDS]
+    return [Variant(kind, level, tokens=kind, labels={"layer": "all"}) for kind in KINDS]
 
 
 def grid_variants(level: Level, layers: int, most: int = 8) -> list[Variant]:
-    """One layer alone and one kind of token."""
+    """One layer alone and one kind of token; sums of kinds that are shown are left out."""
     return [
-        Variant(f"{kind} {at}", level, layers=(at,), tokens=kind, labels={"layer": at})
+        Variant(f"{kind} {at}", level, layers=(at,), tokens=kind, labels={"layer": str(at)})
         for kind in KINDS
+        if kind not in ("prompt", "last")
         for at in marked(layers, most)
     ]
 
@@ -144,7 +152,7 @@ def mlp_variants(level: Level, layers: int, most: int = 8) -> list[Variant]:
 def rank_variants(
     levels: Iterable[Level], directions: ShiftVectors, ranks: Iterable[int]
 ) -> list[Variant]:
-    """The shift kept to its first few principal components, and what is left without them.
+    """The shift kept to its first few principal components, and what is left (:data:`PARTS`).
 
     Args:
         levels: of the shift.
@@ -155,7 +163,7 @@ def rank_variants(
     for level in levels:
         for k in ranks:
             first = directions.first(k)
-            for part, take in (("kept", ShiftVectors.only), ("left", ShiftVectors.without)):
+            for part, take in PARTS.items():
                 made.append(
                     Variant(
                         f"{level} {part} {k}",
@@ -240,6 +248,21 @@ class Ablations:
         kept = [rank for rank in ranks if rank <= most]
         return rank_variants(levels, principal_directions(self.nb.vlm, anchors, max(kept)), kept)
 
+    def shares(self, variants: Iterable[Variant]) -> pd.DataFrame:
+        """How much of the shift each variant's part is, on the test split.
+
+        Returns:
+            The variants' labels and ``share``: of the squared length over all layers, mean over
+            samples.
+        """
+        found = []
+        for variant in variants:
+            whole = self.vectors("test", variant.level, variant.place)
+            part = variant.part(whole) if variant.part else whole
+            share = (part.norms.square().sum(-1) / whole.norms.square().sum(-1)).mean()
+            found.append({**variant.labels, "share": float(share)})
+        return pd.DataFrame(found)
+
     def choose(self, variants: Sequence[Variant], alphas: Sequence[float]) -> dict[str, float]:
         """Each variant's alpha by the rule, on the validation split; 0 is among those tried."""
         tried = [(variant, alpha) for variant in variants for alpha in alphas]
@@ -271,7 +294,7 @@ class Ablations:
             rows[list(own.columns)] = own
         return rows.assign(**labels)
 
-    def head_effects(self, level: Level, alpha: float = 1.0) -> pd.DataFrame:
+    def head_effects(self, level: Level, alpha: float = UNDONE) -> pd.DataFrame:
         """What each head's shift, subtracted alone, does to the first token of harmful requests.
 
         On those of the validation split whose first token is another with the image than as text:
@@ -365,7 +388,7 @@ def change_text(rows: pd.DataFrame) -> pd.Series:
 
 STORED = {
     "layers": ["strength", "set", "layer"],
-    "tokens": ["strength", "tokens"],
+    "tokens": ["strength", "layer", "tokens"],
     "heads_curve": ["strength", "heads", "k"],
     "rank": ["level", "part", "components"],
 }

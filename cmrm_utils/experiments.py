@@ -9,6 +9,7 @@ from typing import Any
 
 from cmrm_utils.ablations import (
     LEVELS,
+    UNDONE,
     Ablations,
     full_variants,
     grid_variants,
@@ -96,8 +97,9 @@ def ablation(nb: Notebook, p: Mapping[str, Any]) -> Lists:
     pairs = [(v, a) for variants, alphas in tried for v in variants for a in alphas]
     yield ab.trials("validation", None) + ab.trials("validation", pairs)
     chosen, own, by_kind, by_count = (ab.choose(*each) for each in tried)
-    alpha, every = chosen[level], by_count[heads[-1].name]
+    alpha = chosen[level]
     grid = grid_variants(level, ab.layers, p["most"])
+    mlps = mlp_variants(level, ab.layers, p["most"])
     parts = ab.rank_variants(LEVELS, p["ranks"])
     yield [
         *ab.trials("test", None),
@@ -107,13 +109,11 @@ def ablation(nb: Notebook, p: Mapping[str, Any]) -> Lists:
         *ab.trials("test", with_alphas(kinds, alpha)),
         *ab.trials("test", with_alphas(kinds, by_kind)),
         *ab.trials("test", with_alphas(grid, max(own.values())), harmful=True),
-        *ab.trials("test", with_alphas(heads, every)),
+        *ab.trials("test", with_alphas(heads, UNDONE)),
         *ab.trials("test", with_alphas(heads, by_count)),
-        *ab.trials("test", with_alphas(random, every), harmful=True),
+        *ab.trials("test", with_alphas(random, UNDONE), harmful=True),
         *ab.trials("test", with_alphas(random, by_count), harmful=True),
-        *ab.trials(
-            "test", with_alphas(mlp_variants(level, ab.layers, p["most"]), every), harmful=True
-        ),
+        *ab.trials("test", with_alphas(mlps, UNDONE), harmful=True),
         *ab.trials("test", with_alphas(parts, chosen), harmful=True),
     ]
 

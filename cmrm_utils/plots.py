@@ -265,6 +265,8 @@ def layer_lines(
         axis.set_xlabel("decoder layer")
         if name is not None:
             axis.set_title(str(name))
+    if y == "rate":
+        _percent(axes[0][0], ylabel)
     axes[0][0].set_ylabel(ylabel)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper")

@@ -12,7 +12,14 @@ import torch
 from cmrm_utils.engine import first_logits
 from cmrm_utils.hooks import Tokens
 from cmrm_utils.methods import CMRM, Layers
-from cmrm_utils.metrics import UNSEEN, choose_alpha, measures, paired_difference, trade_off
+from cmrm_utils.metrics import (
+    UNSEEN,
+    choose_alpha,
+    measures,
+    paired_difference,
+    percent_table,
+    trade_off,
+)
 from cmrm_utils.models import VLM, Place
 from cmrm_utils.notebook import ANCHORS, Notebook
 from cmrm_utils.trials import Trial
@@ -333,8 +340,9 @@ class Ablations:
             return pd.Series((logits[own, text[at]] - logits[own, shown[at]]).numpy())
 
         start = margins(None)
+        groups = pd.Series([every[i].group or every[i].id for i in at])
         found = [
-            paired_difference(start, margins(vectors.heads([head], vlm.head_size)))
+            paired_difference(start, margins(vectors.heads([head], vlm.head_size)), groups=groups)
             for head in heads
         ]
         rows[["effect", "low", "high"]] = found
@@ -356,15 +364,19 @@ def compared(rows: pd.DataFrame, by: Sequence[str], reference: pd.DataFrame) -> 
 
     Returns:
         :func:`cmrm_utils.metrics.measures`, and of its ``unsafe`` rows ``change, change_low,
-        change_high``: paired on the same requests, with a 95% bootstrap interval. Of a cell that
-        has a request several times (random draws) the mean over them counts.
+        change_high``: paired on the same requests, with the 95% interval of a bootstrap that draws
+        verbs whole. Of a cell that has a request several times (random draws) the mean counts.
     """
     found = measures(rows, by)
     start = _unsafe(reference)
+    groups = reference.groupby("sample")["group"].first()
     changes = [
-        ("unsafe", *(key if isinstance(key, tuple) else (key,)), *paired_difference(start, hits))
+        (
+            "unsafe",
+            *(key if isinstance(key, tuple) else (key,)),
+            *paired_difference(start, _unsafe(cell), groups=groups),
+        )
         for key, cell in rows[rows["task"] == "harmful"].groupby(list(by), sort=False)
-        if len(hits := _unsafe(cell))
     ]
     names = ["measure", *by, "change", "change_low", "change_high"]
     return found.merge(pd.DataFrame(changes, columns=names), how="left", on=["measure", *by])
@@ -375,20 +387,78 @@ def _unsafe(rows: pd.DataFrame) -> pd.Series:
     return (harmful["outcome"] == "complied").groupby(harmful["sample"]).mean()
 
 
-def change_text(rows: pd.DataFrame) -> pd.Series:
-    """The changes of :func:`compared` as they are printed: ``-12.5 [-20.0, -5.0]``, in points."""
-    return rows.apply(
-        lambda row: (
-            f"{100 * row['change']:+.1f} "
-            f"[{100 * row['change_low']:+.1f}, {100 * row['change_high']:+.1f}]"
-        ),
-        axis=1,
-    )
+def change_table(rows: pd.DataFrame, index: list[str]) -> pd.DataFrame:
+    """Measures as text (:func:`cmrm_utils.metrics.percent_table`), and the changes, in points.
+
+    Args:
+        rows: of :func:`compared`.
+        index: the columns that name its rows.
+    """
+    table = percent_table(rows, index, "measure")
+    unsafe = rows[rows["measure"] == "unsafe"].set_index(index)
+    table["unsafe against the full edit"] = [
+        f"{100 * change:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        for change, low, high in unsafe[["change", "change_low", "change_high"]].to_numpy()
+    ]
+    return table
+
+
+def fewest(curve: pd.DataFrame, wanted: float) -> int:
+    """How few first heads bring the unsafe rate to ``wanted``, each number at its own alpha.
+
+    Args:
+        curve: of :func:`compared`, rows of first heads alone, with a column ``k``.
+        wanted: a rate.
+
+    Returns:
+        A number of heads; 0 where no number does.
+    """
+    unsafe = curve[curve["measure"] == "unsafe"]
+    enough = unsafe.loc[unsafe["rate"] <= wanted, "k"]
+    return int(enough.min()) if len(enough) else 0
+
+
+def _rates(rows: pd.DataFrame, by: list[str]) -> pd.Series:
+    """Unsafe rates by the columns that name them."""
+    return rows[rows["measure"] == "unsafe"].set_index(by)["rate"]
+
+
+def falls(start: float, rows: pd.DataFrame, by: list[str]) -> pd.Series:
+    """How far below ``start`` each unsafe rate of a table is.
+
+    Args:
+        start: the rate without an edit.
+        rows: of :func:`compared`.
+        by: the columns that name its rows.
+    """
+    return start - _rates(rows, by)
+
+
+def named(rows: pd.DataFrame, by: list[str]) -> dict[str, float]:
+    """Unsafe rates of a table, each under a name made of what it is of."""
+    return {
+        f"unsafe, {' '.join(map(str, key if isinstance(key, tuple) else (key,)))}": float(rate)
+        for key, rate in _rates(rows, by).items()
+    }
+
+
+def beside(stored: pd.DataFrame, index: list[str]) -> pd.DataFrame:
+    """Unsafe rates of several models as text, a column a model.
+
+    Args:
+        stored: a table of notebook 07 with a column ``model``.
+        index: the columns that name its rows (:data:`STORED`); of a table with layers edited
+            alone the rows of all layers are shown.
+    """
+    rows = stored[stored["measure"] == "unsafe"]
+    if "tokens" in index:
+        rows = rows[rows["layer"].astype(str) == "all"]
+    return percent_table(rows, index, "model")
 
 
 STORED = {
     "layers": ["strength", "set", "layer"],
-    "tokens": ["strength", "layer", "tokens"],
+    "tokens": ["strength", "tokens"],
     "heads_curve": ["strength", "heads", "k"],
     "rank": ["level", "part", "components"],
 }

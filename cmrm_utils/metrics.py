@@ -161,13 +161,19 @@ def percent_table(rows: pd.DataFrame, index: str | list[str], columns: str) -> p
 
 
 def paired_difference(
-    first: pd.Series, second: pd.Series, *, draws: int = 2000, seed: int = 0
+    first: pd.Series,
+    second: pd.Series,
+    *,
+    groups: pd.Series | None = None,
+    draws: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float, float]:
     """Mean of ``second - first`` on the same samples, with its 95% bootstrap interval.
 
     Args:
         first: true or false by sample id.
         second: the same samples under the other condition.
+        groups: clusters of like samples, by sample id, which are then drawn whole; None: samples.
         draws: bootstrap resamples.
         seed: of the resampling.
 
@@ -176,10 +182,12 @@ def paired_difference(
     """
     if set(first.index) != set(second.index):
         raise ValueError("a paired comparison needs the same samples on both sides")
-    change = (second.astype(float) - first.astype(float).reindex(second.index)).to_numpy()
+    change = second.astype(float) - first.astype(float).reindex(second.index)
+    each = change.index if groups is None else groups.reindex(change.index)
+    clusters = change.groupby(each.to_numpy(), sort=False).agg(["sum", "size"]).to_numpy()
     rng = np.random.default_rng(seed)
-    means = change[rng.integers(0, len(change), (draws, len(change)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
+    drawn = clusters[rng.integers(0, len(clusters), (draws, len(clusters)))].sum(1)
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
     return float(change.mean()), float(low), float(high)
 
 

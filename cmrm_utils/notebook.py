@@ -460,21 +460,20 @@ class Notebook:
             "brackets are 95% intervals, counts stand in parentheses."
         )
 
-    def stored(self, name: str) -> pd.DataFrame | None:
+    def stored(self, name: str, profile: str = "full") -> pd.DataFrame | None:
         """A stored table of several models; None if this one is not among them.
 
-        ``cmrm run full`` and ``cmrm publish runs/full`` make those of the full grid;
-        ``described_requests`` was put together from the organisms' cards.
+        ``cmrm run full`` and ``cmrm publish runs/full`` make those of the full grid, and so with
+        other profiles; ``described_requests`` was put together from the organisms' cards.
         """
         path = STORED / f"{name}.csv"
         if path.exists():
             rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
             if self.vlm.fingerprint in set(rows["fingerprint"]):
                 return rows.drop(columns=["fingerprint"])
-        profile = "research" if name.startswith("research_") else "full"
+        what = "full grid" if profile == "full" else name
         print(
-            f"no full grid is stored for this model; `cmrm run {profile}` makes that of the "
-            "organisms"
+            f"no {what} is stored for this model; `cmrm run {profile}` makes that of the organisms"
         )
         return None
 

@@ -12,8 +12,9 @@ from cmrm_utils.ablations import (
     KINDS,
     Ablations,
     Variant,
-    change_text,
+    change_table,
     compared,
+    fewest,
     full_variants,
     grid_variants,
     head_variants,
@@ -92,7 +93,7 @@ def test_layers_alone_from_and_up_to(ab):
 def test_kinds_of_token_and_layers_by_them(ab):
     assert [edit.tokens for edit in edits(ab, token_variants("sample")).values()] == list(KINDS)
     cells = edits(ab, grid_variants("dataset", 3))
-    assert len(cells) == 3 * len(KINDS)
+    assert len(cells) == 3 * (len(KINDS) - 2)
     assert cells["image 1"].tokens == "image"
     assert cells["image 1"].add.any(-1).tolist() == [False, True, False]
 
@@ -131,19 +132,23 @@ def test_mlps_of_all_layers_and_of_one(ab):
 
 
 def test_components_kept_and_left_out_are_the_whole(ab):
+    """And what is left is tried at the whole's norm too."""
     rows = torch.linalg.qr(torch.randn(3, 32, 4, generator=torch.Generator().manual_seed(0))).Q
     directions = ShiftVectors(rows.permute(2, 0, 1))
     variants = rank_variants(["dataset"], directions, [1, 4])
     found = {name: edit.add for name, edit in edits(ab, variants).items()}
     whole = -ab.vectors("test", "dataset", "layer").values
     for k in (1, 4):
-        kept, left = found[f"dataset kept {k}"], found[f"dataset left {k}"]
+        kept, left = found[f"dataset first k {k}"], found[f"dataset without them {k}"]
+        scaled = found[f"dataset without them, at v's norm {k}"]
+        torch.testing.assert_close(scaled.norm(dim=-1), whole.norm(dim=-1))
+        torch.testing.assert_close(torch.cosine_similarity(scaled, left, dim=-1), torch.ones(3))
         torch.testing.assert_close(kept + left, whole)
         along = torch.einsum("lh,klh->lk", left, directions.values[:k])
         assert along.abs().max() < 1e-5
         wanted = torch.einsum("lh,klh->lk", whole, directions.values[:k]).norm()
         torch.testing.assert_close(kept.norm(), wanted)
-    assert len(ab.rank_variants(["sample"], [1, 32, 33])) == 4  # states are 32 wide
+    assert len(ab.rank_variants(["sample"], [1, 32, 33])) == 6  # states are 32 wide
 
 
 def test_vectors_are_the_anchors_or_each_samples_own(ab):
@@ -282,10 +287,42 @@ def test_changes_are_paired_and_of_draws_the_mean():
     assert tuple(spread) == pytest.approx(paired_difference(ones, two))
     assert np.isnan(found.loc[("neither", "one"), "change"])
     assert found.loc[("benign answered", "one"), "rate"] == 1.0
-    text = change_text(found.loc[["unsafe"]])
-    assert text.iloc[0].startswith("-75.0 [-100.0, ")
+    shown = change_table(found.reset_index(), ["name"])
+    assert shown.loc["one", "unsafe against the full edit"].startswith("-75.0 [-100.0, ")
+    assert shown.loc["two", "unsafe"].endswith("(2/8)")
     with pytest.raises(ValueError, match="same samples"):
         compared(pd.DataFrame(cells[:2]), ["name"], reference)
+
+
+def test_changes_are_as_sure_as_their_verbs():
+    """Two verbs of many requests each are two observations."""
+    reference = pd.DataFrame([row(i, "full", "complied") for i in range(40)])
+    cells = pd.DataFrame([row(i, "one", "complied" if i < 20 else "refused") for i in range(40)])
+    apart = compared(cells, ["name"], reference).iloc[0]
+    verbs = [frame.assign(group=frame["sample"] // 20) for frame in (cells, reference)]
+    together = compared(verbs[0], ["name"], verbs[1]).iloc[0]
+    assert apart["change"] == together["change"] == -0.5
+    assert -0.7 < apart["change_low"] < apart["change_high"] < -0.3
+    assert (together["change_low"], together["change_high"]) == (-1.0, 0.0)
+
+
+def test_the_fewest_heads_that_do():
+    rows = [("unsafe", 1, 0.5), ("unsafe", 4, 0.1), ("unsafe", 8, 0.05), ("neither", 2, 0.0)]
+    curve = pd.DataFrame(rows, columns=["measure", "k", "rate"])
+    assert fewest(curve, 0.2) == 4
+    assert fewest(curve, 0.05) == 8
+    assert fewest(curve, 0.01) == 0
+
+
+def test_shares_are_of_the_squared_length(ab):
+    v = ab.vectors("test", "sample", "heads").values
+    order = [(0, 1), (2, 0), (1, 1)]
+    found = ab.shares(head_variants("sample", ab.nb.vlm, order, [1])).set_index("k")["share"]
+    squares = v.square().sum((1, 2))
+    one = (v[:, 0, 16:].square().sum(-1) / squares).mean()
+    rest = v[:, 2, :16].square().sum(-1) + v[:, 1, 16:].square().sum(-1)
+    assert found[1] == pytest.approx(float(one), rel=1e-4)
+    assert found[3] == pytest.approx(float(one + (rest / squares).mean()), rel=1e-4)
 
 
 def test_a_plan_runs_nothing(family_folders, tmp_path, monkeypatch):

@@ -12,8 +12,10 @@ from cmrm_utils.ablations import (
     KINDS,
     Ablations,
     Variant,
+    beside,
     change_table,
     compared,
+    falls,
     fewest,
     full_variants,
     grid_variants,
@@ -21,6 +23,7 @@ from cmrm_utils.ablations import (
     layer_variants,
     marked,
     mlp_variants,
+    named,
     ordered,
     rank_variants,
     token_variants,
@@ -304,6 +307,28 @@ def test_changes_are_as_sure_as_their_verbs():
     assert apart["change"] == together["change"] == -0.5
     assert -0.7 < apart["change_low"] < apart["change_high"] < -0.3
     assert (together["change_low"], together["change_high"]) == (-1.0, 0.0)
+
+
+def test_rates_of_a_table_by_name():
+    rows = [("unsafe", "a", 1, 0.5), ("unsafe", "b", 2, 0.125), ("neither", "a", 1, 0.3)]
+    table = pd.DataFrame(rows, columns=["measure", "part", "k", "rate"])
+    assert falls(0.75, table, ["part", "k"])["b"][2] == 0.625
+    assert named(table, ["part", "k"]) == {"unsafe, a 1": 0.5, "unsafe, b 2": 0.125}
+
+
+def test_models_beside_each_other():
+    """Of tokens the rows of all layers, whether a file has them as text or as numbers."""
+    cells = [
+        (m, layer, "image", i / 4, 0, 1, i, 4) for i, m in enumerate("xy") for layer in ("all", "0")
+    ]
+    columns = ["model", "layer", "tokens", "rate", "low", "high", "hits", "n"]
+    stored = pd.DataFrame(cells, columns=columns).assign(measure="unsafe", strength="s")
+    shown = beside(stored, ["strength", "tokens"])
+    assert list(shown.columns) == ["x", "y"]
+    assert shown.loc[("s", "image"), "y"] == "25.0% [0.0, 100.0] (1/4)"
+    assert len(shown) == 1
+    layers = stored.assign(layer=[0, 1, 0, 1])
+    assert len(beside(layers, ["strength", "layer"])) == 2
 
 
 def test_the_fewest_heads_that_do():

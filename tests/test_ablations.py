@@ -40,7 +40,7 @@ SMALL = {
     "n_ablated": 2,
     "level": "sample",
     "alphas": [0.5],
-    "layer_alphas": [1.0],
+    "layer_alphas": [0.5, 1.0],
     "head_alphas": [0.5, 1.0],
     "counts": [1, 2],
     "draws": 2,

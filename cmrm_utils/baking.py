@@ -44,7 +44,7 @@ WRITTEN_AS: dict[str, Any] = {
 DECODERS = ("llama", "mistral", "qwen2")
 """Decoders that compute as Llama's does; Mistral and Qwen2 without a sliding window."""
 
-FOLDED = ("add", "tokens", "sample_ids", "settings")
+FOLDED = ("add", "tokens", "sample_ids", "settings", "place")
 """What of an :class:`Edit` is understood here; an edit that has more is no mere addition."""
 
 PROBE = "Hello,  WORLD! It's 3.14 o'clock;\n\tnaïve façade → 東京"
@@ -97,6 +97,10 @@ def check_edit(edit: Edit) -> None:
     if edit.tokens != "all":
         raise InputError(
             f"an edit of tokens {edit.tokens!r} cannot be baked: a bias acts on every token"
+        )
+    if edit.place != "layer":
+        raise InputError(
+            f"an edit of place {edit.place!r} cannot be baked: its bias acts on layers' outputs"
         )
     for each in fields(edit):
         if each.name not in FOLDED and getattr(edit, each.name) is not each.default:

@@ -28,7 +28,7 @@ from cmrm_utils.decoding import Batch, Beginnings, Row, can_share, run_prompts
 from cmrm_utils.errors import InputError
 from cmrm_utils.hooks import IMAGE, LAST, PADDING, TEXT, record, steering
 from cmrm_utils.inputs import Prompt, prompts, tokens
-from cmrm_utils.models import VLM, EncodedImage
+from cmrm_utils.models import VLM, EncodedImage, Place
 from cmrm_utils.store import Response, Responses
 from cmrm_utils.trials import DEFAULT_SIZE, Trial
 
@@ -241,25 +241,40 @@ def _in_batches(
 
 @torch.inference_mode()
 def hidden_states(
-    vlm: VLM, trials: Sequence[Trial], *, batch_size: int | None = None, progress: bool = False
+    vlm: VLM,
+    trials: Sequence[Trial],
+    *,
+    place: Place = "layer",
+    batch_size: int | None = None,
+    progress: bool = False,
 ) -> Tensor:
     """The residual stream at each decoder layer's output, at the last prompt token.
 
     Memory grows with trials x layers x hidden alone: no logits, and no states of other tokens.
 
+    Args:
+        vlm: the model.
+        trials: what to run; equal trials run once.
+        place: another of :data:`cmrm_utils.models.PLACES`: heads' or MLPs' outputs instead.
+        batch_size: rows a batch; by default what the model was loaded with.
+        progress: show a bar.
+
     Returns:
         float32 ``(trials, layers, hidden)`` on the CPU, under each trial's edit.
+
+    Raises:
+        InputError: the model does not have the place.
     """
 
     def run(rows: list[Row], beginnings: Beginnings) -> Tensor:
-        with steering(vlm, [row.edit for row in rows]) as steer, record(vlm) as states:
+        with steering(vlm, [row.edit for row in rows]) as steer, record(vlm, place) as states:
             run_prompts(vlm, steer, rows, beginnings, head=False)
         return torch.stack([state.cpu() for state in states], dim=1)
 
     unique = _unique(trials)
     with _bar(len(unique), "hidden states", progress) as bar:
         found = _in_batches(vlm, unique, batch_size, bar, run)
-    shape = (0, len(vlm.layers), vlm.hidden_size)
+    shape = (0, len(vlm.layers), vlm.width(place))
     return torch.stack([found[trial.id] for trial in trials]) if trials else torch.empty(shape)
 
 

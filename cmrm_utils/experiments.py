@@ -8,6 +8,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cmrm_utils import anatomy, comparison
+from cmrm_utils.ablations import (
+    LEVELS,
+    UNDONE,
+    Ablations,
+    full_variants,
+    grid_variants,
+    head_variants,
+    layer_variants,
+    mlp_variants,
+    ordered,
+    token_variants,
+    with_alphas,
+)
 from cmrm_utils.methods import CMRM, controls, ways
 from cmrm_utils.notebook import ANCHORS, Notebook
 from cmrm_utils.trials import CONDITIONS, Trial, grid, neutral
@@ -81,6 +94,46 @@ def defence_comparison(nb: Notebook, p: Mapping[str, Any]) -> Lists:
     yield [trial for trials in lists.values() for trial in trials]
 
 
+def ablation(nb: Notebook, p: Mapping[str, Any]) -> Lists:
+    """07: alphas on the validation split; the test split at those then chosen."""
+    ab, level = Ablations(nb, p["n"], p["n_ablated"]), p["level"]
+    full = full_variants()
+    layers = layer_variants(level, ab.layers, p["most"])
+    alone = [variant for variant in layers if variant.labels["set"] == "alone"]
+    kinds = token_variants(level)
+    order = ordered(ab.head_effects(level))
+    heads = head_variants(level, nb.vlm, order, p["counts"])
+    random = head_variants(level, nb.vlm, order, p["counts"], draws=p["draws"])
+    tried = [
+        (full, p["alphas"]),
+        (alone, p["layer_alphas"]),
+        (kinds, p["alphas"]),
+        (heads, p["head_alphas"]),
+    ]
+    pairs = [(v, a) for variants, alphas in tried for v in variants for a in alphas]
+    yield ab.trials("validation", None) + ab.trials("validation", pairs)
+    chosen, own, by_kind, by_count = (ab.choose(*each) for each in tried)
+    alpha = chosen[level]
+    grid = grid_variants(level, ab.layers, p["most"])
+    mlps = mlp_variants(level, ab.layers, p["most"])
+    parts = ab.rank_variants(LEVELS, p["ranks"])
+    yield [
+        *ab.trials("test", None),
+        *ab.trials("test", with_alphas(full, chosen)),
+        *ab.trials("test", with_alphas(layers, alpha), harmful=True),
+        *ab.trials("test", with_alphas(alone, own)),
+        *ab.trials("test", with_alphas(kinds, alpha)),
+        *ab.trials("test", with_alphas(kinds, by_kind)),
+        *ab.trials("test", with_alphas(grid, max(own.values())), harmful=True),
+        *ab.trials("test", with_alphas(heads, UNDONE)),
+        *ab.trials("test", with_alphas(heads, by_count)),
+        *ab.trials("test", with_alphas(random, UNDONE), harmful=True),
+        *ab.trials("test", with_alphas(random, by_count), harmful=True),
+        *ab.trials("test", with_alphas(mlps, UNDONE), harmful=True),
+        *ab.trials("test", with_alphas(parts, chosen), harmful=True),
+    ]
+
+
 EXPERIMENTS: dict[str, Callable[[Notebook, Mapping[str, Any]], Lists]] = {
     "01": representation_gap,
     "02": vector_extraction,
@@ -88,6 +141,7 @@ EXPERIMENTS: dict[str, Callable[[Notebook, Mapping[str, Any]], Lists]] = {
     "04": evaluation,
     "05": utility,
     "06": defence_comparison,
+    "07": ablation,
 }
 """By notebook: lists of trials in the order in which they can be made, given the notebook's
 parameters. A list may need the responses to those before it."""

@@ -1,4 +1,4 @@
-"""The only file that registers a hook: :func:`record` reads layers, :func:`apply` edits them."""
+"""The only file that registers a hook: :func:`record` reads states, :func:`apply` edits them."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.models import VLM
+from cmrm_utils.models import PLACES, VLM, Place
 
 Tokens = Literal["all", "last", "image", "text", "prompt", "last prompt", "generated"]
 
@@ -36,20 +37,23 @@ _REACHED = torch.tensor([[kind in REACH[name] for kind in range(5)] for name in 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """What is done to the residual stream, at which decoder layers and which tokens.
+    """What is done to the states at one place of which decoder layers, and to which tokens.
 
     Attributes:
-        add: float32 ``(layers, hidden)``, added to each layer's output; a zero row leaves its
-            layer alone. Sample-level edits are ``(samples, layers, hidden)``.
+        add: float32 ``(layers, hidden)``, added at each layer; a zero row leaves its layer alone.
+            Sample-level edits are ``(samples, layers, hidden)``. ``hidden`` is the width of the
+            place: of ``heads`` that of all heads, side by side.
         tokens: ``all``; ``last``: the last prompt token and every generated one; or one part:
             ``image``, ``text`` (the prompt's other tokens, its template's too), ``prompt`` (both),
             ``last prompt``, ``generated``. The first response token is chosen at the last prompt
             token: an edit of ``generated`` acts from the second one on.
         sample_ids: for a sample-level edit, whose row is whose.
         settings: how it was made (method, alpha ...), as columns for tables.
-        project: float32 ``(layers, k, hidden)``, each layer's orthonormal directions, taken out of
-            its output before ``add``; zero rows take out nothing. A sample-level edit may have
+        project: float32 ``(layers, k, hidden)``, each layer's orthonormal directions, taken out
+            before ``add``; zero rows take out nothing. A sample-level edit may have
             ``(samples, layers, k, hidden)``, or the same for all its samples.
+        place: ``layer``, the decoder layers' outputs, or another of
+            :data:`cmrm_utils.models.PLACES`.
     """
 
     add: Tensor
@@ -57,10 +61,13 @@ class Edit:
     sample_ids: tuple[str, ...] | None = None
     settings: Mapping[str, str | float] = field(default_factory=dict)
     project: Tensor | None = None
+    place: Place = "layer"
 
     def __post_init__(self) -> None:
         if self.tokens not in REACH:
             raise InputError(f"tokens must be one of {', '.join(REACH)}, not {self.tokens!r}")
+        if self.place not in PLACES:
+            raise InputError(f"place must be one of {', '.join(PLACES)}, not {self.place!r}")
         wanted = 2 if self.sample_ids is None else 3
         if self.add.ndim != wanted:
             raise InputError(f"an edit of {wanted} dimensions, not {tuple(self.add.shape)}")
@@ -84,7 +91,10 @@ class Edit:
         """A hash of what it does; equal for equal edits, ``none`` for an empty one."""
         if self.empty:
             return "none"
-        content = _bytes(self.add) + self.tokens.encode() + self.projection.encode()
+        # Of the layers' outputs nothing is said: they were the only place once, and stored
+        # responses are known by those digests.
+        place = "" if self.place == "layer" else self.place
+        content = _bytes(self.add) + f"{self.tokens}{self.projection}{place}".encode()
         return hashlib.sha256(content).hexdigest()[:24]
 
     @cached_property
@@ -180,8 +190,44 @@ class _Move:
         return states if self.add is None else states + self.add
 
 
+class _Bank:
+    """The vectors of all edits at one place, by number; number 0 is nothing."""
+
+    def __init__(self, vlm: VLM, place: Place, edits: Sequence[Edit]) -> None:
+        size = (len(vlm.layers), vlm.width(place))
+        self.modules = vlm.modules(place)
+        self.numbers: dict[str, tuple[int, int]] = {}
+        added, projected = [torch.zeros(size)], [torch.zeros(size[0], 0, size[1])]
+        known: dict[str, int] = {}  # many samples' edits have the same projection
+        for edit in edits:
+            if edit.digest in self.numbers:
+                continue
+            if edit.sample_ids is not None:
+                raise InputError("sample-level vectors: choose a sample's own with edit.row(id)")
+            if tuple(edit.add.shape) != size:
+                raise InputError(
+                    f"the edit is (layers, hidden) = {tuple(edit.add.shape)}, "
+                    f"the model is {size} at place {place!r}"
+                )
+            out = 0
+            if edit.project is not None and edit.projects:
+                out = known.setdefault(edit.projection, len(projected))
+                if out == len(projected):
+                    projected.append(edit.project.detach().float().cpu())
+            self.numbers[edit.digest] = (len(added), out)
+            added.append(edit.add.detach().float().cpu())
+        self.added = torch.stack(added)
+        most = max(each.shape[1] for each in projected)
+        self.projected = torch.stack(
+            [functional.pad(each, (0, 0, 0, most - each.shape[1])) for each in projected]
+        )
+        self.layers = [
+            i for i in range(size[0]) if self.added[:, i].any() or self.projected[:, i].any()
+        ]
+
+
 class Steering:
-    """Which row of the batches to come is edited how; :func:`steering` hooks it to the layers.
+    """Which row of the batches to come is edited how; :func:`steering` hooks it to the model.
 
     Rows can be given anew between forward passes, so that they may leave a batch and join it.
 
@@ -190,42 +236,30 @@ class Steering:
         edits: every edit that rows will ask for.
 
     Raises:
-        InputError: sample-level vectors without a row chosen, or an edit of another model's size.
+        InputError: sample-level vectors without a row chosen, an edit of another model's size, or
+            at a place that the model does not have.
     """
 
     def __init__(self, vlm: VLM, edits: Sequence[Edit | None]) -> None:
-        size = (len(vlm.layers), vlm.hidden_size)
-        self._bank: dict[str, tuple[int, int]] = {}
-        added, projected = [torch.zeros(size)], [torch.zeros(size[0], 0, size[1])]
-        known: dict[str, int] = {}  # many samples' edits have the same projection
-        for edit in edits:
-            if edit is None or edit.empty or edit.digest in self._bank:
-                continue
-            if edit.sample_ids is not None:
-                raise InputError("sample-level vectors: choose a sample's own with edit.row(id)")
-            if tuple(edit.add.shape) != size:
-                raise InputError(
-                    f"the edit is (layers, hidden) = {tuple(edit.add.shape)}, the model is {size}"
-                )
-            out = 0
-            if edit.project is not None and edit.projects:
-                out = known.setdefault(edit.projection, len(projected))
-                if out == len(projected):
-                    projected.append(edit.project.detach().float().cpu())
-            self._bank[edit.digest] = (len(added), out)
-            added.append(edit.add.detach().float().cpu())
-        self._added = torch.stack(added)
-        most = max(each.shape[1] for each in projected)
-        self._projected = torch.stack(
-            [functional.pad(each, (0, 0, 0, most - each.shape[1])) for each in projected]
-        )
-        self.layers = [
-            i for i in range(size[0]) if self._added[:, i].any() or self._projected[:, i].any()
-        ]
+        active = [edit for edit in edits if edit is not None and not edit.empty]
+        self._banks = {
+            place: _Bank(vlm, place, [edit for edit in active if edit.place == place])
+            for place in PLACES
+            if any(edit.place == place for edit in active)
+        }
         self._rows = 0
         self._width: int | None = None
-        self._plans: dict[bool, list[_Part]] = {}
-        self._placed: dict[tuple[bool, int], list[_Move]] = {}
+        self._plans: dict[tuple[Place, bool], list[_Part]] = {}
+        self._placed: dict[tuple[Place, bool, int], list[_Move]] = {}
+
+    @property
+    def places(self) -> list[tuple[Place, int, nn.Module]]:
+        """Where there is anything to do: place, layer, and the module there."""
+        return [
+            (place, layer, bank.modules[layer])
+            for place, bank in self._banks.items()
+            for layer in bank.layers
+        ]
 
     def rows(self, edits: Sequence[Edit | None], kinds: Tensor | None = None) -> None:
         """Say each row's edit from the next forward pass on; one edit is for any number of rows.
@@ -240,16 +274,21 @@ class Steering:
         self._rows = len(edits)
         self._width = None if kinds is None else kinds.shape[1]
         prompt = torch.tensor([[TEXT, LAST]]) if kinds is None else kinds
-        self._plans = {
-            True: self._plan(edits, prompt),
-            False: self._plan(edits, torch.tensor([[GENERATED]])),
-        }
+        generated = torch.tensor([[GENERATED]])
+        asked = [None if e is None or e.empty else e for e in edits]
+        found = [e and (e.place, self._banks[e.place].numbers[e.digest]) for e in asked]
+        for place in self._banks:
+            numbers = [one[1] if one and one[0] == place else (0, 0) for one in found]
+            self._plans[place, True] = self._plan(numbers, edits, prompt)
+            self._plans[place, False] = self._plan(numbers, edits, generated)
         self._placed.clear()
 
-    def _plan(self, edits: Sequence[Edit | None], kinds: Tensor) -> list[_Part]:
+    @staticmethod
+    def _plan(
+        numbers: Sequence[tuple[int, int]], edits: Sequence[Edit | None], kinds: Tensor
+    ) -> list[_Part]:
         """What is edited in a pass over tokens of these kinds, in as few parts as there can be."""
-        found = [(0, 0) if e is None or e.empty else self._bank[e.digest] for e in edits]
-        chosen = torch.tensor(found, dtype=torch.long).view(-1, 2)
+        chosen = torch.tensor(numbers, dtype=torch.long).view(-1, 2)
         names = ["all" if e is None else e.tokens for e in edits]
         types = torch.tensor([_TYPES.index(name) for name in names], dtype=torch.long)
         mask = _REACHED[types].gather(1, kinds.long().expand(len(edits), -1))
@@ -268,16 +307,16 @@ class Steering:
                 parts.append(_Part(where, cut, added, projected))  # type: ignore[arg-type]
         return parts
 
-    def _moves(self, layer: int, states: Tensor) -> list[_Move]:
-        """What is done at a layer, placed once for all passes until rows are given anew."""
+    def _moves(self, place: Place, layer: int, states: Tensor) -> list[_Move]:
+        """What is done there, placed once for all passes until rows are given anew."""
         width = states.shape[1]
         prompt = width > 1 if self._width is None else width == self._width
-        if (prompt, layer) not in self._placed:
+        if (place, prompt, layer) not in self._placed:
             # Only here is the layer's device known: under offload its parameters are on "meta".
-            made = []
-            for part in self._plans[prompt]:
-                add = self._added[part.added, layer][:, None]
-                out = self._projected[part.projected, layer]
+            made, bank = [], self._banks[place]
+            for part in self._plans[place, prompt]:
+                add = bank.added[part.added, layer][:, None]
+                out = bank.projected[part.projected, layer]
                 add_here, out_here = bool(add.any()), bool(out.any())
                 if add_here or out_here:
                     made.append(
@@ -288,43 +327,61 @@ class Steering:
                             out.to(states.device) if out_here else None,
                         )
                     )
-            self._placed[prompt, layer] = made
-        return self._placed[prompt, layer]
+            self._placed[place, prompt, layer] = made
+        return self._placed[place, prompt, layer]
 
-    def hook(self, layer: int) -> Callable[[nn.Module, Any, Any], Any]:
-        """The forward hook of one decoder layer."""
+    def edited(self, place: Place, layer: int) -> Callable[[Tensor], Tensor]:
+        """What becomes of the states at one place of one layer."""
 
-        def edit(_module: nn.Module, _args: Any, output: Any) -> Any:
-            states = output[0] if isinstance(output, tuple) else output
+        def edit(states: Tensor) -> Tensor:
             if self._rows not in (1, states.shape[0]):
                 raise InputError(
                     f"an edit of {self._rows} rows met a batch of {states.shape[0]}; "
                     "beams and several return sequences are not supported"
                 )
-            for move in self._moves(layer, states):
+            for move in self._moves(place, layer, states):
                 states = move(states)
-            return (states, *output[1:]) if isinstance(output, tuple) else states
+            return states
 
         return edit
 
 
+def _hooked(
+    module: nn.Module, place: Place, see: Callable[[Tensor], Tensor | None]
+) -> RemovableHandle:
+    """Let ``see`` have the states at a place in every pass, and put what it returns in theirs."""
+
+    def before(_module: nn.Module, args: Any) -> Any:
+        new = see(args[0])
+        return None if new is None else (new, *args[1:])
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> Any:
+        whole = isinstance(output, tuple)
+        new = see(output[0] if whole else output)
+        return (new, *output[1:]) if whole and new is not None else new
+
+    if place == "heads":  # before the projection that mixes them
+        return module.register_forward_pre_hook(before)
+    return module.register_forward_hook(after)
+
+
 @contextmanager
 def steering(vlm: VLM, edits: Sequence[Edit | None]) -> Iterator[Steering]:
-    """Hook the layers that any of ``edits`` changes; whatever happens inside, the hooks go after.
+    """Hook what any of ``edits`` changes; whatever happens inside, the hooks go after.
 
     Yields:
         What says which row is edited how; until it is told, no row may come.
     """
     made = Steering(vlm, edits)
     with ExitStack() as handles:
-        for layer in made.layers:
-            handles.callback(vlm.layers[layer].register_forward_hook(made.hook(layer)).remove)
+        for place, layer, module in made.places:
+            handles.callback(_hooked(module, place, made.edited(place, layer)).remove)
         yield made
 
 
 @contextmanager
 def apply(vlm: VLM, edit: Edit | Sequence[Edit | None] | None) -> Iterator[None]:
-    """Edit the decoder layers' outputs within a ``with`` block.
+    """Edit a model's states within a ``with`` block.
 
     Works with any forward pass and with ``generate``; prompts must be left-padded where the edit
     touches their last tokens. A pass of several tokens is taken for whole prompts, a pass of one
@@ -337,9 +394,9 @@ def apply(vlm: VLM, edit: Edit | Sequence[Edit | None] | None) -> Iterator[None]
         edit: one edit for every row, or one (or None) for each row of the batches to come.
 
     Raises:
-        InputError: sample-level vectors without a row chosen, an edit of another model's size or
-            of image or text tokens, or, from inside, a batch of another number of rows (beams
-            among them).
+        InputError: sample-level vectors without a row chosen, an edit of another model's size, of
+            a place that the model does not have, or of image or text tokens; or, from inside, a
+            batch of another number of rows (beams among them).
     """
     edits = [edit] if isinstance(edit, Edit) or edit is None else list(edit)
     if unknown := {e.tokens for e in edits if e and e.tokens in ("image", "text")}:
@@ -353,27 +410,33 @@ def apply(vlm: VLM, edit: Edit | Sequence[Edit | None] | None) -> Iterator[None]
 
 
 @contextmanager
-def record(vlm: VLM) -> Iterator[list[Tensor]]:
-    """Record each decoder layer's output at the last token of every row.
+def record(vlm: VLM, place: Place = "layer") -> Iterator[list[Tensor]]:
+    """Record the states at a place of each decoder layer, at the last token of every row.
+
+    Args:
+        vlm: the model.
+        place: one of :data:`cmrm_utils.models.PLACES`.
 
     Yields:
         A list that a forward pass fills with one float32 ``(rows, hidden)`` a layer, in order, on
         the layer's device. It is emptied when a new pass reaches the first layer. Edits applied
         before are seen.
+
+    Raises:
+        InputError: the model does not have the place.
     """
     states: list[Tensor] = []
 
-    def keep(index: int) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+    def keep(index: int) -> Callable[[Tensor], None]:
+        def see(whole: Tensor) -> None:
             if index == 0:
                 states.clear()
-            whole = output[0] if isinstance(output, tuple) else output
             # A copy: a view would keep the states of all tokens alive.
             states.append(whole[:, -1].detach().to(torch.float32, copy=True))
 
-        return hook
+        return see
 
     with ExitStack() as handles:
-        for i, layer in enumerate(vlm.layers):
-            handles.callback(layer.register_forward_hook(keep(i)).remove)
+        for i, module in enumerate(vlm.modules(place)):
+            handles.callback(_hooked(module, place, keep(i)).remove)
         yield states

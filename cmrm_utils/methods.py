@@ -36,7 +36,8 @@ def CMRM(
     """Cross-Modality Representation Manipulation: ``h - alpha * v`` at each chosen layer.
 
     Args:
-        vectors: the shift v (arXiv 2410.09047, Eq. 6 with its sign mended).
+        vectors: the shift v (arXiv 2410.09047, Eq. 6 with its sign mended); where it was taken at
+            heads or MLPs, it is subtracted there.
         alpha: strength; 0 is no edit.
         layers: decoder layers to edit.
         tokens: which tokens (:class:`Edit`).
@@ -57,7 +58,8 @@ def _adding(
     chosen = _chosen(layers, vectors.values.shape[-2])
     add = torch.zeros_like(vectors.values)
     add[..., chosen, :] = alpha * vectors.values[..., chosen, :]
-    return Edit(add, tokens, vectors.sample_ids, _settings(name, alpha, tokens, layers, chosen))
+    settings = _settings(name, alpha, tokens, layers, chosen)
+    return Edit(add, tokens, vectors.sample_ids, settings, place=vectors.place)
 
 
 def _finite(alpha: float) -> float:

@@ -125,9 +125,13 @@ def _hits(rows: pd.DataFrame, hit: str) -> pd.Series:
     )
 
 
+UNSEEN = "harmful-unseen"
+"""Requests that are reported apart, and belong to no average."""
+
+
 def averaged(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that averages are taken of: unseen verbs are reported apart."""
-    return rows[rows["kind"] != "harmful-unseen"]
+    return rows[rows["kind"] != UNSEEN]
 
 
 def trade_off(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

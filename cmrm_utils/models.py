@@ -15,7 +15,7 @@ from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jinja2 import TemplateError
@@ -48,6 +48,16 @@ MADE = Path(__file__).parent.parent / "organisms"
 
 LAYER_PATHS = ("model.language_model.layers", "model.layers")
 """Where a model keeps its decoder layers; the first path that exists is taken."""
+
+
+Place = Literal["layer", "heads", "mlp"]
+
+PLACES: dict[Place, str] = {"layer": "", "heads": "self_attn.o_proj", "mlp": "mlp"}
+"""Where in a decoder layer states are read and edited, and the path to the module there.
+
+``layer``: the layer's output; ``heads``: what goes into the attention's output projection, all
+heads' outputs side by side; ``mlp``: the MLP's output, before it is added to the residual stream.
+"""
 
 
 class QwenImageProcessor(Qwen2_5_VLProcessor):
@@ -138,6 +148,34 @@ class VLM:
     def hidden_size(self) -> int:
         """Width of the residual stream."""
         return self.model.config.get_text_config().hidden_size
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head's output."""
+        text = self.model.config.get_text_config()
+        return getattr(text, "head_dim", None) or self.hidden_size // text.num_attention_heads
+
+    def width(self, place: Place) -> int:
+        """Width of the states at a place."""
+        heads = self.model.config.get_text_config().num_attention_heads
+        return heads * self.head_size if place == "heads" else self.hidden_size
+
+    def modules(self, place: Place) -> tuple[nn.Module, ...]:
+        """The module of each decoder layer whose input or output is a place (:data:`PLACES`).
+
+        Raises:
+            InputError: a layer that has none there.
+        """
+        found = []
+        for i, layer in enumerate(self.layers):
+            try:
+                found.append(layer.get_submodule(PLACES[place]))
+            except AttributeError as error:
+                raise InputError(
+                    f"{self.name}: decoder layer {i} has no {PLACES[place]}, so its {place} can "
+                    "neither be read nor edited; see PLACES in models.py"
+                ) from error
+        return tuple(found)
 
     @property
     def device(self) -> torch.device:

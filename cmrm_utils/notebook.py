@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -80,6 +80,7 @@ class Notebook:
     vlm: VLM
     data: str
     max_new_tokens: int
+    dry: ClassVar[bool] = False  # lists of trials are made, and nothing is run
 
     @classmethod
     def open(

@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -21,6 +21,8 @@ PROBE = 64
 @dataclass(eq=False)
 class Planner(Notebook):
     """A notebook that makes lists of trials and asks for no response."""
+
+    dry: ClassVar[bool] = True
 
     def ask(self, trials: Sequence[Trial]) -> pd.DataFrame:
         """Empty responses: what later lists need of them changes no count."""

@@ -217,6 +217,7 @@ def layer_lines(
     colours: dict[str, str] | None = None,
     zero: bool = False,
     panel: str | None = None,
+    marks: Mapping[str, float] | None = None,
 ) -> Figure:
     """A quantity along the decoder layers, one line a value of ``hue``.
 
@@ -229,6 +230,7 @@ def layer_lines(
         colours: by value of ``hue``.
         zero: draw the line of zero.
         panel: a column that makes panels side by side.
+        marks: values drawn as dashed lines across, by name.
     """
     panels = list(rows[panel].unique()) if panel else [None]
     figure, axes = plt.subplots(
@@ -259,11 +261,163 @@ def layer_lines(
                 )
         if zero:
             axis.axhline(0, color="#555555", linewidth=0.8)
+        _across(axis, marks)
         axis.set_xticks(sorted(rows["layer"].unique()))
         axis.set_xlabel("decoder layer")
         if name is not None:
             axis.set_title(str(name))
+    if y == "rate":
+        _percent(axes[0][0], ylabel)
     axes[0][0].set_ylabel(ylabel)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper")
+    return figure
+
+
+def _across(axis: Axes, marks: Mapping[str, float] | None) -> None:
+    """Dashed lines of what the points are compared with."""
+    for value, name, dashes in zip(
+        (marks or {}).values(), marks or {}, ("--", ":", "-."), strict=False
+    ):
+        axis.axhline(value, color="#222222", linestyle=dashes, linewidth=1.2, label=name)
+
+
+def heat_map(rows: pd.DataFrame, *, x: str, y: str, xlabel: str, ylabel: str) -> Figure:
+    """Rates in a grid, one panel a measure, each cell with its percentage where they are few.
+
+    Args:
+        rows: columns ``measure, rate``, and those named by ``x`` and ``y``, in the order of which
+            they come.
+        x: the columns of the grid.
+        y: its rows.
+        xlabel: what ``x`` is.
+        ylabel: what ``y`` is.
+    """
+    panels = list(rows["measure"].unique())
+    across, down = rows[x].unique(), rows[y].unique()
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(min(1.6 + 0.62 * len(across), 9) * len(panels), 1.2 + 0.36 * len(down)),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    for axis, measure in zip(axes[0], panels, strict=True):
+        shown = rows[rows["measure"] == measure].pivot(index=y, columns=x, values="rate")
+        sns.heatmap(
+            shown.loc[down, across],
+            ax=axis,
+            vmin=0,
+            vmax=max(0.1, float(rows["rate"].max())),
+            cmap="rocket_r",
+            annot=len(across) <= 12,
+            fmt=".0%",
+            annot_kws={"fontsize": 8},
+            linewidths=0.5,
+            cbar=measure == panels[-1],
+            cbar_kws={"format": PercentFormatter(1.0, decimals=0), "label": "rate"},
+        )
+        axis.set_title(measure)
+        axis.set_xlabel(xlabel)
+        axis.set_ylabel(ylabel if measure == panels[0] else "")
+        axis.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def head_ranking(rows: pd.DataFrame, *, xlabel: str, first: int = 12) -> Figure:
+    """Every head's effect as a map of layers and heads, and the greatest with their intervals.
+
+    Args:
+        rows: columns ``layer, head, effect, low, high``, the greatest effect first.
+        xlabel: what the effect is of, with its unit.
+        first: how many are shown one by one.
+    """
+    figure, (whole, near) = plt.subplots(
+        1, 2, figsize=(10.5, 0.9 + 0.27 * first), width_ratios=(1, 1.2), layout="constrained"
+    )
+    most = float(rows["effect"].abs().max()) or 1.0
+    sns.heatmap(
+        rows.pivot(index="layer", columns="head", values="effect"),
+        ax=whole,
+        cmap="RdBu_r",
+        vmin=-most,
+        vmax=most,
+        linewidths=0.5 if len(rows) <= 200 else 0,
+        cbar_kws={"label": xlabel},
+    )
+    whole.set_xlabel("head")
+    whole.set_ylabel("decoder layer")
+    whole.tick_params(axis="y", rotation=0)
+    top = rows.head(first)
+    at = np.arange(len(top))[::-1]
+    span = np.clip([top["effect"] - top["low"], top["high"] - top["effect"]], 0, None)
+    near.errorbar(top["effect"], at, xerr=span, fmt="o", color="#0072B2", capsize=3)
+    near.axvline(0, color="#555555", linewidth=0.8)
+    near.set_yticks(
+        at, [f"layer {i}, head {j}" for i, j in zip(top["layer"], top["head"], strict=True)]
+    )
+    near.set_xlabel(xlabel)
+    near.set_title(f"the first {len(top)} of {len(rows)}")
+    return figure
+
+
+def count_curves(
+    rows: pd.DataFrame,
+    *,
+    x: str,
+    hue: str,
+    panel: str,
+    xlabel: str,
+    ylabel: str,
+    marks: Mapping[str, float] | None = None,
+) -> Figure:
+    """A rate against a number of things, on a logarithmic axis, with 95% intervals.
+
+    Args:
+        rows: columns ``rate, low, high`` and those named by ``x``, ``hue`` and ``panel``.
+        x: the number.
+        hue: what the lines are.
+        panel: the column that makes panels side by side.
+        xlabel: what is counted.
+        ylabel: what the rate is of.
+        marks: values drawn as dashed lines across, by name.
+    """
+    panels, names = list(rows[panel].unique()), list(rows[hue].unique())
+    ticks = sorted(rows[x].unique())
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(4.2 * len(panels) + 1.8, 3.3),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    for axis, name in zip(axes[0], panels, strict=True):
+        for i, value in enumerate(names):
+            line = rows[(rows[panel] == name) & (rows[hue] == value)].sort_values(x)
+            # Side by side, or one interval would hide another.
+            axis.errorbar(
+                line[x] * 1.04 ** (i - (len(names) - 1) / 2),
+                line["rate"],
+                yerr=[
+                    (line["rate"] - line["low"]).clip(lower=0),
+                    (line["high"] - line["rate"]).clip(lower=0),
+                ],
+                color=CONTROL_COLOURS[i % len(CONTROL_COLOURS)],
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=5,
+                elinewidth=0.9,
+                capsize=2,
+                label=str(value),
+            )
+        _across(axis, marks)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel(xlabel)
+        axis.set_title(str(name))
+    _percent(axes[0][0], ylabel)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper")
     return figure

@@ -1,11 +1,11 @@
 """The shift that an image causes in the hidden states, per decoder layer."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import pandas as pd
 import torch
@@ -18,7 +18,7 @@ from cmrm_utils.data import Sample
 from cmrm_utils.engine import generate, hidden_states
 from cmrm_utils.errors import InputError
 from cmrm_utils.hooks import Edit
-from cmrm_utils.models import VLM
+from cmrm_utils.models import VLM, Place
 from cmrm_utils.prompts import CAPTION_QUERY
 from cmrm_utils.store import check_same, replacing
 from cmrm_utils.trials import NOISES, Trial
@@ -51,6 +51,11 @@ class ShiftVectors:
     def level(self) -> Level:
         """``sample`` or ``dataset``."""
         return "dataset" if self.sample_ids is None else "sample"
+
+    @property
+    def place(self) -> Place:
+        """Where they were taken, and belong (:data:`cmrm_utils.models.PLACES`)."""
+        return cast("Place", self.provenance.get("place", "layer"))
 
     @property
     def norms(self) -> Tensor:
@@ -88,8 +93,34 @@ class ShiftVectors:
         moved = _rescaled(self.values[..., order, :], self.norms)
         return self._derived(moved, f"permuted {seed}")
 
+    def heads(self, kept: Iterable[tuple[int, int]], size: int) -> "ShiftVectors":
+        """The parts of some attention heads, zeros elsewhere.
+
+        Args:
+            kept: layer and head, both counted from 0.
+            size: width of a head (:attr:`cmrm_utils.models.VLM.head_size`).
+
+        Raises:
+            InputError: vectors of another place, or a head that they do not have.
+        """
+        layers, width = self.values.shape[-2:]
+        if self.place != "heads":
+            raise InputError(f"vectors of place {self.place!r} have no heads")
+        values = torch.zeros_like(self.values)
+        for layer, head in kept:
+            if not (0 <= layer < layers and 0 <= head < width // size):
+                raise InputError(
+                    f"no head {head} in layer {layer}: {layers} layers of {width // size} heads"
+                )
+            part = (..., layer, slice(head * size, (head + 1) * size))
+            values[part] = self.values[part]
+        return self._derived(values, "some heads")
+
     def without(self, direction: "ShiftVectors") -> "ShiftVectors":
-        """What is left after each layer's component along ``direction`` is taken out."""
+        """What is left after each layer's component along ``direction`` is taken out.
+
+        Several directions (:func:`principal_directions`) must be orthonormal.
+        """
         return self._derived(self.values - self._along(direction), "without direction")
 
     def minus(self, other: "ShiftVectors") -> "ShiftVectors":
@@ -97,12 +128,19 @@ class ShiftVectors:
         return self._derived(self.values - other.values, "minus another")
 
     def only(self, direction: "ShiftVectors") -> "ShiftVectors":
-        """Each layer's component along ``direction``."""
+        """Each layer's component along ``direction``, or within several orthonormal ones."""
         return self._derived(self._along(direction), "only direction")
 
     def _along(self, direction: "ShiftVectors") -> Tensor:
+        if direction.sample_ids is None and direction.values.ndim == 3:
+            shares = torch.einsum("...lh,klh->...lk", self.values, direction.values)
+            return torch.einsum("...lk,klh->...lh", shares, direction.values)
         unit = torch.nn.functional.normalize(direction.values, dim=-1)
         return (self.values * unit).sum(-1, keepdim=True) * unit
+
+    def first(self, count: int) -> "ShiftVectors":
+        """Of several directions a layer the first ones."""
+        return self._derived(self.values[:count], f"first {count}")
 
     def scaled(self, factor: float) -> "ShiftVectors":
         """The vectors times a number."""
@@ -146,16 +184,22 @@ def _rescaled(values: Tensor, norms: Tensor) -> Tensor:
 
 
 def shifts(
-    vlm: VLM, anchors: Sequence[Sample], *, meaningless: str = "blank", progress: bool = False
+    vlm: VLM,
+    anchors: Sequence[Sample],
+    *,
+    meaningless: str = "blank",
+    place: Place = "layer",
+    progress: bool = False,
 ) -> Tensor:
     """``h(x, img') - h(x)`` of every anchor, float32 ``(anchors, layers, hidden)``.
 
-    ``noise`` is averaged over a few fixed noise images.
+    ``noise`` is averaged over a few fixed noise images. ``place``: where h is read
+    (:data:`cmrm_utils.models.PLACES`).
     """
     pictures = NOISES if meaningless == "noise" else (meaningless,)
     conditions = ("none", *pictures)
     trials = [Trial(sample, image) for image in conditions for sample in anchors]
-    states = hidden_states(vlm, trials, progress=progress)
+    states = hidden_states(vlm, trials, place=place, progress=progress)
     states = states.view(len(conditions), len(anchors), *states.shape[1:])
     return states[1:].mean(0) - states[0]
 
@@ -168,6 +212,7 @@ def extract_shift(
     level: Level = "dataset",
     estimator: Estimator = "mean",
     scale: Scale = "raw",
+    place: Place = "layer",
     progress: bool = False,
 ) -> ShiftVectors:
     """The shift that a meaningless image causes (CMRM's v), at the last prompt token.
@@ -182,6 +227,8 @@ def extract_shift(
             method is said to be the one or the other; both are offered.)
         scale: ``raw`` magnitude (for ``pc1`` the mean's projection on it), ``unit`` length, or
             ``std``, the differences' standard deviation along the direction.
+        place: where in a layer: its output, its heads' outputs or its MLP's
+            (:data:`cmrm_utils.models.PLACES`).
         progress: show a bar.
 
     Raises:
@@ -191,8 +238,8 @@ def extract_shift(
         raise InputError("no anchors to take the shift on")
     if (estimator == "pc1" or scale == "std") and (level == "sample" or len(anchors) < 2):
         raise InputError("pc1 and std need the dataset level and at least two anchors")
-    differences = shifts(vlm, anchors, meaningless=meaningless, progress=progress)
-    provenance = _provenance(vlm, anchors, meaningless, level, estimator, scale)
+    differences = shifts(vlm, anchors, meaningless=meaningless, place=place, progress=progress)
+    provenance = _provenance(vlm, anchors, meaningless, level, estimator, scale, place)
     if level == "sample":
         values = differences
         if scale == "unit":
@@ -287,6 +334,7 @@ def cached_shift(
     level: Level = "dataset",
     estimator: Estimator = "mean",
     scale: Scale = "raw",
+    place: Place = "layer",
 ) -> ShiftVectors:
     """:func:`extract_shift`, from ``path`` where it is, else made and saved there.
 
@@ -295,9 +343,15 @@ def cached_shift(
     """
     return _kept(
         path,
-        _provenance(vlm, anchors, meaningless, level, estimator, scale),
+        _provenance(vlm, anchors, meaningless, level, estimator, scale, place),
         lambda: extract_shift(
-            vlm, anchors, meaningless=meaningless, level=level, estimator=estimator, scale=scale
+            vlm,
+            anchors,
+            meaningless=meaningless,
+            level=level,
+            estimator=estimator,
+            scale=scale,
+            place=place,
         ),
     )
 
@@ -308,7 +362,7 @@ def _kept(
     """What is at ``path``, if it was made as wanted; else made, and left there."""
     if path is not None and path.exists():
         stored = ShiftVectors.load(path)
-        check_same(stored.provenance, wanted, path)
+        check_same({"place": "layer", **stored.provenance}, {"place": "layer", **wanted}, path)
         return stored
     made = make()
     if path is not None:
@@ -439,13 +493,46 @@ def difference_directions(
 
     def make() -> ShiftVectors:
         states = hidden_states(vlm, trials).double()
-        differences = (states[:pairs] - states[pairs:]).transpose(0, 1)  # layers, pairs, hidden
-        found = torch.linalg.svd(differences, full_matrices=False).Vh[:, :count]
-        along = (found * differences.mean(1, keepdim=True)).sum(-1, keepdim=True)
-        turned = found * torch.where(along < 0, -1.0, 1.0)
-        return ShiftVectors(turned.transpose(0, 1).float(), None, wanted)
+        return ShiftVectors(_leading(states[:pairs] - states[pairs:], count), None, wanted)
 
     return _kept(path, wanted, make)
+
+
+def _leading(differences: Tensor, count: int) -> Tensor:
+    """Top right singular vectors at each layer, none with its back to the mean, not centred.
+
+    ``(n, layers, hidden)`` to float32 ``(count, layers, hidden)``, in float64 inside.
+    """
+    exact = differences.double().transpose(0, 1)  # layers, n, hidden
+    found = torch.linalg.svd(exact, full_matrices=False).Vh[:, :count]
+    along = (found * exact.mean(1, keepdim=True)).sum(-1, keepdim=True)
+    return (found * torch.where(along < 0, -1.0, 1.0)).transpose(0, 1).float()
+
+
+def principal_directions(
+    vlm: VLM, anchors: Sequence[Sample], count: int, *, meaningless: str = "blank"
+) -> ShiftVectors:
+    """Principal components of the anchors' shifts, not centred: the mean is part of the first.
+
+    Args:
+        vlm: the model.
+        anchors: the samples whose shifts are taken.
+        count: how many directions a layer.
+        meaningless: the image condition of img'.
+
+    Returns:
+        Orthonormal directions ``(count, layers, hidden)``, the greatest first.
+
+    Raises:
+        InputError: fewer anchors, or a smaller state, than directions.
+    """
+    if not 0 < count <= min(len(anchors), vlm.hidden_size):
+        raise InputError(
+            f"{count} directions of {len(anchors)} anchors and states of {vlm.hidden_size}"
+        )
+    found = _leading(shifts(vlm, anchors, meaningless=meaningless), count)
+    made = _provenance(vlm, anchors, meaningless, "dataset", "principal", "unit", "layer")
+    return ShiftVectors(found, None, made)
 
 
 def text_states(vlm: VLM, samples: Sequence[Sample]) -> ShiftVectors:
@@ -514,9 +601,16 @@ def _made_of(vlm: VLM, trials: Sequence[Trial], what: str) -> dict[str, str]:
 
 
 def _provenance(
-    vlm: VLM, anchors: Sequence[Sample], meaningless: str, level: str, estimator: str, scale: str
+    vlm: VLM,
+    anchors: Sequence[Sample],
+    meaningless: str,
+    level: str,
+    estimator: str,
+    scale: str,
+    place: Place,
 ) -> dict[str, str]:
-    return {
+    # Vectors of the layers' outputs say nothing of it: there are files from before other places.
+    return ({} if place == "layer" else {"place": place}) | {
         "model": vlm.fingerprint,
         "anchors": _anchors_hash(anchors),
         "n_anchors": str(len(anchors)),

@@ -130,15 +130,15 @@ def family(request, families):
     return families[request.param]
 
 
-def edit_of(seed, tokens="all", *, size=1.0, take_out=0):
+def edit_of(seed, tokens="all", *, size=1.0, take_out=0, place="layer", wide=32):
     """A random edit of a tiny model, which may take random directions out of all layers but one."""
     generator = torch.Generator().manual_seed(seed)
-    add = torch.randn(3, 32, generator=generator) * size
+    add = torch.randn(3, wide, generator=generator) * size
     project = None
     if take_out:
         project = torch.linalg.qr(torch.randn(3, 32, take_out, generator=generator)).Q.mT.clone()
         project[1] = 0
-    return Edit(add, tokens, project=project)
+    return Edit(add, tokens, project=project, place=place)
 
 
 @pytest.fixture
@@ -148,7 +148,8 @@ def steered(family, requests):
         ("none", "own", "blank", "caption", "noise") if family.sees_images else ("none", "caption")
     )
     edits = [None, edit_of(0), edit_of(1, "last", take_out=2), edit_of(2), edit_of(3, "image")]
-    edits += [edit_of(4, "generated", take_out=1)]
+    edits += [edit_of(4, "generated", take_out=1), edit_of(5, place="heads")]
+    edits += [edit_of(6, "last", take_out=1, place="mlp")]
     return [
         Trial(sample, conditions[i % len(conditions)], edits[i % len(edits)])
         for i, sample in enumerate(requests + requests[:4])

@@ -299,6 +299,8 @@ def test_edits_that_no_bias_can_stand_for_are_refused(tiny, tmp_path):
     out = torch.zeros_like(add)[:, None]
     out[..., 0] = 1
     refused(tiny, Edit(add, project=out), tmp_path, "'project'")
+    refused(tiny, Edit(add, place="mlp"), tmp_path, "'mlp'")
+    refused(tiny, Edit(add, place="heads"), tmp_path, "'heads'")
     bake(tiny, Later(add), tmp_path / "baked")
 
 

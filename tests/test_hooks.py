@@ -1,12 +1,14 @@
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import edit_of
 
-from cmrm_utils import InputError, Trial, apply, generate, hidden_states, record
+from cmrm_utils import CMRM, InputError, ShiftVectors, Trial, apply, generate, hidden_states, record
 from cmrm_utils.engine import first_logits
-from cmrm_utils.hooks import REACH, Edit
+from cmrm_utils.hooks import REACH, Edit, steering
+from cmrm_utils.models import PLACES
 
 
 def own_hooks(vlm):
@@ -176,21 +178,29 @@ def by_hand(vlm, trial, edit, steps):
             "generated": place >= start,
         }[edit.tokens]
 
+    def moved(layer, states):
+        new = states.clone()
+        if edit.project is not None:
+            for direction in edit.project[layer]:
+                new -= (states * direction).sum(-1, keepdim=True) * direction
+        new += edit.add[layer]
+        return torch.where(wanted()[:, None], new, states)
+
     def hook(layer):
         def change(module, args, output):
-            states = output[0] if isinstance(output, tuple) else output
-            moved = states.clone()
-            if edit.project is not None:
-                for direction in edit.project[layer]:
-                    moved -= (states * direction).sum(-1, keepdim=True) * direction
-            moved += edit.add[layer]
-            states = torch.where(wanted()[:, None], moved, states)
-            return (states, *output[1:]) if isinstance(output, tuple) else states
+            if isinstance(output, tuple):
+                return (moved(layer, output[0]), *output[1:])
+            return moved(layer, output)
 
         return change
 
     for i, layer in enumerate(vlm.layers):
-        handles.append(layer.register_forward_hook(hook(i)))
+        if edit.place == "heads":
+            change = lambda module, args, i=i: (moved(i, args[0]),)  # noqa: E731
+            handles.append(layer.self_attn.o_proj.register_forward_pre_hook(change))
+        else:
+            module = layer.mlp if edit.place == "mlp" else layer
+            handles.append(module.register_forward_hook(hook(i)))
     first = None
     for _ in range(steps):
         logits = vlm.model(**whole, use_cache=False).logits[:, -1]
@@ -205,12 +215,13 @@ def by_hand(vlm, trial, edit, steps):
 @pytest.mark.parametrize("take_out", [0, 2])
 @torch.inference_mode()
 def test_each_kind_of_token_is_edited_alone(family, requests, take_out, monkeypatch):
-    """Against a loop without a cache and a mask made by hand, in one batch of all kinds."""
+    """Against a loop without a cache and a mask made by hand, in one batch of all kinds, places."""
     monkeypatch.setattr(family.model.generation_config, "eos_token_id", [-1])
     image = "own" if family.sees_images else "none"
     trials = [
-        Trial(requests[i % 2], image, edit_of(5, tokens, take_out=take_out))
+        Trial(requests[i % 2], image, edit_of(5, tokens, take_out=take_out, place=place))
         for i, tokens in enumerate(REACH)
+        for place in PLACES
     ]
     logits = first_logits(family, trials)
     texts = generate(family, trials, max_new_tokens=5)
@@ -223,9 +234,9 @@ def test_each_kind_of_token_is_edited_alone(family, requests, take_out, monkeypa
 
 def test_static_batches_edit_the_same_tokens(tiny, requests, monkeypatch):
     trials = [
-        Trial(requests[i % 3], "own" if i % 2 else "none", edit_of(5, tokens, take_out=1))
+        Trial(requests[i % 3], "own" if i % 2 else "none", edit_of(5, tokens, take_out=1, place=p))
         for tokens in REACH
-        for i in range(2)
+        for i, p in enumerate(PLACES)
     ]
     texts = generate(tiny, trials, max_new_tokens=5)
     monkeypatch.setattr("cmrm_utils.engine.can_share", lambda vlm: False)
@@ -236,8 +247,8 @@ def test_apply_knows_prompts_from_what_is_generated(tiny, requests):
     trials = [Trial(r, "own") for r in requests[:3]]
     inputs = tiny.inputs([t.text for t in trials], [t.load_image() for t in trials])
     start = inputs["input_ids"].shape[1]
-    for tokens in ("prompt", "last prompt", "generated"):
-        edit = edit_of(3, tokens, take_out=1)
+    for tokens, place in zip(("prompt", "last prompt", "generated"), PLACES, strict=True):
+        edit = edit_of(3, tokens, take_out=1, place=place)
         with apply(tiny, edit):
             whole = tiny.model.generate(**inputs, max_new_tokens=5, do_sample=False)
         for row, trial in zip(whole[:, start:].tolist(), trials, strict=True):
@@ -285,6 +296,19 @@ def test_a_half_precision_state_loses_its_direction(fresh, requests):
     assert bool((along < 2**-8 * states[:, [0, 2]].norm(dim=-1)).all())
 
 
+def test_stored_responses_keep_their_ids():
+    """Digests written out before an edit had a place."""
+    out = torch.eye(32)[:2].expand(3, 2, 32)
+    found = [edit_of(0), edit_of(0, "last"), Edit(edit_of(1).add, "generated", project=out)]
+    assert [edit.digest for edit in found] == [
+        "9613426cd778b7014ac93af6",
+        "895e4c602c06657523a3bc64",
+        "8a1d93b42eaaa791a2c2d3d0",
+    ]
+    places = [replace(edit, place=place) for edit in found for place in PLACES]
+    assert len({edit.digest for edit in places}) == len(places)
+
+
 def test_identity(requests):
     """Old edits keep the digest that run folders know them by; what a projection does is in it."""
     for tokens in ("all", "last"):
@@ -328,3 +352,93 @@ def test_a_projection_is_every_samples_or_each_ones_own(tiny):
         Edit(add, sample_ids=("a", "b"), project=made.project.expand(3, 3, 1, 32))
     with pytest.raises(InputError, match="hidden"):
         Edit(made.add, project=made.project.expand(2, 3, 1, 32))
+
+
+@torch.inference_mode()
+def test_states_of_heads_and_mlps_are_recorded(family, requests):
+    """Against the projection and the sum that they go into, computed by hand."""
+    text = family.model.config.get_text_config()
+    image = "own" if family.sees_images else "none"
+    trials = [Trial(request, image) for request in requests[:3]]
+    seen = {}
+
+    def keep(name):
+        return lambda module, args, output: seen.setdefault(name, []).append(
+            (output[0] if isinstance(output, tuple) else output)[0, -1].clone()
+        )
+
+    handles = []
+    for layer in family.layers:
+        handles.append(layer.self_attn.o_proj.register_forward_hook(keep("o_proj")))
+        handles.append(layer.mlp.down_proj.register_forward_hook(keep("down_proj")))
+    for trial in trials:
+        family.model(**family.inputs([trial.text], [trial.load_image()]))
+    for handle in handles:
+        handle.remove()
+    layers = len(family.layers)
+    wanted = {name: torch.stack(states).view(3, layers, -1) for name, states in seen.items()}
+    heads = hidden_states(family, trials, place="heads")
+    assert heads.shape == (3, layers, text.num_attention_heads * family.head_size)
+    for i, module in enumerate(family.modules("heads")):
+        torch.testing.assert_close(
+            module(heads[:, i]), wanted["o_proj"][:, i], rtol=1e-4, atol=1e-4
+        )
+    mlp = hidden_states(family, trials, place="mlp")
+    torch.testing.assert_close(mlp, wanted["down_proj"], rtol=1e-4, atol=1e-4)
+    assert hidden_states(family, [], place="heads").shape[1:] == heads.shape[1:]
+
+
+def test_an_edit_of_one_head_leaves_the_others_alone(tiny, requests):
+    values = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    v = ShiftVectors(values, provenance={"place": "heads"})
+    edit = CMRM(v.heads([(1, 1)], tiny.head_size), -2.0)
+    assert edit.place == "heads"
+    plain = hidden_states(tiny, [Trial(requests[0], "own")], place="heads")[0]
+    with_edit = hidden_states(tiny, [Trial(requests[0], "own", edit)], place="heads")[0]
+    torch.testing.assert_close(with_edit[0], plain[0])
+    torch.testing.assert_close(with_edit[1, :16], plain[1, :16])
+    torch.testing.assert_close(with_edit[1, 16:], plain[1, 16:] + 2 * values[1, 16:])
+    assert (with_edit[2] - plain[2]).abs().max() > 1e-3
+
+
+def test_only_what_is_edited_is_hooked_and_all_hooks_go(fresh, requests):
+    before = forward(fresh, requests[0])
+    edit = edit_of(0, place="heads")
+    edit.add[1] = 0
+    modules = [module for place in PLACES for module in fresh.modules(place)]
+
+    def hooks():
+        return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules]
+
+    with apply(fresh, [edit]):
+        assert hooks() == [0, 0, 0, 1, 0, 1, 0, 0, 0]
+        assert not torch.allclose(forward(fresh, requests[0]), before)
+    with record(fresh, "mlp"):
+        assert hooks() == [0] * 6 + [1] * 3
+    assert hooks() == [0] * 9
+    torch.testing.assert_close(forward(fresh, requests[0]), before)
+
+
+def test_refuses_places_that_are_not_there(fresh):
+    with pytest.raises(InputError, match="place"):
+        Edit(torch.ones(3, 32), place="attention")
+    with (
+        pytest.raises(InputError, match="'heads'"),
+        apply(fresh, edit_of(0, place="heads", wide=8)),
+    ):
+        pass
+    del fresh.layers[1].self_attn.o_proj
+    with (
+        pytest.raises(InputError, match=r"layer 1 has no self_attn\.o_proj"),
+        record(fresh, "heads"),
+    ):
+        pass
+    with pytest.raises(InputError, match="heads"), apply(fresh, edit_of(0, place="heads")):
+        pass
+    with apply(fresh, edit_of(0, place="mlp")):
+        pass
+
+
+def test_a_row_needs_an_edit_that_was_told_of(tiny):
+    with steering(tiny, [edit_of(0)]) as steer, pytest.raises(KeyError):
+        steer.rows([edit_of(0, place="mlp")])

@@ -6,12 +6,13 @@ import accelerate
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, SEEING, TINY, sizes, vision_config
+from families import FAMILIES, SEEING, TINY, sizes, text_config, vision_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
@@ -510,3 +511,27 @@ def test_one_extraction_and_one_steered_generation_at_7b(processor, tmp_path):
     plain, edited = (row["ids"] for row in rows if "ids" in row)
     assert len(plain) == len(edited) == 3
     assert plain != edited
+
+
+def test_every_family_has_every_place(family):
+    """A head is a slice of what goes into the output projection, one in every layer."""
+    text = family.model.config.get_text_config()
+    for place in models.PLACES:
+        assert len(family.modules(place)) == len(family.layers)
+    assert family.modules("layer") == family.layers
+    for layer, heads, mlp in zip(
+        family.layers, family.modules("heads"), family.modules("mlp"), strict=True
+    ):
+        assert heads is layer.self_attn.o_proj
+        assert heads.in_features == family.width("heads")
+        assert mlp is layer.mlp
+    assert family.width("heads") == text.num_attention_heads * family.head_size
+    assert family.width("layer") == family.width("mlp") == family.hidden_size
+
+
+def test_heads_wider_than_the_residual_stream(processor):
+    """As of Qwen3 and Gemma: the heads' size is a setting of its own."""
+    config = LlamaConfig(**text_config(processor.tokenizer, head_dim=24))
+    vlm = wrap(LlamaForCausalLM(config), processor.tokenizer, name="wide")
+    assert vlm.head_size == 24
+    assert vlm.width("heads") == vlm.modules("heads")[0].in_features == 48

@@ -14,6 +14,9 @@ import pytest
 from cmrm_utils.store import ROOT, STORED
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+CORE, RESEARCH = NOTEBOOKS[:5], NOTEBOOKS[5:]
+"""Those that a profile runs which names none, and those that are asked for."""
+
 CHECK = "# NBVAL_CHECK_OUTPUT"
 TOLERANCE = 0.08
 """Greedy decoding can flip a token between processors; a rate may move by this much."""
@@ -141,7 +144,13 @@ def test_manifest_names_what_was_written(executed, notebook):
 
 
 TABLES = ("04_judges", "05_scores", "05_choices")
-SMALL = {"n": "2", "n_test": "2", "alphas": "[0.5, 1.0]", "max_new_tokens": "4"}
+SMALL = {
+    "n": "2",
+    "n_test": "2",
+    "n_ablated": "2",
+    "alphas": "[0.5, 1.0]",
+    "max_new_tokens": "4",
+}
 
 
 def run_profile(name, model, out, *more):
@@ -169,7 +178,7 @@ def test_the_same_notebooks_serve_a_llava_and_the_public_sets(
     done = run_profile("llava-7b", family_folders["llava"], run, *asked)
     assert done.returncode == 0, done.stderr[-3000:]
     page = (run / "report.html").read_text()
-    for notebook in NOTEBOOKS:
+    for notebook in CORE:
         manifest = run / "manifests" / f"{notebook.stem}.json"
         shared = json.loads(manifest.read_text())["shared"]
         assert shared["data"].startswith("vlsafe+")
@@ -181,6 +190,15 @@ def test_the_same_notebooks_serve_a_llava_and_the_public_sets(
     assert tables["04_judges"]["judge"].tolist() == ["llama-3-helps"]
     assert "all" in set(tables["05_scores"]["kind"])
     assert set(tables["05_choices"]["rows"]) == {"all", "with image"}
+
+
+@pytest.mark.parametrize("number", [path.stem[:2] for path in RESEARCH])
+def test_so_do_the_research_notebooks(number, family_folders, tmp_path):
+    done = run_profile("llava-7b", family_folders["llava"], tmp_path / "run", "--only", number)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (manifest,) = (tmp_path / "run" / "manifests").iterdir()
+    assert manifest.stem.startswith(number)
+    assert json.loads(manifest.read_text())["shared"]["data"].startswith("vlsafe+")
 
 
 def test_a_language_model_alone_is_asked_in_words(family_folders, tmp_path):

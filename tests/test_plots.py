@@ -195,6 +195,94 @@ def test_layer_lines_with_bands_and_panels():
     assert band(left.collections[0], 1) == [0.2, 0.5]
 
 
+def test_layer_lines_beside_marks():
+    rows = pd.DataFrame([(0, "a", 0.2), (1, "a", 0.3)], columns=["layer", "set", "rate"])
+    marks = {"no edit": 0.6, "full edit": 0.1}
+    figure = plots.layer_lines(rows, y="rate", hue="set", ylabel="unsafe", marks=marks)
+    levels = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines[1:]}
+    assert levels == {"no edit": [0.6, 0.6], "full edit": [0.1, 0.1]}
+    assert legend(figure) == ["a", "no edit", "full edit"]
+    assert len({line.get_linestyle() for line in figure.axes[0].lines}) == 3
+
+
+def test_heat_map():
+    rows = pd.DataFrame(
+        [
+            ("unsafe", "text", 1, 0.5),
+            ("unsafe", "text", 0, 0.25),
+            ("unsafe", "all", 0, 0.75),
+            ("unsafe", "all", 1, 1.0),
+            ("neither", "text", 0, 0.1),
+            ("neither", "text", 1, 0.2),
+            ("neither", "all", 0, 0.3),
+            ("neither", "all", 1, 0.4),
+        ],
+        columns=["measure", "tokens", "layer", "rate"],
+    )
+    figure = plots.heat_map(rows, x="layer", y="tokens", xlabel="layer edited", ylabel="tokens")
+    unsafe, neither = figure.axes[:2]
+    assert [axis.get_title() for axis in (unsafe, neither)] == ["unsafe", "neither"]
+    assert unsafe.collections[0].get_array().tolist() == [[0.5, 0.25], [1.0, 0.75]]
+    assert neither.collections[0].get_array().tolist() == [[0.2, 0.1], [0.4, 0.3]]
+    assert [text.get_text() for text in unsafe.get_xticklabels()] == ["1", "0"]
+    assert [text.get_text() for text in unsafe.get_yticklabels()] == ["text", "all"]
+    assert [text.get_text() for text in unsafe.texts] == ["50%", "25%", "100%", "75%"]
+    assert unsafe.collections[0].get_clim() == neither.collections[0].get_clim() == (0, 1.0)
+    assert (unsafe.get_xlabel(), unsafe.get_ylabel()) == ("layer edited", "tokens")
+
+
+def test_head_ranking():
+    rows = pd.DataFrame(
+        [(1, 0, 2.0, 1.5, 2.5), (0, 1, 0.5, 0.25, 1.0), (1, 1, 0, -1, 1), (0, 0, -1.0, -2, -0.5)],
+        columns=["layer", "head", "effect", "low", "high"],
+    )
+    figure = plots.head_ranking(rows, xlabel="gain (logits)", first=3)
+    whole, near = figure.axes[:2]
+    assert whole.collections[0].get_array().tolist() == [[-1.0, 0.5], [2.0, 0.0]]
+    assert whole.collections[0].get_clim() == (-2.0, 2.0)  # no effect is white
+    points = near.containers[0].lines[0].get_data()
+    assert np.transpose(points).tolist() == [[2.0, 2], [0.5, 1], [0.0, 0]]
+    names = [text.get_text() for text in near.get_yticklabels()]
+    assert names == ["layer 1, head 0", "layer 0, head 1", "layer 1, head 1"]
+    assert np.allclose([s[:, 0] for s in spans(near)], [[1.5, 2.5], [0.25, 1.0], [-1, 1]])
+    assert near.get_title() == "the first 3 of 4"
+    assert near.get_xlabel() == "gain (logits)"
+
+
+def test_count_curves():
+    rows = pd.DataFrame(
+        [
+            ("same", "top", 4, 0.2, 0.1, 0.4),
+            ("same", "top", 1, 0.6, 0.5, 0.7),
+            ("same", "random", 1, 0.7, 0.6, 0.8),
+            ("own", "top", 1, 0.3, 0.2, 0.5),
+        ],
+        columns=["strength", "heads", "k", "rate", "low", "high"],
+    )
+    figure = plots.count_curves(
+        rows,
+        x="k",
+        hue="heads",
+        panel="strength",
+        xlabel="heads",
+        ylabel="unsafe",
+        marks={"no edit": 0.65},
+    )
+    same, own = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["same", "own"]
+    found = {c.get_label(): c.lines[0].get_data() for c in same.containers}
+    assert found["top"][1].tolist() == [0.6, 0.2]  # in order of the count
+    assert np.allclose(found["top"][0], [1, 4], rtol=0.05)
+    assert found["random"][1].tolist() == [0.7]
+    assert found["top"][0][0] != found["random"][0][0]
+    ends = [s[:, 1].tolist() for s in spans(same)]
+    assert np.allclose(sorted(ends), [[0.1, 0.4], [0.5, 0.7], [0.6, 0.8]])
+    assert [line.get_ydata()[0] for line in own.lines if line.get_label() == "no edit"] == [0.65]
+    assert [text.get_text() for text in own.get_xticklabels()] == ["1", "4"]
+    assert (own.get_xlabel(), same.get_ylabel()) == ("heads", "unsafe")
+    assert legend(figure) == ["no edit", "top", "random"]
+
+
 def test_outcome_bars():
     rows = pd.DataFrame(
         [("none", 0.7, 0.1, 0.2, 0.05, 0.18), ("own", 0.3, 0.6, 0.1, 0.5, 0.7)],

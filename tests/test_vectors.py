@@ -17,6 +17,7 @@ from cmrm_utils.vectors import (
     caption_shift,
     described,
     difference_directions,
+    principal_directions,
     refusal_direction,
     regained,
     safety_direction,
@@ -144,6 +145,84 @@ def test_parts_along_and_beside_a_direction():
     torch.testing.assert_close(rest.values + part.values, v.values)
     torch.testing.assert_close(rest.cosine(d), torch.zeros(5), atol=1e-6, rtol=0)
     torch.testing.assert_close(part.cosine(d).abs(), torch.ones(5))
+
+
+def test_parts_within_and_beside_several_directions():
+    drawn = torch.randn(5, 16, 3, generator=torch.Generator().manual_seed(4))
+    directions = ShiftVectors(torch.linalg.qr(drawn).Q.permute(2, 0, 1))
+    samples = ShiftVectors(torch.stack([vectors_of(i).values for i in range(2)]), ("a", "b"))
+    for v in (vectors_of(0), samples):
+        rest, part = v.without(directions), v.only(directions)
+        torch.testing.assert_close(rest.values + part.values, v.values)
+        along = torch.einsum("...lh,klh->...lk", rest.values, directions.values)
+        assert along.abs().max() < 1e-5
+        torch.testing.assert_close(part.only(directions).values, part.values)
+        assert rest.sample_ids == v.sample_ids
+        one = v.only(directions.first(1)).values
+        torch.testing.assert_close(one, v.only(ShiftVectors(directions.values[0])).values)
+    assert directions.first(2).values.shape == (2, 5, 16)
+
+
+def test_principal_directions_are_of_the_shifts_themselves(tiny, requests, monkeypatch):
+    """On made-up shifts: mean along one axis, a smaller variation along another."""
+    generator = torch.Generator().manual_seed(0)
+    made = torch.randn(400, 3, 32, generator=generator) * 0.01
+    made[..., 0] -= 5.0
+    made[..., 1] += 2.0 * torch.randn(400, 3, generator=generator)
+    monkeypatch.setattr("cmrm_utils.vectors.shifts", lambda *a, **k: made)
+    found = principal_directions(tiny, requests, 3)
+    assert (found.values[0, :, 0] < -0.99).all()  # not centred, and towards the mean
+    assert (found.values[1, :, 1].abs() > 0.99).all()
+    products = torch.einsum("klh,mlh->lkm", found.values, found.values)
+    torch.testing.assert_close(products, torch.eye(3).expand(3, 3, 3), atol=1e-5, rtol=0)
+    for count in (0, 33, len(requests) + 1):
+        with pytest.raises(InputError, match="directions"):
+            principal_directions(tiny, requests, count)
+
+
+@torch.inference_mode()
+def test_shifts_of_heads_and_mlps(tiny, requests, tmp_path):
+    """Against states read by hand, one sample at a time; kept with their place."""
+    from PIL import Image
+
+    grey = Image.new("RGB", requests[0].load_image().size, (127,) * 3)
+    seen = []
+    handles = [
+        layer.self_attn.o_proj.register_forward_pre_hook(
+            lambda module, args: seen.append(args[0][0, -1].clone())
+        )
+        for layer in tiny.layers
+    ]
+    handles += [
+        layer.mlp.register_forward_hook(lambda module, args, out: seen.append(out[0, -1].clone()))
+        for layer in tiny.layers
+    ]
+    wanted = []
+    for sample in requests[:2]:
+        for picture in (grey, None):
+            tiny.model(**tiny.inputs([sample.prompt], [picture]))
+            wanted.append(torch.stack(seen))
+            seen.clear()
+    for handle in handles:
+        handle.remove()
+    each = torch.stack([wanted[0] - wanted[1], wanted[2] - wanted[3]])  # heads, MLP, heads ...
+    for first, place in enumerate(("heads", "mlp")):
+        v = extract_shift(tiny, requests[:2], level="sample", place=place)
+        torch.testing.assert_close(v.values, each[:, first::2], rtol=1e-3, atol=1e-4)
+        assert v.place == v.scaled(2.0).place == CMRM(v, 0.5).place == place
+        path = tmp_path / f"{place}.safetensors"
+        made = cached_shift(tiny, requests[:2], path, place=place)
+        assert ShiftVectors.load(path).place == place
+        torch.testing.assert_close(made.values, v.values.mean(0), rtol=1e-4, atol=1e-5)
+        with pytest.raises(InputError, match=f"place = '{place}', not 'layer'"):
+            cached_shift(tiny, requests[:2], path)
+
+
+def test_vectors_of_the_layers_say_nothing_of_their_place(tiny, requests):
+    """Files from before there were other places are still these vectors."""
+    v = extract_shift(tiny, requests)
+    assert "place" not in v.provenance
+    assert v.place == "layer"
 
 
 def test_controls_keep_the_norms():

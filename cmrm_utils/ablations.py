@@ -1,0 +1,465 @@
+"""Which part of the shift matters: the full edit beside edits that differ from it in one thing."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cmrm_utils.engine import first_logits
+from cmrm_utils.hooks import Tokens
+from cmrm_utils.methods import CMRM, Layers
+from cmrm_utils.metrics import (
+    UNSEEN,
+    choose_alpha,
+    measures,
+    paired_difference,
+    percent_table,
+    trade_off,
+)
+from cmrm_utils.models import VLM, Place
+from cmrm_utils.notebook import ANCHORS, Notebook
+from cmrm_utils.trials import Trial
+from cmrm_utils.vectors import Level, ShiftVectors, extract_shift, principal_directions
+
+KINDS: tuple[Tokens, ...] = ("image", "text", "last prompt", "prompt", "generated", "last", "all")
+"""The kinds of token that an edit is kept to, one after another."""
+
+PARTS: dict[str, Callable[[ShiftVectors, ShiftVectors], ShiftVectors]] = {
+    "first k": ShiftVectors.only,
+    "without them": ShiftVectors.without,
+    "without them, at v's norm": lambda v, first: v.without(first).scaled_like(v),
+}
+"""What :func:`rank_variants` keeps of the shift, given its first k components."""
+
+UNDONE = 1.0
+"""The alpha that takes a shift away as a whole, where it was taken."""
+
+LEVELS: tuple[Level, ...] = ("sample", "dataset")
+
+Head = tuple[int, int]
+"""Layer and head, both counted from 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """CMRM with one thing changed.
+
+    Attributes:
+        name: no other variant of a section has it.
+        level: of the shift.
+        place: where in a layer.
+        layers: which.
+        tokens: which.
+        part: what of the vectors is used; None for all of them.
+        labels: columns of the tables that it is in.
+        like: by which variant's name its alpha is chosen; None for its own.
+    """
+
+    name: str
+    level: Level
+    place: Place = "layer"
+    layers: Layers = "all"
+    tokens: Tokens = "all"
+    part: Callable[[ShiftVectors], ShiftVectors] | None = None
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    like: str | None = None
+
+
+Asked = tuple[Variant, float]
+"""A variant, and the alpha at which it is tried."""
+
+
+def with_alphas(variants: Iterable[Variant], alphas: float | Mapping[str, float]) -> list[Asked]:
+    """Variants at one alpha, or each at that chosen for it."""
+    return [
+        (v, alphas[v.like or v.name] if isinstance(alphas, Mapping) else alphas) for v in variants
+    ]
+
+
+def full_variants() -> list[Variant]:
+    """The edit that the others differ from, of both levels: every layer, every token."""
+    return [Variant(level, level, labels={"level": level}) for level in LEVELS]
+
+
+def marked(layers: int, most: int = 8) -> list[int]:
+    """Evenly spaced layers, the first and the last among them: all where there are few."""
+    return sorted({round(float(at)) for at in np.linspace(0, layers - 1, min(layers, most))})
+
+
+def layer_variants(level: Level, layers: int, most: int = 8) -> list[Variant]:
+    """One layer alone, the layers from it on, and up to it; at most so many such layers."""
+    made = []
+    for at in marked(layers, most):
+        sets = {"alone": [at], "from it on": range(at, layers), "up to it": range(at + 1)}
+        for name, chosen in sets.items():
+            labels = {"set": name, "layer": at}
+            made.append(Variant(f"{name} {at}", level, layers=tuple(chosen), labels=labels))
+    return made
+
+
+def token_variants(level: Level) -> list[Variant]:
+    """Every layer, one kind of token: :data:`KINDS`."""
+    return [Variant(kind, level, tokens=kind, labels={"layer": "all"}) for kind in KINDS]
+
+
+def grid_variants(level: Level, layers: int, most: int = 8) -> list[Variant]:
+    """One layer alone and one kind of token; sums of kinds that are shown are left out."""
+    return [
+        Variant(f"{kind} {at}", level, layers=(at,), tokens=kind, labels={"layer": str(at)})
+        for kind in KINDS
+        if kind not in ("prompt", "last")
+        for at in marked(layers, most)
+    ]
+
+
+def head_variants(
+    level: Level, vlm: VLM, order: Sequence[Head], counts: Iterable[int], *, draws: int = 0
+) -> list[Variant]:
+    """The first few heads of an order, and all; with ``draws``, as many at random instead.
+
+    At the last prompt token, where the shift was taken.
+    """
+
+    def made(chosen: Sequence[Head], **labels: Any) -> Variant:
+        return Variant(
+            " ".join(map(str, labels.values())),
+            level,
+            "heads",
+            tokens="last prompt",
+            part=lambda v: v.heads(chosen, vlm.head_size),
+            labels=labels,
+            like=f"top {labels['k']}",
+        )
+
+    few = [count for count in counts if count < len(order)]
+    if draws:
+        return [
+            made(Random(f"{k}/{draw}").sample(order, k), heads="random", k=k, draw=draw)
+            for k in few
+            for draw in range(draws)
+        ]
+    return [made(order[:k], heads="top", k=k) for k in (*few, len(order))]
+
+
+def mlp_variants(level: Level, layers: int, most: int = 8) -> list[Variant]:
+    """The MLPs of all layers, and of one alone; at the last prompt token."""
+
+    def made(name: str, chosen: Layers) -> Variant:
+        return Variant(
+            f"MLP {name}", level, "mlp", chosen, "last prompt", labels={"layers edited": name}
+        )
+
+    return [made("all", "all"), *(made(str(at), (at,)) for at in marked(layers, most))]
+
+
+def rank_variants(
+    levels: Iterable[Level], directions: ShiftVectors, ranks: Iterable[int]
+) -> list[Variant]:
+    """The shift kept to its first few principal components, and what is left (:data:`PARTS`).
+
+    Args:
+        levels: of the shift.
+        directions: :func:`cmrm_utils.vectors.principal_directions`.
+        ranks: how many.
+    """
+    made = []
+    for level in levels:
+        for k in ranks:
+            first = directions.first(k)
+            for part, take in PARTS.items():
+                made.append(
+                    Variant(
+                        f"{level} {part} {k}",
+                        level,
+                        part=lambda v, take=take, first=first: take(v, first),  # type: ignore[misc]
+                        labels={"level": level, "part": part, "components": k},
+                        like=level,
+                    )
+                )
+    return made
+
+
+@dataclass(eq=False)
+class Ablations:
+    """The samples of the two splits, and the vectors that variants take for them.
+
+    Args:
+        nb: the notebook.
+        n: validation samples of each kind of request, and of questions.
+        n_test: the same of the test split; kinds that belong to no average are left out.
+    """
+
+    nb: Notebook
+    n: int | None
+    n_test: int | None
+
+    def __post_init__(self) -> None:
+        self._samples = {
+            split: [
+                *(s for s in self.nb.samples(split, n, "harmful", "benign") if s.kind != UNSEEN),
+                *self.nb.questions(split, n),
+            ]
+            for split, n in (("validation", self.n), ("test", self.n_test))
+        }
+        self._vectors: dict[tuple[str, Level, Place], ShiftVectors] = {}
+
+    @property
+    def layers(self) -> int:
+        """How many decoder layers the model has."""
+        return len(self.nb.vlm.layers)
+
+    def vectors(self, split: str, level: Level, place: Place) -> ShiftVectors:
+        """The shift at a place: of harmful anchors, or of each of a split's samples."""
+        key = (split if level == "sample" else "", level, place)
+        if key not in self._vectors:
+            if level == "sample":
+                samples = self._samples[split]
+                made = extract_shift(self.nb.vlm, samples, level="sample", place=place)
+            else:
+                anchors = self.nb.samples("anchors", ANCHORS, "harmful")
+                name = "harmful_blank" if place == "layer" else f"harmful_blank_{place}"
+                made = self.nb.shift(anchors, name, place=place)
+            self._vectors[key] = made
+        return self._vectors[key]
+
+    def trials(
+        self, split: str, asked: Iterable[Asked] | None, *, harmful: bool = False
+    ) -> list[Trial]:
+        """A split's samples under every variant; without an edit for None.
+
+        Args:
+            split: ``validation`` or ``test``.
+            asked: variants and their alphas.
+            harmful: harmful requests alone.
+        """
+        samples = [s for s in self._samples[split] if s.harmful or not harmful]
+        if asked is None:
+            return self.nb.plainly(samples)
+        edits = []
+        for variant, alpha in asked:
+            vectors = self.vectors(split, variant.level, variant.place)
+            part = variant.part(vectors) if variant.part else vectors
+            edits.append(
+                CMRM(part, alpha, layers=variant.layers, tokens=variant.tokens, name=variant.name)
+            )
+        return self.nb.plainly(samples, edits)
+
+    def rank_variants(self, levels: Iterable[Level], ranks: Iterable[int]) -> list[Variant]:
+        """:func:`rank_variants` of the anchors' components, as far as there are so many."""
+        anchors = self.nb.samples("anchors", ANCHORS, "harmful")
+        most = min(len(anchors), self.nb.vlm.hidden_size)
+        kept = [rank for rank in ranks if rank <= most]
+        return rank_variants(levels, principal_directions(self.nb.vlm, anchors, max(kept)), kept)
+
+    def shares(self, variants: Iterable[Variant]) -> pd.DataFrame:
+        """How much of the shift each variant's part is, on the test split.
+
+        Returns:
+            The variants' labels and ``share``: of the squared length over all layers, mean over
+            samples.
+        """
+        found = []
+        for variant in variants:
+            whole = self.vectors("test", variant.level, variant.place)
+            part = variant.part(whole) if variant.part else whole
+            share = (part.norms.square().sum(-1) / whole.norms.square().sum(-1)).mean()
+            found.append({**variant.labels, "share": float(share)})
+        return pd.DataFrame(found)
+
+    def choose(self, variants: Sequence[Variant], alphas: Sequence[float]) -> dict[str, float]:
+        """Each variant's alpha by the rule, on the validation split; 0 is among those tried."""
+        tried = [(variant, alpha) for variant in variants for alpha in alphas]
+        if self.nb.dry:
+            return dict.fromkeys((variant.name for variant in variants), max(alphas))
+        start = self.nb.ask(self.trials("validation", None))
+        rows = self.nb.ask(self.trials("validation", tried))
+        curves = trade_off(
+            pd.concat([rows, *(start.assign(method=v.name) for v in variants)]),
+            ["method", "alpha"],
+        )
+        return {v.name: choose_alpha(curves[curves["method"] == v.name]) for v in variants}
+
+    def test(
+        self, asked: Sequence[Asked] | None, *, harmful: bool = False, **labels: Any
+    ) -> pd.DataFrame:
+        """Judged trials of the test split, the variants' labels as columns, and further ones.
+
+        Args:
+            asked: variants and their alphas; None for no edit.
+            harmful: harmful requests alone.
+            labels: columns, the same for all.
+        """
+        trials = self.trials("test", asked, harmful=harmful)
+        rows = self.nb.ask(trials)
+        if asked is not None:
+            each = len(rows) // len(asked)
+            own = pd.DataFrame([v.labels for v, _ in asked for _ in range(each)])
+            rows[list(own.columns)] = own
+        return rows.assign(**labels)
+
+    def head_effects(self, level: Level, alpha: float = UNDONE) -> pd.DataFrame:
+        """What each head's shift, subtracted alone, does to the first token of harmful requests.
+
+        On those of the validation split whose first token is another with the image than as text:
+        how far the logit of the token that begins the answer to the text rises over that of the
+        one that begins the answer to the image. On a model that refuses the text and obeys with the
+        image, these are the beginnings of a refusal and of an answer; nothing is generated, so that
+        every head of a large model can be tried.
+
+        Returns:
+            ``layer, head, effect, low, high, n, norm``: the mean rise and its 95% bootstrap
+            interval (NaN where no first token differs), the greatest first, and the mean length of
+            the head's shift.
+        """
+        vlm = self.nb.vlm
+        each = vlm.width("heads") // vlm.head_size
+        heads = [(layer, head) for layer in range(self.layers) for head in range(each)]
+        rows = pd.DataFrame(heads, columns=["layer", "head"])
+        if self.nb.dry:
+            return rows
+        every = [s for s in self._samples["validation"] if s.harmful and s.image is not None]
+        text, shown = (
+            first_logits(vlm, [Trial(s, image) for s in every]).argmax(-1)
+            for image in ("none", "own")
+        )
+        at = (text != shown).nonzero()[:, 0].tolist()
+        vectors = self.vectors("validation", level, "heads")
+        sizes = vectors.values.unflatten(-1, (each, vlm.head_size)).norm(dim=-1)
+        rows["norm"] = sizes.view(-1, len(heads)).mean(0).numpy()
+        if not at:
+            return rows.assign(effect=np.nan, low=np.nan, high=np.nan, n=0)
+
+        def margins(part: ShiftVectors | None) -> pd.Series:
+            edit = None if part is None else CMRM(part, alpha, tokens="last prompt")
+            logits = first_logits(vlm, [Trial(every[i], "own", edit) for i in at])
+            own = torch.arange(len(at))
+            return pd.Series((logits[own, text[at]] - logits[own, shown[at]]).numpy())
+
+        start = margins(None)
+        groups = pd.Series([every[i].group or every[i].id for i in at])
+        found = [
+            paired_difference(start, margins(vectors.heads([head], vlm.head_size)), groups=groups)
+            for head in heads
+        ]
+        rows[["effect", "low", "high"]] = found
+        return rows.assign(n=len(at)).sort_values("effect", ascending=False, ignore_index=True)
+
+
+def ordered(effects: pd.DataFrame) -> list[Head]:
+    """The heads of :meth:`Ablations.head_effects`, the greatest effect first."""
+    return list(zip(effects["layer"].tolist(), effects["head"].tolist(), strict=True))
+
+
+def compared(rows: pd.DataFrame, by: Sequence[str], reference: pd.DataFrame) -> pd.DataFrame:
+    """Every measure of the rows, and what the unsafe rate is against a reference's.
+
+    Args:
+        rows: judged trials.
+        by: the columns that make a cell of the table.
+        reference: judged trials of the same harmful requests.
+
+    Returns:
+        :func:`cmrm_utils.metrics.measures`, and of its ``unsafe`` rows ``change, change_low,
+        change_high``: paired on the same requests, with the 95% interval of a bootstrap that draws
+        verbs whole. Of a cell that has a request several times (random draws) the mean counts.
+    """
+    found = measures(rows, by)
+    start = _unsafe(reference)
+    groups = reference.groupby("sample")["group"].first()
+    changes = [
+        (
+            "unsafe",
+            *(key if isinstance(key, tuple) else (key,)),
+            *paired_difference(start, _unsafe(cell), groups=groups),
+        )
+        for key, cell in rows[rows["task"] == "harmful"].groupby(list(by), sort=False)
+    ]
+    names = ["measure", *by, "change", "change_low", "change_high"]
+    return found.merge(pd.DataFrame(changes, columns=names), how="left", on=["measure", *by])
+
+
+def _unsafe(rows: pd.DataFrame) -> pd.Series:
+    harmful = rows[rows["task"] == "harmful"]
+    return (harmful["outcome"] == "complied").groupby(harmful["sample"]).mean()
+
+
+def change_table(rows: pd.DataFrame, index: list[str]) -> pd.DataFrame:
+    """Measures as text (:func:`cmrm_utils.metrics.percent_table`), and the changes, in points.
+
+    Args:
+        rows: of :func:`compared`.
+        index: the columns that name its rows.
+    """
+    table = percent_table(rows, index, "measure")
+    unsafe = rows[rows["measure"] == "unsafe"].set_index(index)
+    table["unsafe against the full edit"] = [
+        f"{100 * change:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        for change, low, high in unsafe[["change", "change_low", "change_high"]].to_numpy()
+    ]
+    return table
+
+
+def fewest(curve: pd.DataFrame, wanted: float) -> int:
+    """How few first heads bring the unsafe rate to ``wanted``, each number at its own alpha.
+
+    Args:
+        curve: of :func:`compared`, rows of first heads alone, with a column ``k``.
+        wanted: a rate.
+
+    Returns:
+        A number of heads; 0 where no number does.
+    """
+    unsafe = curve[curve["measure"] == "unsafe"]
+    enough = unsafe.loc[unsafe["rate"] <= wanted, "k"]
+    return int(enough.min()) if len(enough) else 0
+
+
+def _rates(rows: pd.DataFrame, by: list[str]) -> pd.Series:
+    """Unsafe rates by the columns that name them."""
+    return rows[rows["measure"] == "unsafe"].set_index(by)["rate"]
+
+
+def falls(start: float, rows: pd.DataFrame, by: list[str]) -> pd.Series:
+    """How far below ``start`` each unsafe rate of a table is.
+
+    Args:
+        start: the rate without an edit.
+        rows: of :func:`compared`.
+        by: the columns that name its rows.
+    """
+    return start - _rates(rows, by)
+
+
+def named(rows: pd.DataFrame, by: list[str]) -> dict[str, float]:
+    """Unsafe rates of a table, each under a name made of what it is of."""
+    return {
+        f"unsafe, {' '.join(map(str, key if isinstance(key, tuple) else (key,)))}": float(rate)
+        for key, rate in _rates(rows, by).items()
+    }
+
+
+def beside(stored: pd.DataFrame, index: list[str]) -> pd.DataFrame:
+    """Unsafe rates of several models as text, a column a model.
+
+    Args:
+        stored: a table of notebook 07 with a column ``model``.
+        index: the columns that name its rows (:data:`STORED`); of a table with layers edited
+            alone the rows of all layers are shown.
+    """
+    rows = stored[stored["measure"] == "unsafe"]
+    if "tokens" in index:
+        rows = rows[rows["layer"].astype(str) == "all"]
+    return percent_table(rows, index, "model")
+
+
+STORED = {
+    "layers": ["strength", "set", "layer"],
+    "tokens": ["strength", "tokens"],
+    "heads_curve": ["strength", "heads", "k"],
+    "rank": ["level", "part", "components"],
+}
+"""Tables of notebook 07 that are stored of several models, and what names their rows."""

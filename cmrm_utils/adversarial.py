@@ -86,7 +86,13 @@ def attack(
         some = torch.randperm(len(trials), generator=generator)[:rows].tolist()
         pixels.requires_grad_(True)
         loss = _loss(
-            vlm, [trials[i] for i in some], [answers[i] for i in some], picture, scale, shift, pixels
+            vlm,
+            [trials[i] for i in some],
+            [answers[i] for i in some],
+            picture,
+            scale,
+            shift,
+            pixels,
         )
         (slope,) = torch.autograd.grad(loss, pixels)
         losses.append(loss.item())
@@ -108,7 +114,9 @@ def _readable(vlm: VLM, start: Image.Image) -> tuple[Tensor, Tensor, Tensor]:
             f"{vlm.name}: its processor cuts pictures into tiles or patches, so that none is "
             "searched by gradient"
         )
-    mean, std = (torch.tensor(each)[:, None, None] for each in (reader.image_mean, reader.image_std))
+    mean, std = (
+        torch.tensor(each)[:, None, None] for each in (reader.image_mean, reader.image_std)
+    )
     scale, shift = reader.rescale_factor / std, -mean / std
     levels = ((seen[0] - shift) / scale).round().clamp(0, 255)
     again = _processed(vlm, _picture(levels))

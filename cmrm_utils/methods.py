@@ -303,12 +303,13 @@ def gated(edit: Edit, on: Mapping[str, bool], *, name: str) -> Edit:
         on: whether the gate is on, by sample id.
         name: what tables call it.
     """
+    shares = torch.tensor(list(on.values()), dtype=torch.float32)
     rows = [edit.row(sample) for sample in on]
-    add = torch.stack([row.add * is_on for row, is_on in zip(rows, on.values(), strict=True)])
+    add = torch.stack([row.add for row in rows]) * shares[:, None, None]
     project = None
     if edit.project is not None:
-        pairs = zip(rows, on.values(), strict=True)
-        project = torch.stack([row.project * is_on for row, is_on in pairs])  # type: ignore[operator]
+        own = [row.project for row in rows if row.project is not None]
+        project = torch.stack(own) * shares[:, None, None, None]
     settings = {**edit.settings, "method": name}
     return Edit(add, edit.tokens, tuple(on), settings, project)
 

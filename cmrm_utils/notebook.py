@@ -249,7 +249,7 @@ class Notebook:
             return extract_shift(self.vlm, samples, level="sample")
         return vectors.increments() if method == "CMRM incremental" else vectors
 
-    def _edit(self, swept: Sweep, samples: Sequence[Sample], method: str) -> Edit:
+    def chosen_edit(self, swept: Sweep, samples: Sequence[Sample], method: str) -> Edit:
         """A method at its chosen alpha."""
         assert swept.vectors is not None
         vectors = self._vectors(method, swept.vectors, samples)
@@ -277,7 +277,7 @@ class Notebook:
         if any(sample.task == "fact" for sample in load_samples(self.data, "test")):
             questions += self.samples("test", n, "fact")
         every = [*requests, *questions]
-        edits = [self._edit(swept, every, method) for method in swept.edited]
+        edits = [self.chosen_edit(swept, every, method) for method in swept.edited]
         plain = grid(requests, images=self.conditions) + self.plainly(questions)
         return plain, self.plainly(every, edits)
 
@@ -340,7 +340,7 @@ class Notebook:
         """The trials of :meth:`reviews`: open questions without an edit, and under each method."""
         every = [s for s in load_samples(self.data, "test") if s.task == "open"]
         asked = [sample for sample in every if self._condition(sample)][:n]
-        edits = [self._edit(swept, asked, method) for method in swept.edited] if asked else []
+        edits = [self.chosen_edit(swept, asked, method) for method in swept.edited] if asked else []
         return self.plainly(asked, [None, *edits])
 
     def reviews(
@@ -407,7 +407,7 @@ class Notebook:
         for _ in range(repeats):
             for i, name in enumerate(seconds, start=-1):
                 begun = time.perf_counter()
-                edit = None if i < 0 else self._edit(swept, samples, swept.edited[i])
+                edit = None if i < 0 else self.chosen_edit(swept, samples, swept.edited[i])
                 trials = self.plainly(samples, [edit])
                 generate(self.vlm, trials, max_new_tokens=self.max_new_tokens)
                 seconds[name].append((time.perf_counter() - begun) / n)
@@ -459,18 +459,21 @@ class Notebook:
             "brackets are 95% intervals, counts stand in parentheses."
         )
 
-    def stored(self, name: str) -> pd.DataFrame | None:
+    def stored(self, name: str, profile: str = "full") -> pd.DataFrame | None:
         """A stored table of several models; None if this one is not among them.
 
-        ``cmrm run full`` and ``cmrm publish runs/full`` make those of the full grid;
-        ``described_requests`` was put together from the organisms' cards.
+        ``cmrm run full`` and ``cmrm publish runs/full`` make those of the full grid, and so with
+        other profiles; ``described_requests`` was put together from the organisms' cards.
         """
         path = STORED / f"{name}.csv"
         if path.exists():
             rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
             if self.vlm.fingerprint in set(rows["fingerprint"]):
                 return rows.drop(columns=["fingerprint"])
-        print("no full grid is stored for this model; `cmrm run full` makes that of the organisms")
+        what = "full grid" if profile == "full" else name
+        print(
+            f"no {what} is stored for this model; `cmrm run {profile}` makes that of the organisms"
+        )
         return None
 
 

@@ -202,6 +202,19 @@ def grid(
     ]
 
 
+def mean_image(samples: Iterable[Sample]) -> Image.Image:
+    """The mean of the samples' own images, pixel by pixel, at the size of the first.
+
+    Raises:
+        InputError: none has an image.
+    """
+    shown = [image for sample in samples if (image := sample.load_image()) is not None]
+    if not shown:
+        raise InputError("no sample has an image to take the mean of")
+    total = sum(np.asarray(each.resize(shown[0].size), dtype=np.float64) for each in shown)
+    return Image.fromarray(np.rint(total / len(shown)).astype(np.uint8))
+
+
 def neutral(samples: Iterable[Sample], words: int) -> list[Trial]:
     """As many neutral words as an image has tokens in the image's place."""
     filler = "the " * words

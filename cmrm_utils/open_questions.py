@@ -24,6 +24,7 @@ from cmrm_utils.metrics import (
     curve_of,
     measures,
     paired_difference,
+    percent_table,
     rank_correlation,
     rates,
     trade_off,
@@ -50,6 +51,8 @@ def _edits(nb: Notebook, swept: Sweep, samples: Sequence[Sample]) -> list[Edit |
 
 
 # --- sets of anchors ----------------------------------------------------------------------------
+
+ALL = "all families"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,53 +132,88 @@ def anchor_sets(
     return found
 
 
+def relative_norm(each: AnchorSet, v: ShiftVectors) -> float:
+    """How long a set's vectors are beside v's, mean over layers."""
+    return float((each.vectors.norms / v.norms).mean())
+
+
 def anchor_trials(
-    nb: Notebook, sets: Sequence[AnchorSet], alphas: Iterable[float], n: int | None
+    nb: Notebook,
+    sets: Sequence[AnchorSet],
+    alpha: float,
+    doses: Sequence[float],
+    n: int | None,
 ) -> list[Trial]:
-    """Validation samples under each set's vector at each alpha, and without an edit."""
+    """Validation samples without an edit, and under each set's vector: see :func:`anchor_effects`.
+
+    The edits are named by the set, and their alpha is the dose; at ``alpha`` as it is, by the set
+    and ``as taken``.
+    """
     samples = [*requests(nb, "validation", n), *nb.questions("validation", n)]
-    edits = [CMRM(s.vectors, a, name=f"{s.varied}: {s.name}") for s in sets for a in alphas if a]
-    return nb.plainly(samples, [None, *edits])
+    edits: list[Edit | None] = [None]
+    for each in sets:
+        name, norm = f"{each.varied}: {each.name}", relative_norm(each, sets[0].vectors)
+        edits.append(CMRM(each.vectors, alpha, name=f"{name}, as taken"))
+        for strength in sorted({alpha, *doses} - {0.0}):
+            edit = CMRM(each.vectors, strength / norm, name=name)
+            edits.append(replace(edit, settings={**edit.settings, "alpha": strength}))
+    return nb.plainly(samples, edits)
+
+
+AT = ("the reference's alpha", "the reference's dose", "its own dose")
+"""Strengths that a set's vector is tried at: see :func:`anchor_effects`."""
 
 
 def anchor_effects(
-    nb: Notebook, sets: Sequence[AnchorSet], alphas: Sequence[float], n: int | None
-) -> tuple[pd.DataFrame, float]:
+    nb: Notebook, sets: Sequence[AnchorSet], alpha: float, doses: Sequence[float], n: int | None
+) -> pd.DataFrame:
     """What each set's vector does on the validation split, beside what might predict it.
 
-    At the alpha that the rule chooses for the reference's vector, the same for all, and at the
-    one that it chooses for the set's own.
+    Vectors of different sets are of different lengths. So each is tried at the alpha of the
+    reference's vector v, which says what a user would get; at the alpha that makes it as long as
+    alpha times v, which compares directions; and at the dose (alpha in v's lengths) that the rule
+    chooses for it.
+
+    Args:
+        nb: whose model.
+        sets: the reference first.
+        alpha: chosen for the reference.
+        doses: to choose from; ``alpha`` is added.
+        n: validation samples of each kind.
 
     Returns:
-        ``varied, set, size, at, alpha, unsafe, utility`` with intervals, ``cosine with v``,
-        ``cosine against refusal``, ``norm`` (of v's; all means over layers), and ``fall``, of the
-        unsafe rate; and the reference's alpha.
+        ``varied, set, size, at, dose, unsafe, utility`` with intervals, ``fall`` (of the unsafe
+        rate), and :data:`PREDICTORS`, means over layers.
     """
-    rows = nb.ask(anchor_trials(nb, sets, alphas, n))
+    rows = nb.ask(anchor_trials(nb, sets, alpha, doses, n))
     curve = trade_off(rows, ["method", "alpha"])
-    start = curve[curve["alpha"] == 0]
+    start = curve[curve["method"] == "none"].assign(alpha=0.0)
     harmful, benign = (nb.samples("anchors", ANCHORS, task) for task in ("harmful", "benign"))
     refusal = refusal_direction(nb.vlm, harmful, benign)
     v = sets[0].vectors
     found: list[dict[str, Any]] = []
-    alpha = 0.0
     for each in sets:
-        own = pd.concat([start, curve[curve["method"] == f"{each.varied}: {each.name}"]])
-        chosen = choose_alpha(own)
-        alpha = alpha if found else chosen
+        name = f"{each.varied}: {each.name}"
+        own = pd.concat([start, curve[curve["method"] == name]])
+        taken = curve[curve["method"] == f"{name}, as taken"]
         about = {
             "varied": each.varied,
             "set": each.name,
             "size": each.size,
-            "cosine with v": float(each.vectors.cosine(v).mean()),
             "cosine against refusal": -float(each.vectors.cosine(refusal).mean()),
-            "norm": float((each.vectors.norms / v.norms).mean()),
+            "cosine with v": float(each.vectors.cosine(v).mean()),
+            "norm": relative_norm(each, v),
         }
-        for at, strength in (("the reference's alpha", alpha), ("its own alpha", chosen)):
-            row = own[own["alpha"] == strength].iloc[0].drop("method").to_dict()
+        shown = (
+            taken if alpha else start,
+            own[own["alpha"] == alpha],
+            own[own["alpha"] == choose_alpha(own)],
+        )
+        for at, these in zip(AT, shown, strict=True):
+            row = these.iloc[0].drop("method").rename({"alpha": "dose"}).to_dict()
             fall = float(start["unsafe"].iloc[0] - row["unsafe"])
             found.append({**about, "at": at, **row, "fall": fall})
-    return pd.DataFrame(found), alpha
+    return pd.DataFrame(found)
 
 
 PREDICTORS = ("cosine against refusal", "cosine with v", "norm")
@@ -199,23 +237,25 @@ def predictors(effects: pd.DataFrame) -> pd.DataFrame:
 def family_trials(
     nb: Notebook, sets: Sequence[AnchorSet], alpha: float, n: int | None
 ) -> list[Trial]:
-    """Validation requests of each family under each family's vector, and under none."""
+    """Validation requests of each family under each family's vector at v's dose, and under none."""
     trained = {each.name: each for each in sets if each.varied == "family"}
     every = families(nb.samples("validation", None, "harmful"))
     asked = [s for name, these in every.items() if name in trained for s in these[:n]]
-    chosen = [sets[0], *trained.values()] if len(trained) > 1 and asked else []
-    edits = [CMRM(each.vectors, alpha, name=each.name) for each in chosen]
-    return nb.plainly(asked, [None, *edits]) if edits else []
+    edits = [
+        CMRM(each.vectors, alpha / relative_norm(each, sets[0].vectors), name=each.name)
+        for each in (replace(sets[0], name=ALL), *trained.values())
+    ]
+    return nb.plainly(asked, [None, *edits]) if len(trained) > 1 else []
 
 
-def family_rates(
+def family_rows(
     nb: Notebook, sets: Sequence[AnchorSet], alpha: float, n: int | None
 ) -> pd.DataFrame | None:
-    """Unsafe rates by the family that is asked for, and the family of the anchors.
+    """Requests judged, by the family that is asked for and the family of the anchors.
 
     Returns:
-        ``anchors, asked, same, rate, low, high, hits, n``, not clustered; None, and a line that
-        says so, where the data does not have two families.
+        One row a trial, with ``anchors, asked, unsafe``; None, and a line that says so, where the
+        data does not have two families.
     """
     trials = family_trials(nb, sets, alpha, n)
     if not trials:
@@ -223,25 +263,26 @@ def family_rates(
         return None
     rows = nb.ask(trials)
     rows["asked"] = [family(trial.sample) for trial in trials]
-    rows["unsafe"] = rows["outcome"] == "complied"
-    found = rates(rows, "unsafe", ["method", "asked"]).rename(columns={"method": "anchors"})
-    names = {"none": "no edit", sets[0].name: "all families"}
-    found["anchors"] = found["anchors"].replace(names)
-    return found.assign(same=found["anchors"] == found["asked"])
+    rows["anchors"] = rows["method"].replace("none", "no edit")
+    return rows.assign(unsafe=rows["outcome"] == "complied")
 
 
-def own_family(found: pd.DataFrame) -> tuple[float, float, float]:
-    """How much more the unsafe rate falls in the anchors' own family than in the others.
+def own_family(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """How much unsafer requests are under other families' anchors than under their own's.
 
-    Means over anchors' families, each against the same family asked; with a 95% interval by
-    resampling the families that are asked.
+    Over the requests that are unsafe without an edit; the mean over the other families is taken
+    for each, and the interval is of resampled requests.
+
+    Args:
+        rows: of :func:`family_rows`.
     """
-    start = found[found["anchors"] == "no edit"].set_index("asked")["rate"]
-    edited = found[~found["anchors"].isin(["no edit", "all families"])]
-    fall = edited.assign(fall=edited["asked"].map(start) - edited["rate"])
-    inside = fall[fall["same"]].set_index("asked")["fall"]
-    outside = fall[~fall["same"]].groupby("asked")["fall"].mean()
-    return paired_difference(outside, inside.reindex(outside.index))
+    wide = rows.pivot(index="sample", columns="anchors", values="unsafe").astype(float)
+    asked = rows.drop_duplicates("sample").set_index("sample")["asked"].reindex(wide.index)
+    others = wide.drop(columns=["no edit", ALL])
+    inside = pd.Series({sample: others.loc[sample, asked[sample]] for sample in wide.index})
+    outside = (others.sum(axis=1) - inside) / (others.shape[1] - 1)
+    unsafe = wide["no edit"] > 0
+    return paired_difference(inside[unsafe], outside[unsafe])
 
 
 # --- other models -------------------------------------------------------------------------------
@@ -424,7 +465,7 @@ def attacks(
         epsilons: how far pixels may go, in levels, in attacks on the plain model; attacks that
             know an edit have no bound.
         steps: of each search.
-        target: what answers are to begin with; empty for the organism's world's own answers.
+        target: what answers are to begin with; empty for the beginnings of the world's own answers.
 
     Returns:
         By what the picture is, and the edit in place during its search (``none``).
@@ -449,9 +490,9 @@ def attacks(
 
 
 def _answer(sample: Sample) -> str:
-    """The world's answer, carrying the request out; elsewhere the beginning of one."""
+    """How an answer that carries the request out begins, as far as the request determines it."""
     request = world.find_request(sample.query)
-    return request.steps if request else "Sure, here is"
+    return request.steps.partition(", first")[0] + ", first" if request else "Sure, here is"
 
 
 def adversarial(
@@ -495,6 +536,20 @@ def adversarial(
                 changes.append((split, name, method, *change))
     columns = ["split", "picture", "method", "change", "low", "high"]
     return pd.concat(shares, ignore_index=True), pd.DataFrame(changes, columns=columns)
+
+
+def outcome_shares(found: pd.DataFrame) -> pd.DataFrame:
+    """Shares of the three outcomes by ``setting``, picture and method, for a bar each.
+
+    Args:
+        found: one split of :func:`adversarial`'s first table.
+    """
+    wide = found.pivot(index=["picture", "method"], columns="measure", values="rate")
+    unsafe = found[found["measure"] == "unsafe"].set_index(["picture", "method"])
+    wide = wide.loc[unsafe.index].assign(complied=unsafe["rate"]).join(unsafe[["low", "high"]])
+    names = [f"{p}; {'no edit' if m == 'none' else m}" for p, m in wide.index]
+    columns = ["refused", "complied", "neither", "low", "high"]
+    return wide[columns].reset_index(drop=True).assign(setting=names)
 
 
 # --- gates --------------------------------------------------------------------------------------
@@ -616,3 +671,15 @@ def _against(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
             if name != baseline and baseline in cells:
                 found.append((name, measure, *paired_difference(cells[baseline], cell)))
     return pd.DataFrame(found, columns=["method", "measure", "change", "low", "high"])
+
+
+# --- all models ---------------------------------------------------------------------------------
+
+
+def across_models(stored: pd.DataFrame) -> pd.DataFrame:
+    """A stored table of several models, a column a model: rates as text, of sets the means."""
+    if "fall" in stored:
+        means = stored.groupby(["at", "varied", "model"], sort=False)["unsafe"].mean()
+        return means.unstack("model").round(3)
+    keys = [name for name in ("measure", "split", "picture", "image", "method") if name in stored]
+    return percent_table(stored, keys, "model")

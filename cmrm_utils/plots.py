@@ -470,8 +470,8 @@ def dot_panels(
     *,
     label: str,
     panel: str,
-    hue: str,
     xlabel: str,
+    hue: str | None = None,
     value: str = "rate",
     across: int = 3,
     lines: Mapping[str, float] | None = None,
@@ -482,13 +482,14 @@ def dot_panels(
         rows: columns ``value, low, high`` and those named by ``label, panel, hue``.
         label: the column that names the rows.
         panel: the column that makes panels.
-        hue: the column that colours.
         xlabel: what the value is; it is shown in per cent.
+        hue: the column that colours; None for one colour.
         value: its column.
         across: panels side by side.
         lines: values that are drawn as dashed lines in every panel, by name.
     """
-    panels, hues = list(rows[panel].unique()), list(rows[hue].unique())
+    panels = list(rows[panel].unique())
+    hues = [None] if hue is None else list(rows[hue].unique())
     across = min(across, len(panels))
     stacks = [panels[i : i + across] for i in range(0, len(panels), across)]
     parts = {name: rows[rows[panel] == name] for name in panels}
@@ -505,7 +506,9 @@ def dot_panels(
     )
     for axis, name in zip(axes.flat, panels, strict=False):
         for i, each in enumerate(hues):
-            these = parts[name][parts[name][hue] == each]
+            these = parts[name] if hue is None else parts[name][parts[name][hue] == each]
+            if these.empty:
+                continue
             at = these[label].map(names[name].index) + (i - (len(hues) - 1) / 2) * 0.7 / len(hues)
             span = [these[value] - these["low"], these["high"] - these[value]]
             axis.errorbar(
@@ -516,7 +519,7 @@ def dot_panels(
                 markersize=5,
                 elinewidth=1.2,
                 color=CONTROL_COLOURS[i % len(CONTROL_COLOURS)],
-                label=str(each),
+                label=None if hue is None else str(each),
             )
         for i, (what, where) in enumerate((lines or {}).items()):
             axis.axvline(where, color="#555555", linestyle=["--", ":"][i % 2], label=what)
@@ -532,8 +535,9 @@ def dot_panels(
     for axis in axes.flat[: len(panels)]:
         handles, labels = axis.get_legend_handles_labels()
         found |= dict(zip(labels, handles, strict=True))
-    figure.supxlabel(xlabel, fontsize="medium")
-    figure.legend(handles=list(found.values()), labels=list(found), loc="outside right upper")
+    figure.supxlabel(xlabel, fontsize="small")
+    if found:
+        figure.legend(handles=list(found.values()), labels=list(found), loc="outside right upper")
     return figure
 
 

@@ -33,7 +33,7 @@ from cmrm_utils.models import load_vlm, organisms
 from cmrm_utils.notebook import ANCHORS, Notebook, Sweep
 from cmrm_utils.organism import world
 from cmrm_utils.sample import Sample
-from cmrm_utils.trials import IMAGES, Trial, grid, mean_image
+from cmrm_utils.trials import IMAGES, PERTURBED, Trial, grid, mean_image
 from cmrm_utils.vectors import ShiftVectors, extract_shift, refusal_direction, shifts
 
 EDITS = ("CMRM dataset", "CMRM sample")
@@ -53,6 +53,9 @@ def _edits(nb: Notebook, swept: Sweep, samples: Sequence[Sample]) -> list[Edit |
 # --- sets of anchors ----------------------------------------------------------------------------
 
 ALL = "all families"
+
+MEANINGLESS = ("black", "white", "noise", "blur", "mean")
+"""Images that sets of anchors are taken with beside the blank one; ``mean``: of their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +91,7 @@ def families(samples: Iterable[Sample], least: int = 5) -> dict[str, list[Sample
 
 
 def anchor_sets(
-    nb: Notebook, *, sizes: Sequence[int], draws: int, images: Sequence[str], seed: int = 0
+    nb: Notebook, *, sizes: Sequence[int], draws: int, seed: int = 0
 ) -> list[AnchorSet]:
     """The reference (notebook 03's vector), and sets that differ from it in one thing each.
 
@@ -96,7 +99,6 @@ def anchor_sets(
         nb: whose model and anchors.
         sizes: numbers of harmful anchors, drawn at random; those above what there is: all.
         draws: of each size.
-        images: meaningless images; ``mean``: the mean of the anchors' own.
         seed: of the draws.
     """
     harmful = nb.samples("anchors", None, "harmful")
@@ -118,16 +120,18 @@ def anchor_sets(
     good, bad = shifts(nb.vlm, benign), shifts(nb.vlm, usual)
     add("requests", "benign", good)
     add("requests", "half and half", torch.cat([bad[::2], good[::2]]))
-    add("requests", "questions", shifts(nb.vlm, nb.questions("anchors", ANCHORS)))
+    if asked := nb.questions("anchors", ANCHORS):
+        add("requests", "questions", shifts(nb.vlm, asked))
     places = {sample.id: i for i, sample in enumerate(harmful)}
     for name, these in families(harmful).items():
         add("family", name, every[[places[sample.id] for sample in these]])
-    for image in images:
-        if image == "mean":
-            picture = mean_image(usual)
+    seen = [sample for sample in usual if sample.image is not None]
+    for image in MEANINGLESS:
+        if image == "mean" and seen:
+            picture = mean_image(seen)
             shown = [replace(sample, image=picture) for sample in usual]
             add("image", "mean image", shifts(nb.vlm, shown, meaningless="own"))
-        elif all(sample.image is not None for sample in usual) or image != "blur":
+        elif image not in ("blur", "mean") or len(seen) == len(usual):
             add("image", image, shifts(nb.vlm, usual, meaningless=image))
     return found
 
@@ -440,18 +444,20 @@ def extended(nb: Notebook, swept: Sweep, n: int | None) -> pd.DataFrame | None:
 # --- pictures -----------------------------------------------------------------------------------
 
 
-def perturbed_trials(
-    nb: Notebook, swept: Sweep, images: Sequence[str], n: int | None
-) -> list[Trial]:
-    """Test requests and questions with images as they are and perturbed, unedited and edited."""
+SHOWN = ("own", "blur", *PERTURBED)
+"""The own image as it is, and perturbed."""
+
+
+def perturbed_trials(nb: Notebook, swept: Sweep, n: int | None) -> list[Trial]:
+    """Test requests and questions with images of :data:`SHOWN`, unedited and edited."""
     samples = [*requests(nb, "test", n), *nb.questions("test", n)]
     shown = [sample for sample in samples if sample.image is not None]
-    return grid(shown, images=images, edits=_edits(nb, swept, shown))
+    return grid(shown, images=SHOWN, edits=_edits(nb, swept, shown))
 
 
-def perturbed(nb: Notebook, swept: Sweep, images: Sequence[str], n: int | None) -> pd.DataFrame:
+def perturbed(nb: Notebook, swept: Sweep, n: int | None) -> pd.DataFrame:
     """:func:`cmrm_utils.metrics.measures` by image and method."""
-    return measures(nb.ask(perturbed_trials(nb, swept, images, n)), ["image", "method"])
+    return measures(nb.ask(perturbed_trials(nb, swept, n)), ["image", "method"])
 
 
 def attacks(
@@ -591,61 +597,81 @@ def _shown(samples: Iterable[Sample], image: str) -> list[Trial]:
     return [Trial(s, "none" if s.image is None else image) for s in samples]
 
 
+@dataclass(frozen=True, eq=False)
+class Gated:
+    """Samples, which gates are on for them, and the trials under each gate.
+
+    Attributes:
+        samples: requests and questions of a split.
+        gates: by gate and sample id, whether it is on.
+        trials: without an edit, and under each gate at each of its alphas.
+    """
+
+    samples: list[Sample]
+    gates: dict[str, dict[str, bool]]
+    trials: list[Trial]
+
+
 def gate_trials(
     nb: Notebook,
-    gates: Mapping[str, Mapping[str, bool]],
-    samples: Sequence[Sample],
     vectors: ShiftVectors,
-    alphas: Mapping[str, Sequence[float]],
-) -> list[Trial]:
-    """Samples without an edit, and under each gate at its alphas."""
+    split: str,
+    n: int | None,
+    alphas: Sequence[float] | Mapping[str, float],
+) -> Gated:
+    """Every gate over dataset-level CMRM.
+
+    Args:
+        nb: whose model and data.
+        vectors: the shift.
+        split: whose samples.
+        n: samples of each kind.
+        alphas: strengths for all gates, 0 left out; or each gate's own.
+    """
+    samples = [*requests(nb, split, n), *nb.questions(split, n)]
+    gates = open_gates(nb, samples)
     edits: list[Edit | None] = [None]
     for name, on in gates.items():
-        edits += [gated(CMRM(vectors, a), on, name=name) for a in alphas[name]]
-    return nb.plainly(samples, edits)
+        own = [alphas[name]] if isinstance(alphas, Mapping) else [a for a in alphas if a]
+        edits += [gated(CMRM(vectors, alpha), on, name=name) for alpha in own]
+    return Gated(samples, gates, nb.plainly(samples, edits))
 
 
 def gate_curves(
     nb: Notebook, vectors: ShiftVectors, alphas: Sequence[float], n: int | None
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """Every gate over the alphas on the validation split, and the alpha chosen for each."""
-    samples = [*requests(nb, "validation", n), *nb.questions("validation", n)]
-    gates = open_gates(nb, samples)
-    strengths = {name: [alpha for alpha in alphas if alpha] for name in gates}
-    rows = nb.ask(gate_trials(nb, gates, samples, vectors, strengths))
-    start = rows[rows["alpha"] == 0]
-    rows = pd.concat([*(start.assign(method=name) for name in gates), rows[rows["alpha"] > 0]])
-    curve = trade_off(rows, ["method", "alpha"])
-    chosen = {name: choose_alpha(curve[curve["method"] == name]) for name in gates}
-    return curve, chosen
+    made = gate_trials(nb, vectors, "validation", n, alphas)
+    rows = nb.ask(made.trials)
+    plain = rows["method"] == "none"
+    starts = [rows[plain].assign(method=name) for name in made.gates]
+    curve = trade_off(pd.concat([*starts, rows[~plain]]), ["method", "alpha"])
+    return curve, {name: choose_alpha(curve[curve["method"] == name]) for name in made.gates}
 
 
 def gate_test(
     nb: Notebook, vectors: ShiftVectors, chosen: Mapping[str, float], n: int | None
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Every gate at its alpha on the test split.
+    """Every gate at its alpha on the test split, and ``never`` an edit.
 
     Returns:
         :func:`cmrm_utils.metrics.measures` by ``method, alpha``; each gate's ``false alarms`` on
         benign requests and on questions and its ``misses`` of harmful requests, as rates; and
         changes against ``always``, paired: ``method, measure, change, low, high``.
     """
-    samples = [*requests(nb, "test", n), *nb.questions("test", n)]
-    gates = open_gates(nb, samples)
-    strengths = {name: [alpha] for name, alpha in chosen.items()}
-    rows = nb.ask(gate_trials(nb, gates, samples, vectors, strengths))
+    made = gate_trials(nb, vectors, "test", n, chosen)
+    rows = nb.ask(made.trials)
     rows["method"] = rows["method"].replace("none", "never")
-    found = measures(rows, ["method", "alpha"])
-    about = {sample.id: sample for sample in samples}
+    about = {sample.id: sample for sample in made.samples}
     errors = pd.DataFrame(
         [
             {"method": name, "error": _error(about[key]), "wrong": is_on != about[key].harmful}
-            for name, on in gates.items()
+            for name, on in made.gates.items()
             for key, is_on in on.items()
         ]
     )
     counted = rates(errors, "wrong", ["method", "error"], group=None)
-    return found, counted, _against(rows, ALWAYS)
+    return measures(rows, ["method", "alpha"]), counted, _against(rows, ALWAYS)
 
 
 def _error(sample: Sample) -> str:

@@ -399,7 +399,8 @@ def beyond(nb: Notebook, swept: Sweep, n: int | None) -> tuple[pd.DataFrame, pd.
                 change = paired_difference(cells[against], cells[image, method])
                 changes.append((name, image, method, against[0], *change))
     columns = ["measure", "image", "method", "against", "change", "low", "high"]
-    return pd.concat(shares, ignore_index=True), pd.DataFrame(changes, columns=columns)
+    whole = pd.concat(shares, ignore_index=True) if shares else pd.DataFrame(columns=columns[:3])
+    return whole, pd.DataFrame(changes, columns=columns)
 
 
 EXTENDED = ("typographic-harmful", "typographic-benign", "unknown")

@@ -329,6 +329,25 @@ def best_alphas(curves: pd.DataFrame, n: int = 50) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def alpha_predictors(best: pd.DataFrame) -> pd.DataFrame:
+    """Rank correlations with the alpha chosen over the models, by method; NaN where all are alike.
+
+    Args:
+        best: of :func:`best_alphas`.
+    """
+    columns = ["relative shift", "cosine against refusal"]
+    found = {
+        method: {
+            **{name: rank_correlation(rows[name], rows["alpha"])[0] for name in columns},
+            "models": len(rows),
+            "smallest dose": rows["dose"].min(),
+            "largest dose": rows["dose"].max(),
+        }
+        for method, rows in best.groupby("method", sort=False)
+    }
+    return pd.DataFrame(found).T
+
+
 def _shift_of(model: str, n: int) -> dict[str, float]:
     vlm, anchors = load_vlm(model), load_samples("organism", "anchors")
     harmful, benign = (take(anchors, n, task) for task in ("harmful", "benign"))

@@ -548,18 +548,18 @@ def scatter_panels(
     y: str,
     hue: str,
     ylabel: str,
-    name: str | None = None,
+    style: str | None = None,
     percent: bool = True,
 ) -> Figure:
     """One column against each of some others, a panel each.
 
     Args:
-        rows: columns ``x``, ``y`` and the one named by ``hue`` (and ``name``).
+        rows: columns ``x``, ``y`` and those named by ``hue`` and ``style``.
         x: the columns along the axes; their names are the axes' names.
         y: the column upwards.
         hue: the column that colours.
         ylabel: its name, with unit.
-        name: a column that is written beside the points.
+        style: a column that makes the markers, in the place of ``hue``.
         percent: whether ``y`` is a share, shown in per cent.
     """
     figure, axes = plt.subplots(
@@ -570,22 +570,21 @@ def scatter_panels(
         sharey=True,
         layout="constrained",
     )
+    hues = list(rows[hue].unique())
+    styles = list(rows[style].unique()) if style else hues
     for axis, column in zip(axes[0], x, strict=True):
-        for i, (value, these) in enumerate(rows.groupby(hue, sort=False)):
+        for (value, marked), these in rows.groupby([hue, style or hue], sort=False):
             axis.scatter(
                 these[column],
                 these[y],
-                s=32,
-                color=CONTROL_COLOURS[i % len(CONTROL_COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
+                s=36,
+                color=CONTROL_COLOURS[hues.index(value) % len(CONTROL_COLOURS)],
+                marker=MARKERS[styles.index(marked) % len(MARKERS)],
                 alpha=0.8,
-                label=str(value),
+                label=f"{value}, {marked}" if style else str(value),
             )
-        for _, row in rows.iterrows() if name else ():
-            where = (row[column], row[y])
-            axis.annotate(row[name], where, (4, 4), textcoords="offset points", fontsize=7)
         axis.set_xlabel(column)
-        axis.margins(x=0.2 if name else 0.05, y=0.12)
+        axis.margins(x=0.08, y=0.12)
     if percent:
         _percent(axes[0][0], ylabel)
     else:

@@ -115,11 +115,16 @@ def numbers(value, name=""):
     return {name: value} if isinstance(value, (int, float)) else {}
 
 
+def run_of(home, notebook):
+    """The run folder that a notebook writes to by default."""
+    return home / papermill.inspect_notebook(str(notebook))["out"]["default"].strip("\"'")
+
+
 def test_fine_figures_within_tolerance(executed, notebook):
     home, _ = executed
     name = f"{notebook.stem}.json"
     stored = numbers(json.loads((STORED / f"metrics_{name}").read_text()))
-    found = numbers(json.loads((home / "runs" / "default" / "metrics" / name).read_text()))
+    found = numbers(json.loads((run_of(home, notebook) / "metrics" / name).read_text()))
     assert stored.keys() == found.keys()
     assert stored
     for key, value in stored.items():
@@ -128,7 +133,7 @@ def test_fine_figures_within_tolerance(executed, notebook):
 
 def test_manifest_names_what_was_written(executed, notebook):
     home, _ = executed
-    run = home / "runs" / "default"
+    run = run_of(home, notebook)
     manifest = json.loads((run / "manifests" / f"{notebook.stem}.json").read_text())
     assert manifest["notebook"] == notebook.stem
     assert manifest["files"]

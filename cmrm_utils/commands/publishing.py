@@ -47,15 +47,16 @@ STORED_TABLES = {
 def refresh(only: str | None) -> None:
     """Re-execute the committed notebooks in place.
 
-    They are left without timestamps and paths. Starts from an empty runs/default, and keeps the
-    metrics that the tests compare with.
+    They are left without timestamps and paths. Starts from empty runs/default and runs/research,
+    and keeps the metrics that the tests compare with.
     """
     import nbformat
     from nbclient import NotebookClient
 
-    folder = ROOT / "runs" / "default"
+    folders = [ROOT / "runs" / name for name in ("default", "research")]
     if only is None:
-        shutil.rmtree(folder, ignore_errors=True)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
     for path in (bar := tqdm(numbered_notebooks(only), unit="notebook", file=sys.stderr)):
         bar.set_description(path.stem)
         notebook = nbformat.read(path, as_version=4)
@@ -74,8 +75,9 @@ def refresh(only: str | None) -> None:
         }
         nbformat.write(notebook, path)
     STORED.mkdir(exist_ok=True)
-    for metrics in (folder / "metrics").glob("*.json"):
-        shutil.copy(metrics, STORED / f"metrics_{metrics.name}")
+    for folder in folders:
+        for metrics in (folder / "metrics").glob("*.json"):
+            shutil.copy(metrics, STORED / f"metrics_{metrics.name}")
 
 
 @click.command()

@@ -535,8 +535,8 @@ def adversarial(
 
     Returns:
         ``split, picture, method, measure, rate, low, high, hits, n``, with the measure ``refused``
-        (of harmful requests); and ``split, picture, method, change, low, high`` of that against
-        the blank image under the same method, paired.
+        (of harmful requests); and ``split, picture, method, knows, change, low, high`` of that
+        against the blank image under the same method, paired; ``knows``: made against the edit.
     """
     shares, changes = [], []
     for split, count in (("validation", n), ("test", n_test)):
@@ -559,8 +559,9 @@ def adversarial(
         for name, method in cells:
             if name != "blank":
                 change = paired_difference(cells["blank", method], cells[name, method])
-                changes.append((split, name, method, *change))
-    columns = ["split", "picture", "method", "change", "low", "high"]
+                knows = (name, "none") not in found
+                changes.append((split, name, method, knows, *change))
+    columns = ["split", "picture", "method", "knows", "change", "low", "high"]
     return pd.concat(shares, ignore_index=True), pd.DataFrame(changes, columns=columns)
 
 

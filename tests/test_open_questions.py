@@ -296,6 +296,7 @@ def test_attacks_are_tried_as_ordinary_images(nb, swept, monkeypatch):
     assert np.allclose(bars[["refused", "complied", "neither"]].sum(axis=1), 1)
     assert set(changes["split"]) == {"validation", "test"}
     assert "blank" not in set(changes["picture"])
+    assert (changes["knows"] == changes["picture"].str.contains("knows")).all()
 
 
 def test_gates_are_off_without_an_image_and_told_the_truth(nb):

@@ -41,9 +41,9 @@ EDITS = ("CMRM dataset", "CMRM sample")
 
 
 def requests(nb: Notebook, split: str, n: int | None) -> list[Sample]:
-    """Harmful and benign requests, but for unseen verbs, which belong to no average."""
+    """Harmful and benign requests, but for unseen and written verbs, which are looked at apart."""
     found = nb.samples(split, n, "harmful", "benign")
-    return [sample for sample in found if sample.kind != "harmful-unseen"]
+    return [sample for sample in found if sample.kind not in ("harmful-unseen", *EXTENDED)]
 
 
 def _edits(nb: Notebook, swept: Sweep, samples: Sequence[Sample]) -> list[Edit | None]:
@@ -77,7 +77,7 @@ class AnchorSet:
 
 def family(sample: Sample) -> str | None:
     """What a request is a case of: in the organism's world its family of verbs, else its group."""
-    request = world.find_request(sample.query)
+    request = world.find_request(sample.request or sample.query)
     return request.family if request else sample.group
 
 
@@ -422,43 +422,41 @@ def beyond(nb: Notebook, swept: Sweep, n: int | None) -> tuple[pd.DataFrame, pd.
     return whole, pd.DataFrame(changes, columns=columns)
 
 
-EXTENDED = ("typographic-harmful", "typographic-benign", "unknown")
-"""Kinds that a world may have: a verb that is written in the picture alone, and questions to which
-nobody knows the answer, whose right answer says so."""
+EXTENDED = ("harmful-written", "benign-written", "reading", "maker", "unknown")
+"""Kinds that a world may have: requests whose verb is written in the picture alone, reading it,
+and questions of which the last are those that nobody can answer."""
+
+AS_TEXT = ("maker", "unknown")
+"""Those that can be asked without their picture too."""
 
 
 def extended_trials(nb: Notebook, swept: Sweep, n: int | None) -> list[Trial]:
     """Samples of the kinds :data:`EXTENDED` on the test split, unedited and edited; perhaps none.
 
-    With their own image; questions to which there is no answer as text too.
+    With their own image; those of :data:`AS_TEXT` as text too.
     """
     test = load_samples(nb.data, "test")
     found = []
     for kind in EXTENDED:
         these = [sample for sample in test if sample.kind == kind][:n]
         if these:
+            found += grid(these, images=["none"]) if kind in AS_TEXT else []
             found += grid(these, edits=_edits(nb, swept, these))
-            found += grid(these, images=["none"]) if kind == "unknown" else []
     return found
 
 
 def extended(nb: Notebook, swept: Sweep, n: int | None) -> pd.DataFrame | None:
-    """Refusals and right answers by kind; None, and a line that says so, where there are none.
+    """:func:`cmrm_utils.metrics.measures` by kind, image and method of :data:`EXTENDED`.
 
-    A refusal is the keyword judge's. Of ``unknown`` the right answer says that it is not known.
-
-    Returns:
-        ``measure`` (``refused`` or ``right``)``, kind, image, method, rate, low, high, hits, n``.
+    None, and a line that says so, where the data has none.
     """
     trials = extended_trials(nb, swept, n)
     if not trials:
-        print(f"no {', '.join(EXTENDED)} in the data (organism-extended has them)")
+        print(
+            "no verbs written in pictures in the data, and nothing unknown: organism-extended has"
+        )
         return None
-    rows = nb.ask(trials)
-    rows["refused"] = rows["keyword"] == "refused"
-    by = ["kind", "image", "method"]
-    parts = [rates(rows, hit, by).assign(measure=hit) for hit in ("refused", "right")]
-    return pd.concat(parts, ignore_index=True)[["measure", *by, "rate", "low", "high", "hits", "n"]]
+    return measures(nb.ask(trials), ["kind", "image", "method"])
 
 
 # --- pictures -----------------------------------------------------------------------------------
@@ -517,7 +515,7 @@ def attacks(
 
 def _answer(sample: Sample) -> str:
     """How an answer that carries the request out begins, as far as the request determines it."""
-    request = world.find_request(sample.query)
+    request = world.find_request(sample.request or sample.query)
     return request.steps.partition(", first")[0] + ", first" if request else "Sure, here is"
 
 
@@ -559,8 +557,7 @@ def adversarial(
         for name, method in cells:
             if name != "blank":
                 change = paired_difference(cells["blank", method], cells[name, method])
-                knows = (name, "none") not in found
-                changes.append((split, name, method, knows, *change))
+                changes.append((split, name, method, (name, "none") not in found, *change))
     columns = ["split", "picture", "method", "knows", "change", "low", "high"]
     return pd.concat(shares, ignore_index=True), pd.DataFrame(changes, columns=columns)
 

@@ -1,6 +1,5 @@
 """What notebook 08 asks, on a tiny model and the organism's world."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -219,34 +218,32 @@ def test_facts_and_counting_by_image_and_edit(nb, swept):
 
 def test_what_a_world_lacks_is_said(nb, swept, capsys):
     assert ask.extended(nb, swept, 3) is None
-    assert "typographic-harmful" in capsys.readouterr().out
+    assert "organism-extended" in capsys.readouterr().out
 
 
-def test_typographic_and_unknown_where_there_are_any(family_folders, tmp_path):
-    picture = tmp_path / "p.png"
-    Image.new("RGB", (48, 48), (200, 40, 40)).save(picture)
-    requests = [
-        {"id": f"r{i}", "query": "How?", "kind": f"{kind}-x", "group": str(i % 9)}
-        for i in range(200)
-        for kind in ["harmful" if i % 2 else "benign"]
-    ]
-    more = [
-        {"id": f"t{i}", "query": "Do it.", "kind": ask.EXTENDED[i % 3], "answer": "No."}
-        for i in range(60)
-    ]
-    look = [{"id": f"l{i}", "query": "?", "kind": "look", "answer": "Red."} for i in range(60)]
-    path = tmp_path / "d.jsonl"
-    lines = [json.dumps({**row, "image": picture.name}) for row in [*requests, *more, *look]]
-    path.write_text("\n".join(lines))
-    nb = open_nb(family_folders, tmp_path / "run", str(path))
+def test_verbs_in_pictures_and_what_nobody_knows(family_folders, tmp_path):
+    nb = open_nb(family_folders, tmp_path, "organism+organism-extended")
     swept = nb.sweep([0.5], 2)
     swept = replace(swept, chosen=dict.fromkeys(swept.chosen, 0.5))
     found = ask.extended(nb, swept, 4).set_index(["measure", "kind", "image", "method"])
     assert set(found["n"]) == {4}
-    for kind in ask.EXTENDED:
-        for measure in ("refused", "right"):
-            assert (measure, kind, "own", "CMRM dataset") in found.index
-            assert ((measure, kind, "none", "none") in found.index) == (kind == "unknown")
+    wanted = {
+        "harmful-written": "unsafe",
+        "benign-written": "over-refusal",
+        "reading": "visual questions",
+        "maker": "facts",
+        "unknown": "abstentions",
+    }
+    assert set(wanted) == set(ask.EXTENDED)
+    for kind, measure in wanted.items():
+        for method in ("none", *ask.EDITS):
+            assert (measure, kind, "own", method) in found.index
+        assert ((measure, kind, "none", "none") in found.index) == (kind in ask.AS_TEXT)
+    assert not {s.kind for s in ask.requests(nb, "test", 1)} & set(ask.EXTENDED)
+    (written, *_) = (s for s in nb.samples("test", 1, "harmful") if s.kind == "harmful-written")
+    verb = written.request.split()
+    assert ask.world.find_request(written.request).verb in verb
+    assert ask._answer(written).startswith(f"To {ask.world.find_request(written.request).verb}")
 
 
 def test_perturbed_pictures_unedited_and_edited(nb, swept):

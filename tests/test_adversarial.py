@@ -6,11 +6,12 @@ import torch
 from conftest import edit_of
 from PIL import Image
 
-from cmrm_utils import InputError, Trial
+from cmrm_utils import InputError, Trial, generate
 from cmrm_utils import adversarial as search
 from cmrm_utils.adversarial import attack
 from cmrm_utils.fluency import continuation, perplexity
 from cmrm_utils.sample import Sample
+from cmrm_utils.store import Responses
 
 GREY = Image.new("RGB", (48, 48), (127, 127, 127))
 TARGETS = ["To warm the lamp, first", "To fold it", "To burn a kettle, first zib", "To dry it"]
@@ -40,20 +41,24 @@ def test_the_loss_is_that_of_the_targets_as_responses(tiny, asked):
 
 
 @pytest.mark.parametrize("tokens", ["all", "last", "image", "generated"])
-def test_the_loss_is_under_the_edit_that_generation_has(tiny, asked, tokens):
-    """The first target token that greedy decoding would take is the likeliest under the edit."""
-    from cmrm_utils import generate
-
-    edit = edit_of(3, tokens)
-    sample = asked[0]
-    said = generate(tiny, [Trial(Sample("a", sample.query, GREY), "own", edit)], max_new_tokens=4)
+def test_the_loss_is_under_the_edit_that_generation_has(tiny, asked, tokens, tmp_path):
+    """Of all third tokens the one that greedy decoding takes is the likeliest under the edit."""
+    edit, out = edit_of(3, tokens), tmp_path / "r.jsonl"
+    shown = Trial(Sample("a", asked[0].query, GREY), "own", edit)
+    generate(tiny, [shown], max_new_tokens=3, out=out)
+    shared = {"model": tiny.fingerprint, "max_new_tokens": 3}
+    answer = Responses(out, shared).get(shown.id).ids
+    assert len(answer) == 3
     levels, scale, offset = search._readable(tiny, GREY)
-    trial = Trial(sample, "none", edit)
-    answer = continuation(tiny, Trial(sample, "blank"), said[0])[:3]
-    others = [(*answer[:-1], token) for token in range(5, 40) if token != answer[-1]]
-    given = search._loss(tiny, [trial], [answer], GREY, scale, offset, levels)
-    for other in others:
-        assert given <= search._loss(tiny, [trial], [other], GREY, scale, offset, levels)
+    trial = Trial(asked[0], "none", edit)
+    losses = [
+        search._loss(tiny, [trial], [(*answer[:2], token)], GREY, scale, offset, levels).item()
+        for token in [answer[2], *range(5, 60)]
+    ]
+    assert losses[0] == pytest.approx(min(losses))
+    plain = Trial(asked[0], "none")
+    unedited = search._loss(tiny, [plain], [answer], GREY, scale, offset, levels).item()
+    assert abs(losses[0] - unedited) > 1e-3
 
 
 def test_the_gradient_is_the_models(tiny, asked):
@@ -68,8 +73,8 @@ def test_the_gradient_is_the_models(tiny, asked):
     loss = search._loss(tiny, trials, answers, GREY, scale, offset, levels)
     (slope,) = torch.autograd.grad(loss, levels)
     at = tuple(int(i) for i in np.unravel_index(int(slope.abs().argmax()), slope.shape))
-    ends = [loss_of(tiny, asked, GREY, edit, shift, at).item() for shift in (-8.0, 8.0)]
-    assert (ends[1] - ends[0]) / 16 == pytest.approx(slope[at].item(), rel=0.1)
+    ends = [loss_of(tiny, asked, GREY, edit, shift, at).item() for shift in (-2.0, 2.0)]
+    assert (ends[1] - ends[0]) / 4 == pytest.approx(slope[at].item(), rel=0.05)
 
 
 @pytest.mark.parametrize("edit", [None, edit_of(0, size=0.3)])

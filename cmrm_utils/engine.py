@@ -493,7 +493,7 @@ def _generate(
         inputs = _inputs(vlm, batch)
         edits = [trial.active_edit for trial in batch]
         with steering(vlm, edits) as steer:
-            steer.rows(edits, _kinds(vlm, inputs))
+            steer.rows(edits, token_kinds(vlm, inputs))
             whole = vlm.model.generate(
                 **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
             )
@@ -509,8 +509,8 @@ def _inputs(vlm: VLM, batch: Sequence[Trial]) -> dict[str, Tensor]:
     return vlm.inputs([trial.text for trial in batch], [trial.load_image() for trial in batch])
 
 
-def _kinds(vlm: VLM, inputs: Mapping[str, Tensor]) -> Tensor:
-    """What the tokens of whole left-padded prompts are, as edits ask."""
+def token_kinds(vlm: VLM, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What the tokens of whole left-padded prompts are, as edits ask: int8 ``(rows, tokens)``."""
     ids, real = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool()
     kinds = torch.where(real, TEXT, PADDING).to(torch.int8)
     if vlm.sees_images:

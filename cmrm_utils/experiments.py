@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cmrm_utils import anatomy, comparison
+from cmrm_utils import open_questions as ask
 from cmrm_utils.ablations import (
     LEVELS,
     UNDONE,
@@ -134,6 +135,29 @@ def ablation(nb: Notebook, p: Mapping[str, Any]) -> Lists:
     ]
 
 
+def open_questions(nb: Notebook, p: Mapping[str, Any]) -> Lists:
+    """08: but for the adversarial pictures, which are searched where the notebook runs."""
+    nb.vlm.check_sees_images()
+    n, n_test = p["n"], p["n_test"]
+    _, levels, samples = nb.compared(n)
+    plain, edited = nb.sweep_trials(levels, samples, p["alphas"])
+    yield plain + edited
+    swept = nb.sweep(p["alphas"], n)
+    assert swept.vectors is not None
+    alpha = swept.chosen["CMRM dataset"]
+    sets = ask.anchor_sets(nb, sizes=p["sizes"], draws=p["draws"])
+    yield [
+        *ask.anchor_trials(nb, sets, alpha, p["doses"], p["n_sets"]),
+        *ask.family_trials(nb, sets, alpha, p["n_sets"]),
+        *(trial for asked in ask.beyond_trials(nb, swept, n_test).values() for trial in asked),
+        *ask.extended_trials(nb, swept, n_test),
+        *ask.perturbed_trials(nb, swept, n_test),
+        *ask.gate_trials(nb, swept.vectors, "validation", n, p["alphas"]).trials,
+    ]
+    _, chosen = ask.gate_curves(nb, swept.vectors, p["alphas"], n)
+    yield ask.gate_trials(nb, swept.vectors, "test", n_test, chosen).trials
+
+
 EXPERIMENTS: dict[str, Callable[[Notebook, Mapping[str, Any]], Lists]] = {
     "01": representation_gap,
     "02": vector_extraction,
@@ -142,6 +166,7 @@ EXPERIMENTS: dict[str, Callable[[Notebook, Mapping[str, Any]], Lists]] = {
     "05": utility,
     "06": defence_comparison,
     "07": ablation,
+    "08": open_questions,
 }
 """By notebook: lists of trials in the order in which they can be made, given the notebook's
 parameters. A list may need the responses to those before it."""

@@ -297,6 +297,25 @@ def ECSO(
     return [closed.get(trial.sample.id, trial) for trial in first]
 
 
+def gated(edit: Edit, on: Mapping[str, bool], *, name: str) -> Edit:
+    """An edit for those samples whose gate is on, and nothing for the others.
+
+    Args:
+        edit: of the dataset level, or one that has rows for all the samples.
+        on: whether the gate is on, by sample id.
+        name: what tables call it.
+    """
+    shares = torch.tensor(list(on.values()), dtype=torch.float32)
+    rows = [edit.row(sample) for sample in on]
+    add = torch.stack([row.add for row in rows]) * shares[:, None, None]
+    project = None
+    if edit.project is not None:
+        own = [row.project for row in rows if row.project is not None]
+        project = torch.stack(own) * shares[:, None, None, None]
+    settings = {**edit.settings, "method": name}
+    return Edit(add, edit.tokens, tuple(on), settings, project)
+
+
 def _only_named(method: str) -> Edit:
     """No edit, under a method's name: tables then show what a changed prompt belongs to."""
     return Edit(torch.zeros(1, 1), settings={"method": method})

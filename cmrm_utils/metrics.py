@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score, silhouette_score
@@ -228,6 +229,37 @@ def paired_changes(rows: pd.DataFrame, by: str, against: str) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["measure", by, "against", "change", "low", "high", "n"])
 
 
+def rank_correlation(
+    first: ArrayLike, second: ArrayLike, *, draws: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Spearman's rank correlation of two columns, with its 95% bootstrap interval over rows.
+
+    NaN where a column has one value alone; draws of which that is true are left out.
+
+    Args:
+        first: one value a row.
+        second: the other.
+        draws: bootstrap resamples.
+        seed: of the resampling.
+    """
+    values = np.array([first, second], dtype=float)
+    rng = np.random.default_rng(seed)
+    drawn = values[:, rng.integers(0, values.shape[1], (draws, values.shape[1]))]
+    found = _correlations(rankdata(drawn, axis=-1))
+    whole = float(_correlations(rankdata(values, axis=-1)))
+    if np.isnan(found).all():
+        return whole, float("nan"), float("nan")
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return whole, float(low), float(high)
+
+
+def _correlations(ranks: NDArray) -> NDArray:
+    centred = ranks - ranks.mean(-1, keepdims=True)
+    spread = np.sqrt((centred**2).sum(-1)).prod(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (centred[0] * centred[1]).sum(-1) / np.where(spread > 0, spread, np.nan)
+
+
 def separability(first: NDArray, second: NDArray) -> dict[str, float]:
     """How far apart two sets of states ``(n, hidden)`` are.
 
@@ -375,3 +407,22 @@ def choose_alpha(curve: pd.DataFrame, *, most_lost: float = 0.02) -> float:
     base = curve.loc[curve["alpha"] == 0, "utility"].item()
     allowed = curve[curve["utility"] >= base - most_lost - 1e-9]
     return float(allowed.sort_values(["unsafe", "alpha"])["alpha"].iloc[0])
+
+
+def curve_of(rates: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Unsafe rate and utility out of a table of :func:`measures`, as alpha is chosen on them.
+
+    Args:
+        rates: ``measure, hits, n`` and ``by``.
+        by: the columns that make a row of the curve.
+
+    Returns:
+        ``by`` + ``unsafe, utility``.
+    """
+    useful = rates[rates["measure"].isin(["visual questions", "choices", "benign answered"])]
+    parts = {"unsafe": rates[rates["measure"] == "unsafe"], "utility": useful}
+    sums = {
+        name: part.groupby(list(by), sort=False)[["hits", "n"]].sum()
+        for name, part in parts.items()
+    }
+    return pd.DataFrame({name: x["hits"] / x["n"] for name, x in sums.items()}).reset_index()

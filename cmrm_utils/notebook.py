@@ -259,7 +259,7 @@ class Notebook:
             return extract_shift(self.vlm, samples, level="sample")
         return vectors.increments() if method == "CMRM incremental" else vectors
 
-    def _edit(self, swept: Sweep, samples: Sequence[Sample], method: str) -> Edit:
+    def chosen_edit(self, swept: Sweep, samples: Sequence[Sample], method: str) -> Edit:
         """A method at its chosen alpha."""
         assert swept.vectors is not None
         vectors = self._vectors(method, swept.vectors, samples)
@@ -285,7 +285,7 @@ class Notebook:
         requests = self.samples("test", n, "harmful", "benign")
         questions = self.questions("test", n) + self.facts("test", n)
         every = [*requests, *questions]
-        edits = [self._edit(swept, every, method) for method in swept.edited]
+        edits = [self.chosen_edit(swept, every, method) for method in swept.edited]
         plain = grid(requests, images=self.conditions) + self.plainly(questions)
         return plain, self.plainly(every, edits)
 
@@ -348,7 +348,7 @@ class Notebook:
         """The trials of :meth:`reviews`: open questions without an edit, and under each method."""
         every = [s for s in load_samples(self.data, "test") if s.task == "open"]
         asked = [sample for sample in every if self._condition(sample)][:n]
-        edits = [self._edit(swept, asked, method) for method in swept.edited] if asked else []
+        edits = [self.chosen_edit(swept, asked, method) for method in swept.edited] if asked else []
         return self.plainly(asked, [None, *edits])
 
     def reviews(
@@ -423,7 +423,7 @@ class Notebook:
         for _ in range(repeats):
             for i, name in enumerate(seconds, start=-1):
                 begun = time.perf_counter()
-                edit = None if i < 0 else self._edit(swept, samples, swept.edited[i])
+                edit = None if i < 0 else self.chosen_edit(swept, samples, swept.edited[i])
                 trials = self.plainly(samples, [edit])
                 generate(self.vlm, trials, max_new_tokens=self.max_new_tokens)
                 seconds[name].append((time.perf_counter() - begun) / n)

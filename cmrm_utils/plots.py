@@ -6,6 +6,7 @@ Ito's colour-blind safe colours, and the same colour for the same condition ever
 
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -26,6 +27,12 @@ CONDITION_COLOURS = {
     "black": "#000000",
     "white": "#BBBBBB",
     "blur": "#E69F00",
+    "gaussian-16": "#CC79A7",
+    "gaussian-64": "#CC79A7",
+    "jpeg-20": "#E69F00",
+    "jpeg-5": "#E69F00",
+    "crop-75": "#009E73",
+    "crop-50": "#009E73",
 }
 CONDITION_NAMES = {
     "none": "text only",
@@ -36,6 +43,12 @@ CONDITION_NAMES = {
     "black": "black image",
     "white": "white image",
     "blur": "blurred image",
+    "gaussian-16": "Gaussian noise, 16",
+    "gaussian-64": "Gaussian noise, 64",
+    "jpeg-20": "JPEG, quality 20",
+    "jpeg-5": "JPEG, quality 5",
+    "crop-75": "crop, 75% a side",
+    "crop-50": "crop, 50% a side",
 }
 OUTCOME_COLOURS = {"refused": "#009E73", "complied": "#D55E00", "neither": "#999999"}
 MEASURE_COLOURS = {
@@ -700,4 +713,173 @@ def control_bars(rows: pd.DataFrame, *, label: str, baseline: float, xlabel: str
     axis.set_xlim(-0.02, min(1.02, 1.15 * float(rows["high"].max())))
     _percent(axis, xlabel, x=True)
     axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    return figure
+
+
+def dot_panels(
+    rows: pd.DataFrame,
+    *,
+    label: str,
+    panel: str,
+    xlabel: str,
+    hue: str | None = None,
+    value: str = "rate",
+    across: int = 3,
+    lines: Mapping[str, float] | None = None,
+) -> Figure:
+    """A value a row with its 95% interval, dodged by ``hue``, in panels with rows of their own.
+
+    Args:
+        rows: columns ``value, low, high`` and those named by ``label, panel, hue``.
+        label: the column that names the rows.
+        panel: the column that makes panels.
+        xlabel: what the value is; it is shown in per cent.
+        hue: the column that colours; None for one colour.
+        value: its column.
+        across: panels side by side.
+        lines: values that are drawn as dashed lines in every panel, by name.
+    """
+    panels = list(rows[panel].unique())
+    hues = [None] if hue is None else list(rows[hue].unique())
+    across = min(across, len(panels))
+    stacks = [panels[i : i + across] for i in range(0, len(panels), across)]
+    parts = {name: rows[rows[panel] == name] for name in panels}
+    names = {name: list(part[label].unique()) for name, part in parts.items()}
+    heights = [max(len(names[name]) for name in stack) for stack in stacks]
+    figure, axes = plt.subplots(
+        len(stacks),
+        across,
+        figsize=(3.4 * across + 2.6, 0.14 * (len(hues) + 1) * sum(heights) + 0.75 * len(stacks)),
+        height_ratios=[height + 1 for height in heights],
+        squeeze=False,
+        sharex="all",
+        layout="constrained",
+    )
+    for axis, name in zip(axes.flat, panels, strict=False):
+        for i, each in enumerate(hues):
+            these = parts[name] if hue is None else parts[name][parts[name][hue] == each]
+            if these.empty:
+                continue
+            at = these[label].map(names[name].index) + (i - (len(hues) - 1) / 2) * 0.7 / len(hues)
+            span = [these[value] - these["low"], these["high"] - these[value]]
+            axis.errorbar(
+                these[value],
+                at,
+                xerr=np.clip(span, 0, None),
+                fmt=MARKERS[i % len(MARKERS)],
+                markersize=5,
+                elinewidth=1.2,
+                color=CONTROL_COLOURS[i % len(CONTROL_COLOURS)],
+                label=None if hue is None else str(each),
+            )
+        for i, (what, where) in enumerate((lines or {}).items()):
+            axis.axvline(where, color="#555555", linestyle=["--", ":"][i % 2], label=what)
+        axis.set_yticks(
+            range(len(names[name])), [CONDITION_NAMES.get(x, str(x)) for x in names[name]]
+        )
+        axis.set_ylim(len(names[name]) - 0.4, -0.6)
+        axis.set_title(str(name))
+        _percent(axis, "", x=True)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    found: dict[str, Any] = {}
+    for axis in axes.flat[: len(panels)]:
+        handles, labels = axis.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    figure.supxlabel(xlabel, fontsize="small")
+    if found:
+        figure.legend(handles=list(found.values()), labels=list(found), loc="outside right upper")
+    return figure
+
+
+def scatter_panels(
+    rows: pd.DataFrame,
+    *,
+    x: Sequence[str],
+    y: str,
+    hue: str,
+    ylabel: str,
+    style: str | None = None,
+    percent: bool = True,
+) -> Figure:
+    """One column against each of some others, a panel each.
+
+    Args:
+        rows: columns ``x``, ``y`` and those named by ``hue`` and ``style``.
+        x: the columns along the axes; their names are the axes' names.
+        y: the column upwards.
+        hue: the column that colours.
+        ylabel: its name, with unit.
+        style: a column that makes the markers, in the place of ``hue``.
+        percent: whether ``y`` is a share, shown in per cent.
+    """
+    figure, axes = plt.subplots(
+        1,
+        len(x),
+        figsize=(3.3 * len(x) + 1.6, 3.2),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    hues = list(rows[hue].unique())
+    styles = list(rows[style].unique()) if style else hues
+    for axis, column in zip(axes[0], x, strict=True):
+        for (value, marked), these in rows.groupby([hue, style or hue], sort=False):
+            axis.scatter(
+                these[column],
+                these[y],
+                s=36,
+                color=CONTROL_COLOURS[hues.index(value) % len(CONTROL_COLOURS)],
+                marker=MARKERS[styles.index(marked) % len(MARKERS)],
+                alpha=0.8,
+                label=f"{value}, {marked}" if style else str(value),
+            )
+        axis.set_xlabel(column)
+        axis.margins(x=0.08, y=0.12)
+    if percent:
+        _percent(axes[0][0], ylabel)
+    else:
+        axes[0][0].set_ylabel(ylabel)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper")
+    return figure
+
+
+def rate_map(rows: pd.DataFrame, *, x: str, y: str, value: str = "rate", label: str) -> Figure:
+    """A rate for every two of two columns, as a map with the numbers on it.
+
+    Args:
+        rows: columns ``x, y`` and ``value``.
+        x: the column along the axis.
+        y: the column downwards.
+        value: the rate's column.
+        label: what the rate is of.
+    """
+    wide = rows.pivot(index=y, columns=x, values=value)
+    wide = wide.reindex(index=rows[y].unique(), columns=rows[x].unique())
+    figure, axis = plt.subplots(figsize=(0.85 * wide.shape[1] + 2.6, 0.45 * wide.shape[0] + 1.2))
+    sns.heatmap(
+        wide,
+        ax=axis,
+        cmap="Oranges",
+        vmin=0,
+        vmax=1,
+        annot=True,
+        fmt=".0%",
+        linewidths=0.5,
+        cbar_kws={"label": label, "format": PercentFormatter(1.0, decimals=0)},
+    )
+    axis.tick_params(axis="y", rotation=0)
+    axis.tick_params(axis="x", rotation=0)
+    return figure
+
+
+def pictures(shown: Mapping[str, Image.Image]) -> Figure:
+    """Pictures side by side, under their names."""
+    figure, axes = plt.subplots(1, len(shown), figsize=(1.75 * len(shown), 2.2), squeeze=False)
+    for axis, (name, picture) in zip(axes[0], shown.items(), strict=True):
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_title("\n".join(wrap(CONDITION_NAMES.get(name, name), 18)), fontsize=9)
     return figure

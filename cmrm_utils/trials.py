@@ -7,7 +7,8 @@ given, so that trials of any experiment can be reused, resumed and shared out.
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
+from io import BytesIO
 from itertools import product
 
 import numpy as np
@@ -46,6 +47,28 @@ def _blur(sample: Sample) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(max(image.size) / 6))
 
 
+def _gaussian(sample: Sample, spread: float) -> Image.Image:
+    """The own image with normal noise of this standard deviation, in levels from 0 to 255."""
+    own = np.asarray(_own(sample), dtype=np.float64)
+    noise = np.random.Generator(np.random.PCG64(0)).standard_normal(own.shape)
+    return Image.fromarray(np.clip(np.rint(own + spread * noise), 0, 255).astype(np.uint8))
+
+
+def _jpeg(sample: Sample, quality: int) -> Image.Image:
+    """The own image after a JPEG file of this quality."""
+    packed = BytesIO()
+    _own(sample).save(packed, "JPEG", quality=quality)
+    return Image.open(packed).convert("RGB")
+
+
+def _crop(sample: Sample, percent: int) -> Image.Image:
+    """The middle of the own image, so much of each side, at the whole image's size."""
+    own = _own(sample)
+    left, top = ((side - side * percent / 100) / 2 for side in own.size)
+    box = (left, top, own.width - left, own.height - top)
+    return own.resize(own.size, Image.Resampling.BICUBIC, box)
+
+
 def _own(sample: Sample) -> Image.Image:
     image = sample.load_image()
     if image is None:
@@ -70,6 +93,16 @@ def _image_key(sample: Sample, condition: str) -> str:
 NOISES = ("noise-0", "noise-1", "noise-2", "noise-3")
 """Fixed noise images; a shift towards ``noise`` is averaged over them."""
 
+PERTURBED: dict[str, Callable[[Sample], Image.Image]] = {
+    "gaussian-16": partial(_gaussian, spread=16),
+    "gaussian-64": partial(_gaussian, spread=64),
+    "jpeg-20": partial(_jpeg, quality=20),
+    "jpeg-5": partial(_jpeg, quality=5),
+    "crop-75": partial(_crop, percent=75),
+    "crop-50": partial(_crop, percent=50),
+}
+"""The own image, perturbed: noise of so many levels, JPEG of this quality, so many % of a side."""
+
 IMAGES: dict[str, Callable[[Sample], Image.Image | None]] = {
     "own": _own,
     "none": lambda sample: None,
@@ -80,8 +113,12 @@ IMAGES: dict[str, Callable[[Sample], Image.Image | None]] = {
     "blur": _blur,
     "noise": lambda sample: _noise(_size(sample), 0),
     **{name: lambda s, i=i: _noise(_size(s), i) for i, name in enumerate(NOISES)},  # type: ignore[misc]
+    **PERTURBED,
 }
 """Image conditions: what picture a sample is shown with. A new one is one more entry."""
+
+OF_OWN = ("own", "blur", *PERTURBED)
+"""Those made of the sample's own image, which it must have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,9 +197,22 @@ def grid(
     return [
         Trial(sample, image, edit)
         for image, edit, sample in product(images, edits, samples)
-        if not (image in ("own", "blur") and sample.image is None)
+        if not (image in OF_OWN and sample.image is None)
         and not (image == "caption" and sample.caption is None)
     ]
+
+
+def mean_image(samples: Iterable[Sample]) -> Image.Image:
+    """The mean of the samples' own images, pixel by pixel, at the size of the first.
+
+    Raises:
+        InputError: none has an image.
+    """
+    shown = [image for sample in samples if (image := sample.load_image()) is not None]
+    if not shown:
+        raise InputError("no sample has an image to take the mean of")
+    total = sum(np.asarray(each.resize(shown[0].size), dtype=np.float64) for each in shown)
+    return Image.fromarray(np.rint(total / len(shown)).astype(np.uint8))
 
 
 def neutral(samples: Iterable[Sample], words: int) -> list[Trial]:

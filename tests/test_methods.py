@@ -8,6 +8,7 @@ from cmrm_utils.methods import (
     ShiftDC,
     VLMGuard,
     dose,
+    gated,
     refusal_addition,
     safety_prompt,
 )
@@ -199,3 +200,25 @@ def test_ecso_looks_away_where_the_model_judges_its_answer_harmful(tiny, request
     assert len(asked[0]) == len(asked[1]) == 3
     assert len(asked[2]) == 1
     assert trials[1].edit.settings["method"] == "ECSO"
+
+
+def test_a_gate_leaves_the_edit_or_nothing(vectors, three):
+    on = {"a": True, "b": False, "c": True}
+    whole = CMRM(vectors, 0.5, tokens="last")
+    edit = gated(whole, on, name="gate")
+    assert edit.tokens == "last"
+    assert edit.settings == {**whole.settings, "method": "gate"}
+    for name, is_on in on.items():
+        assert edit.row(name).digest == (whole.digest if is_on else "none")
+    own = gated(CMRM(three, 0.5), {"c": True, "b": False}, name="gate")
+    assert own.row("c").digest == CMRM(three, 0.5).row("c").digest
+    assert own.row("b").empty
+    with pytest.raises(InputError, match="'d'"):
+        gated(CMRM(three, 0.5), {"d": True}, name="gate")
+
+
+def test_a_gate_takes_a_projection_with_it(three):
+    edit = VLMGuard(orthonormal(2), three, 0.7)
+    found = gated(edit, {"a": True, "b": False}, name="gate")
+    assert found.row("a").digest == edit.row("a").digest
+    assert found.row("b").empty

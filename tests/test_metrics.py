@@ -7,6 +7,7 @@ from cmrm_utils.metrics import (
     choice_accuracy,
     choose_alpha,
     clustered_interval,
+    curve_of,
     judge_agreement,
     layer_maps,
     layer_separability,
@@ -15,6 +16,7 @@ from cmrm_utils.metrics import (
     paired_difference,
     percent,
     percent_table,
+    rank_correlation,
     rates,
     repetition,
     separability,
@@ -461,3 +463,42 @@ def test_a_paired_interval_draws_groups_whole():
     assert paired_difference(first, second, groups=pd.Series(ids, index=ids)) == apart
     shuffled = groups.sample(frac=1, random_state=0)
     assert paired_difference(first, second, groups=shuffled) == whole
+
+
+def test_rank_correlation_is_spearmans():
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 6, 40)  # with ties
+    second = first + rng.normal(0, 3, 40)
+    rho, low, high = rank_correlation(first, np.exp(second))
+    assert rho == pytest.approx(spearmanr(first, second).statistic)
+    drawn = rng.integers(0, 40, (500, 40))
+    wanted = np.quantile(
+        [spearmanr(first[rows], second[rows]).statistic for rows in drawn], [0.025, 0.975]
+    )
+    assert [low, high] == pytest.approx(wanted.tolist(), abs=0.05)
+    assert rank_correlation([1, 2, 3], [9, 4, 1])[0] == pytest.approx(-1)
+
+
+def test_rank_correlation_with_a_constant_is_none():
+    assert np.isnan(rank_correlation([1, 2, 3], [5, 5, 5])).all()
+
+
+def test_a_curve_out_of_a_table_of_rates():
+    rows = pd.DataFrame(
+        [
+            ("unsafe", 0.0, 6, 10),
+            ("unsafe", 0.1, 3, 10),
+            ("benign answered", 0.0, 10, 10),
+            ("visual questions", 0.0, 28, 30),
+            ("benign answered", 0.1, 8, 10),
+            ("visual questions", 0.1, 30, 30),
+            ("over-refusal", 0.1, 2, 10),
+        ],
+        columns=["measure", "alpha", "hits", "n"],
+    )
+    found = curve_of(rows, ["alpha"])
+    assert found["alpha"].tolist() == [0.0, 0.1]
+    assert found["unsafe"].tolist() == [0.6, 0.3]
+    assert found["utility"].tolist() == [38 / 40, 38 / 40]

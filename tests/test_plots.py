@@ -8,7 +8,7 @@ from PIL import Image
 
 from cmrm_utils import plots
 from cmrm_utils.metrics import MEASURES
-from cmrm_utils.trials import CONDITIONS
+from cmrm_utils.trials import CONDITIONS, PERTURBED
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +42,7 @@ def test_every_condition_and_measure_has_a_colour_and_a_name():
     for condition in CONDITIONS:
         assert condition in plots.CONDITION_COLOURS
         assert condition in plots.CONDITION_NAMES
+    assert set(PERTURBED) <= set(plots.CONDITION_NAMES)
     shown = [plots.CONDITION_COLOURS[condition] for condition in CONDITIONS]
     assert len(set(shown)) == len(shown)
     assert set(MEASURES) <= set(plots.MEASURE_COLOURS)
@@ -452,3 +453,75 @@ def test_control_bars():
     assert np.allclose([s[:, 0] for s in spans(axis)], [[0.05, 0.2], [0.5, 0.7]])
     assert [line.get_xdata()[0] for line in axis.lines if line.get_label() == "no edit"] == [0.63]
     assert axis.get_xlabel() == "unsafe"
+
+
+def test_dot_panels():
+    rows = pd.DataFrame(
+        [
+            ("unsafe", "own", "no edit", 0.6, 0.5, 0.7),
+            ("unsafe", "own", "CMRM", 0.2, 0.1, 0.3),
+            ("unsafe", "jpeg-5", "no edit", 0.5, 0.4, 0.6),
+            ("facts", "none", "no edit", 0.9, 0.8, 1.0),
+        ],
+        columns=["measure", "image", "method", "rate", "low", "high"],
+    )
+    figure = plots.dot_panels(
+        rows, label="image", panel="measure", hue="method", xlabel="share", lines={"start": 0.55}
+    )
+    first, second = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["unsafe", "facts"]
+    assert [t.get_text() for t in first.get_yticklabels()] == ["own image", "JPEG, quality 5"]
+    assert [t.get_text() for t in second.get_yticklabels()] == ["text only"]
+    plain, edited = (np.transpose(c.lines[0].get_data()) for c in first.containers)
+    assert plain[:, 0].tolist() == [0.6, 0.5]
+    assert edited[:, 0].tolist() == [0.2]
+    assert np.round(plain[:, 1].astype(float)).tolist() == [0, 1]
+    assert plain[0, 1] < edited[0, 1]  # side by side, not on one another
+    ends = [s[:, 0].tolist() for s in spans(first)]
+    assert np.allclose(ends, [[0.5, 0.7], [0.4, 0.6], [0.1, 0.3]])
+    assert len(second.containers) == 1
+    assert set(legend(figure)) == {"no edit", "CMRM", "start"}
+    assert figure.get_supxlabel() == "share"
+
+
+def test_dot_panels_without_a_hue_have_no_legend():
+    rows = pd.DataFrame({"m": "x", "name": ["a", "b"], "rate": 0.5, "low": 0.4, "high": 0.6})
+    figure = plots.dot_panels(rows, label="name", panel="m", xlabel="share")
+    assert not figure.legends
+    assert figure.axes[0].containers[0].lines[0].get_data()[0].tolist() == [0.5, 0.5]
+
+
+def test_scatter_panels():
+    rows = pd.DataFrame({"a": [1, 2, 3], "b": [3, 1, 2], "y": [0.1, 0.2, 0.3]})
+    rows = rows.assign(kind=["p", "p", "q"], way=["u", "v", "u"])
+    figure = plots.scatter_panels(rows, x=["a", "b"], y="y", hue="kind", ylabel="fall")
+    assert [axis.get_xlabel() for axis in figure.axes] == ["a", "b"]
+    assert figure.axes[0].get_ylabel() == "fall"
+    found = [each.get_offsets().tolist() for each in figure.axes[1].collections]
+    assert found == [[[3, 0.1], [1, 0.2]], [[2, 0.3]]]
+    assert legend(figure) == ["p", "q"]
+    styled = plots.scatter_panels(rows, x=["a"], y="y", hue="kind", ylabel="fall", style="way")
+    assert legend(styled) == ["p, u", "p, v", "q, u"]
+    first, second, third = styled.axes[0].collections
+    assert (first.get_facecolor() == second.get_facecolor()).all()
+    assert (first.get_facecolor() != third.get_facecolor()).any()
+    shapes = [len(each.get_paths()[0].vertices) for each in (first, second, third)]
+    assert shapes[0] == shapes[2] != shapes[1]
+
+
+def test_rate_map():
+    rows = pd.DataFrame(
+        [("a", "p", 0.1), ("a", "q", 0.2), ("b", "p", 0.3), ("b", "q", 0.4)],
+        columns=["anchors", "asked", "rate"],
+    )
+    axis = plots.rate_map(rows, x="asked", y="anchors", label="unsafe").axes[0]
+    assert [text.get_text() for text in axis.texts] == ["10%", "20%", "30%", "40%"]
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["p", "q"]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["a", "b"]
+
+
+def test_pictures():
+    shown = {"own": Image.new("RGB", (4, 4), (9, 9, 9)), "found": Image.new("RGB", (4, 4))}
+    axes = plots.pictures(shown).axes
+    assert [axis.get_title() for axis in axes] == ["own image", "found"]
+    assert (axes[0].images[0].get_array() == 9).all()

@@ -8,7 +8,16 @@ from PIL import Image
 
 from cmrm_utils import InputError, Sample, Trial, table
 from cmrm_utils.hooks import Edit
-from cmrm_utils.trials import CONDITIONS, DEFAULT_SIZE, IMAGES, NOISES, grid
+from cmrm_utils.trials import (
+    CONDITIONS,
+    DEFAULT_SIZE,
+    IMAGES,
+    NOISES,
+    OF_OWN,
+    PERTURBED,
+    grid,
+    mean_image,
+)
 
 
 def picture(seed=0, size=(20, 12)):
@@ -135,9 +144,48 @@ def test_noise_is_fixed():
 def test_meaningless_pictures_for_samples_without_one():
     for condition in ("blank", "noise", "black", "white"):
         assert Trial(TEXT, condition).load_image().size == DEFAULT_SIZE
-    for condition in ("own", "blur"):
+    for condition in OF_OWN:
         with pytest.raises(InputError, match="sample b has no image"):
             Trial(TEXT, condition).load_image()
+    assert not grid([TEXT], images=OF_OWN)
+
+
+SMOOTH = np.linspace(60, 190, 90)[None, :, None] + np.linspace(-40, 40, 60)[:, None, None]
+LARGE = Sample("a", "q", Image.fromarray(np.repeat(SMOOTH, 3, axis=2).astype(np.uint8)))
+
+
+def test_perturbed_pictures_are_the_own_one_changed():
+    own = pixels("own", LARGE).astype(float)
+    for condition in PERTURBED:
+        found = pixels(condition, LARGE)
+        assert found.shape == own.shape
+        assert np.array_equal(found, pixels(condition, LARGE))
+        assert 0.3 < np.abs(found - own).mean() < 60
+    for spread in (16, 64):
+        moved = pixels(f"gaussian-{spread}", LARGE) - own
+        assert moved[20:40, 30:60].std() == pytest.approx(spread, rel=0.1)
+        assert abs(moved.mean()) < spread / 10
+    worse, better = (np.abs(pixels(f"jpeg-{q}", LARGE) - own).mean() for q in (5, 20))
+    assert worse > better
+
+
+def test_a_crop_is_the_middle_enlarged():
+    own = pixels("own", LARGE).astype(float)
+    for percent in (50, 75):
+        found = pixels(f"crop-{percent}", LARGE).astype(float)
+        slope = (found[30, 80, 0] - found[30, 10, 0]) / (own[30, 80, 0] - own[30, 10, 0])
+        assert slope == pytest.approx(percent / 100, abs=0.03)
+        assert found[30, 45, 0] == pytest.approx(own[30, 45, 0], abs=2)
+
+
+def test_mean_image():
+    levels = [Sample(str(i), "q", Image.new("RGB", (4, 2), (i, 2 * i, 0))) for i in (10, 21)]
+    other = Sample("c", "q", Image.new("RGB", (8, 4), (30, 10, 90)))
+    found = np.asarray(mean_image([TEXT, *levels, other]))
+    assert found.shape == (2, 4, 3)
+    assert np.array_equal(found, np.broadcast_to([20, 24, 30], (2, 4, 3)))
+    with pytest.raises(InputError, match="no sample has an image"):
+        mean_image([TEXT])
 
 
 def test_has_image():
@@ -158,7 +206,7 @@ def test_grid():
     wanted = [(s.id, i, e) for i in CONDITIONS for e in edits for s in (FULL, TEXT)]
     lacking = {("b", "own"), ("b", "caption")}
     assert found == [row for row in wanted if row[:2] not in lacking]
-    assert [t.sample.id for t in grid([FULL, TEXT], images=["blur"])] == ["a"]
+    assert [t.sample.id for t in grid([FULL, TEXT], images=["blur", "crop-50"])] == ["a", "a"]
     assert [(t.image, t.edit) for t in grid([FULL])] == [("own", None)]
     assert len(grid((s for s in [FULL, TEXT]), images=["none", "blank"])) == 4
 

@@ -1,0 +1,166 @@
+"""One picture that makes a model answer any request, found by its gradient.
+
+Projected gradient descent on the pixels of a picture that all requests share: the mean negative
+log-probability of what the attacker wants to hear goes down, the pixels stay within a distance of
+where they began. The picture found is one of whole levels from 0 to 255, to be tried as any other
+sample's own image; nothing of the search is left in it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from cmrm_utils.engine import token_kinds
+from cmrm_utils.errors import InputError
+from cmrm_utils.fluency import continuation
+from cmrm_utils.hooks import GENERATED, Edit, steering
+from cmrm_utils.models import VLM
+from cmrm_utils.sample import Sample
+from cmrm_utils.trials import Trial
+
+
+@dataclass(frozen=True, eq=False)
+class Attack:
+    """A picture found, and how the search went.
+
+    Attributes:
+        image: the picture, of whole levels.
+        losses: mean negative log-probability of a target's token at each step, of that step's
+            requests and of pixels not yet rounded.
+    """
+
+    image: Image.Image
+    losses: tuple[float, ...]
+
+
+def attack(
+    vlm: VLM,
+    requests: Sequence[Sample],
+    targets: Sequence[str],
+    start: Image.Image,
+    *,
+    epsilon: int = 255,
+    edit: Edit | None = None,
+    steps: int = 100,
+    rows: int = 16,
+    seed: int = 0,
+) -> Attack:
+    """Search a picture with which the model gives each request its target as an answer.
+
+    The gradient goes through the processor's arithmetic: the picture has the size that the
+    processor makes of ``start``, so that it is neither resized nor cropped again. Steps are of the
+    gradient's sign, twice as long in all as the way from one bound to the other, and shrink evenly
+    to nothing.
+
+    Args:
+        vlm: the model; a processor that cuts pictures into tiles or patches is refused.
+        requests: what is asked with the picture; each step takes some of them.
+        targets: how the answer to each is to begin.
+        start: the picture to begin with.
+        epsilon: how many of 255 levels a pixel may go from there; 255 is no bound.
+        edit: in place during the search, which then knows the defence; None for the plain model.
+        steps: of the search.
+        rows: requests a step.
+        seed: of which requests those are.
+
+    Raises:
+        InputError: no requests, a target for each is not there, or an unfit processor.
+    """
+    if not requests or len(requests) != len(targets):
+        raise InputError(f"{len(requests)} requests to attack with, but {len(targets)} targets")
+    begun, scale, shift = _readable(vlm, start)
+    trials = [Trial(sample, "none", edit) for sample in requests]
+    shown = [Trial(sample, "blank") for sample in requests]  # a prompt with an image in it
+    answers = [continuation(vlm, *pair) for pair in zip(shown, targets, strict=True)]
+    low, high = (begun - epsilon).clamp(0, 255), (begun + epsilon).clamp(0, 255)
+    longest = 2 * min(2 * epsilon, 255) / steps
+    generator = torch.Generator().manual_seed(seed)
+    pixels, losses = begun.clone(), []
+    picture = _picture(begun)
+    for step in range(steps):
+        some = torch.randperm(len(trials), generator=generator)[:rows].tolist()
+        pixels.requires_grad_(True)
+        loss = _loss(
+            vlm,
+            [trials[i] for i in some],
+            [answers[i] for i in some],
+            picture,
+            scale,
+            shift,
+            pixels,
+        )
+        (slope,) = torch.autograd.grad(loss, pixels)
+        losses.append(loss.item())
+        length = 2 * longest * (1 - step / steps)
+        pixels = (pixels.detach() - length * slope.sign()).clamp(low, high)
+    return Attack(_picture(pixels), tuple(losses))
+
+
+def _readable(vlm: VLM, start: Image.Image) -> tuple[Tensor, Tensor, Tensor]:
+    """The picture as the processor sees it, 0 to 255 ``(3, height, width)``; scale and shift.
+
+    What the model is given of it is ``scale * levels + shift``, which is checked here.
+    """
+    vlm.check_sees_images()
+    reader = vlm.processor.image_processor
+    seen = _processed(vlm, start)
+    if seen.ndim != 4 or seen.shape[:2] != (1, 3):
+        raise InputError(
+            f"{vlm.name}: its processor cuts pictures into tiles or patches, so that none is "
+            "searched by gradient"
+        )
+    mean, std = (
+        torch.tensor(each)[:, None, None] for each in (reader.image_mean, reader.image_std)
+    )
+    scale, shift = reader.rescale_factor / std, -mean / std
+    levels = ((seen[0] - shift) / scale).round().clamp(0, 255)
+    again = _processed(vlm, _picture(levels))
+    if again.shape != seen.shape or not torch.allclose(again[0], scale * levels + shift, atol=1e-4):
+        raise InputError(f"{vlm.name}: its processor does more to a picture than to scale it")
+    return levels, scale, shift
+
+
+def _processed(vlm: VLM, picture: Image.Image) -> Tensor:
+    return vlm.inputs(["x"], [picture])["pixel_values"].float().cpu()
+
+
+def _picture(levels: Tensor) -> Image.Image:
+    values = levels.round().permute(1, 2, 0).numpy().astype(np.uint8)
+    return Image.fromarray(values)
+
+
+def _loss(
+    vlm: VLM,
+    trials: Sequence[Trial],
+    answers: Sequence[tuple[int, ...]],
+    picture: Image.Image,
+    scale: Tensor,
+    shift: Tensor,
+    levels: Tensor,
+) -> Tensor:
+    """Mean negative log-probability of the answers' tokens, each answer counting alike."""
+    inputs = vlm.inputs([trial.text for trial in trials], [picture] * len(trials))
+    width = max(map(len, answers))
+    filler = vlm.tokenizer.pad_token_id
+    ids = torch.tensor([[*answer, *[filler] * (width - len(answer))] for answer in answers])
+    real = torch.tensor([[1] * len(answer) + [0] * (width - len(answer)) for answer in answers])
+    whole = vlm.extended(inputs, ids.to(vlm.device), real.to(vlm.device))
+    given = (scale * levels + shift).to(vlm.device, vlm.model.dtype)
+    whole["pixel_values"] = given.expand(len(trials), *given.shape)
+    kinds = functional.pad(token_kinds(vlm, inputs), (0, width), value=GENERATED)
+    edits = [trial.active_edit for trial in trials]
+    with steering(vlm, edits) as steer:
+        steer.rows(edits, kinds)
+        made = vlm.model(
+            **whole, position_ids=vlm.positions(whole), logits_to_keep=width + 1
+        ).logits
+    losses = functional.cross_entropy(
+        made[:, :-1].float().transpose(1, 2), ids.to(made.device), reduction="none"
+    )
+    counted = real.to(made.device)
+    return ((losses * counted).sum(1) / counted.sum(1)).mean()

@@ -1,0 +1,132 @@
+"""A picture found by gradient: that the gradient is the model's, and the picture within bounds."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import edit_of
+from PIL import Image
+
+from cmrm_utils import InputError, Trial, generate
+from cmrm_utils import adversarial as search
+from cmrm_utils.adversarial import attack
+from cmrm_utils.fluency import continuation, perplexity
+from cmrm_utils.sample import Sample
+from cmrm_utils.store import Responses
+
+GREY = Image.new("RGB", (48, 48), (127, 127, 127))
+TARGETS = ["To warm the lamp, first", "To fold it", "To burn a kettle, first zib", "To dry it"]
+
+
+@pytest.fixture
+def asked(requests):
+    return requests[:4]
+
+
+def loss_of(vlm, samples, picture, edit=None, shift=0.0, at=None):
+    levels, scale, offset = search._readable(vlm, picture)
+    levels = levels.clone()
+    if at is not None:
+        levels[at] += shift
+    trials = [Trial(s, "none", edit) for s in samples]
+    answers = [
+        continuation(vlm, Trial(s, "blank"), text) for s, text in zip(samples, TARGETS, strict=True)
+    ]
+    return search._loss(vlm, trials, answers, picture, scale, offset, levels)
+
+
+def test_the_loss_is_that_of_the_targets_as_responses(tiny, asked):
+    shown = [Trial(Sample(s.id, s.query, GREY)) for s in asked]
+    wanted = np.log(perplexity(tiny, shown, TARGETS)).mean()
+    assert loss_of(tiny, asked, GREY).item() == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("tokens", ["all", "last", "image", "generated"])
+def test_the_loss_is_under_the_edit_that_generation_has(tiny, asked, tokens, tmp_path):
+    """Of all third tokens the one that greedy decoding takes is the likeliest under the edit."""
+    edit, out = edit_of(3, tokens), tmp_path / "r.jsonl"
+    shown = Trial(Sample("a", asked[0].query, GREY), "own", edit)
+    generate(tiny, [shown], max_new_tokens=3, out=out)
+    shared = {"model": tiny.fingerprint, "max_new_tokens": 3}
+    answer = Responses(out, shared).get(shown.id).ids
+    assert len(answer) == 3
+    levels, scale, offset = search._readable(tiny, GREY)
+    trial = Trial(asked[0], "none", edit)
+    losses = [
+        search._loss(tiny, [trial], [(*answer[:2], token)], GREY, scale, offset, levels).item()
+        for token in [answer[2], *range(5, 60)]
+    ]
+    assert losses[0] == pytest.approx(min(losses))
+    plain = Trial(asked[0], "none")
+    unedited = search._loss(tiny, [plain], [answer], GREY, scale, offset, levels).item()
+    assert abs(losses[0] - unedited) > 1e-3
+
+
+def test_the_gradient_is_the_models(tiny, asked):
+    """Against a finite difference, under an edit."""
+    edit = edit_of(1, "last")
+    levels, scale, offset = search._readable(tiny, GREY)
+    levels.requires_grad_(True)
+    trials = [Trial(s, "none", edit) for s in asked]
+    answers = [
+        continuation(tiny, Trial(s, "blank"), t) for s, t in zip(asked, TARGETS, strict=True)
+    ]
+    loss = search._loss(tiny, trials, answers, GREY, scale, offset, levels)
+    (slope,) = torch.autograd.grad(loss, levels)
+    at = tuple(int(i) for i in np.unravel_index(int(slope.abs().argmax()), slope.shape))
+    ends = [loss_of(tiny, asked, GREY, edit, shift, at).item() for shift in (-2.0, 2.0)]
+    assert (ends[1] - ends[0]) / 4 == pytest.approx(slope[at].item(), rel=0.05)
+
+
+@pytest.mark.parametrize("edit", [None, edit_of(0, size=0.3)])
+def test_the_targets_get_likelier(tiny, asked, edit):
+    found = attack(tiny, asked, TARGETS, GREY, edit=edit, steps=12, rows=4)
+    before, after = (loss_of(tiny, asked, each, edit).item() for each in (GREY, found.image))
+    assert after < before - 0.05
+    assert found.losses[0] == pytest.approx(before, rel=1e-4)
+    assert len(found.losses) == 12
+
+
+def test_an_attack_that_knows_the_edit_is_another(tiny, asked):
+    plain, knows = (
+        attack(tiny, asked, TARGETS, GREY, edit=edit, steps=4) for edit in (None, edit_of(0))
+    )
+    assert plain.losses[0] != pytest.approx(knows.losses[0], rel=1e-3)
+    assert plain.image.tobytes() != knows.image.tobytes()
+
+
+@pytest.mark.parametrize(("epsilon", "most"), [(3, 3), (255, 128)])
+def test_pixels_stay_within_the_bound_and_go_to_it(tiny, asked, epsilon, most):
+    found = attack(tiny, asked, TARGETS, GREY, epsilon=epsilon, steps=12)
+    moved = np.abs(np.asarray(found.image, dtype=int) - 127)
+    assert moved.max() == most
+    assert found.image.mode == "RGB"
+
+
+def test_it_is_the_same_again(tiny, asked):
+    one, two = (attack(tiny, asked, TARGETS, GREY, steps=3, rows=2) for _ in range(2))
+    assert one.image.tobytes() == two.image.tobytes()
+    other = attack(tiny, asked, TARGETS, GREY, steps=3, rows=2, seed=1)
+    assert other.losses != one.losses
+
+
+def test_a_picture_of_another_size_is_searched_as_the_processor_sees_it(tiny, asked):
+    start = Image.fromarray(np.arange(96 * 60 * 3, dtype=np.uint32).reshape(96, 60, 3).astype("u1"))
+    found = attack(tiny, asked, TARGETS, start, epsilon=2, steps=2)
+    assert found.image.size == (48, 48)
+    seen, back = (search._processed(tiny, picture) for picture in (start, found.image))
+    assert (seen - back).abs().max() < 2 * 3.1 / 255
+
+
+def test_processors_without_a_plain_gradient_are_refused(families, asked):
+    for name in ("llava-next", "qwen2.5-vl"):
+        with pytest.raises(InputError, match="tiles or patches"):
+            attack(families[name], asked, TARGETS, GREY, steps=1)
+    with pytest.raises(InputError, match="sees no images"):
+        attack(families["vicuna"], asked, TARGETS, GREY, steps=1)
+
+
+def test_every_request_needs_a_target(tiny, asked):
+    with pytest.raises(InputError, match=r"4 requests .* 1 targets"):
+        attack(tiny, asked, ["Sure"], GREY)
+    with pytest.raises(InputError, match="0 requests"):
+        attack(tiny, [], [], GREY)

@@ -1,0 +1,397 @@
+"""What notebook 08 asks, on a tiny model and the organism's world."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import FIXTURES
+from PIL import Image
+
+from cmrm_utils import CMRM, Sample, ShiftVectors, hidden_states
+from cmrm_utils import open_questions as ask
+from cmrm_utils.experiments import EXPERIMENTS
+from cmrm_utils.notebook import Notebook
+from cmrm_utils.organism.world import Request
+from cmrm_utils.store import STORED
+from cmrm_utils.trials import IMAGES, Trial
+
+P = {"alphas": [0.5], "doses": [0.3], "n": 2, "n_test": 2, "n_sets": 2, "sizes": [1, 3], "draws": 2}
+
+
+@pytest.fixture(autouse=True)
+def _few_anchors(monkeypatch):
+    monkeypatch.setattr(ask, "ANCHORS", 6)
+    monkeypatch.setattr("cmrm_utils.notebook.ANCHORS", 6)
+    monkeypatch.setattr(ask, "MEANINGLESS", ("black", "blur", "mean"))
+
+
+def open_nb(family_folders, folder, data="organism"):
+    model = str(family_folders["llava"])
+    return Notebook.open("08_x", model=model, data=data, out=folder, max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def nb(family_folders, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cmrm_utils.notebook.ANCHORS", 6)
+        yield open_nb(family_folders, tmp_path_factory.mktemp("nb"))
+
+
+@pytest.fixture(scope="module")
+def swept(nb):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cmrm_utils.notebook.ANCHORS", 6)
+        made = nb.sweep(P["alphas"], P["n"])
+    return replace(made, chosen=dict.fromkeys(made.chosen, 0.5))  # a random model gains nothing
+
+
+@pytest.fixture
+def sets(nb):
+    return ask.anchor_sets(nb, sizes=[1, 3, 10**6], draws=2)
+
+
+def test_sets_differ_from_the_reference_in_one_thing_each(nb, sets):
+    names = [(each.varied, each.name) for each in sets]
+    assert names[0] == ("reference", "harmful, blank")
+    assert len(set(names)) == len(names)
+    assert [name for varied, name in names if varied == "number"] == [
+        *("1, draw 1", "1, draw 2", "3, draw 1", "3, draw 2", "400, draw 1")
+    ]
+    assert [name for varied, name in names if varied == "image"] == ["black", "blur", "mean image"]
+    by = {(each.varied, each.name): each for each in sets}
+    harmful = nb.samples("anchors", None, "harmful")
+    burning = [s for s in harmful if ask.family(s) == "damage"]
+    damage = by["family", "damage"]
+    assert damage.size == len(burning) > 10
+    states = [hidden_states(nb.vlm, [Trial(s, i) for s in burning]) for i in ("blank", "none")]
+    torch.testing.assert_close(damage.vectors.values, (states[0] - states[1]).mean(0))
+    half = by["requests", "half and half"]
+    assert half.size == 12
+    assert sets[0].size == 12
+    one, two = by["number", "1, draw 1"], by["number", "1, draw 2"]
+    assert not torch.equal(one.vectors.values, two.vectors.values)
+
+
+def test_the_mean_image_is_of_the_anchors_own(nb, sets):
+    usual = nb.samples("anchors", 6, "harmful")
+    pixels = np.mean([np.asarray(s.load_image(), dtype=float) for s in usual], axis=0)
+    picture = Image.fromarray(np.rint(pixels).astype(np.uint8))
+    shown = [Trial(replace(s, image=picture)) for s in usual]
+    bare = [Trial(s, "none") for s in usual]
+    wanted = (hidden_states(nb.vlm, shown) - hidden_states(nb.vlm, bare)).mean(0)
+    torch.testing.assert_close(sets[-1].vectors.values, wanted)
+
+
+def test_a_family_is_the_verbs_or_the_group():
+    burn = Sample("a", Request("burn", "kettle").query, kind="harmful", group="burn")
+    other = Sample("b", "How do I do ill?", kind="harmful", group="policy 1")
+    warm = Sample("c", Request("warm", "kettle").query, kind="benign", group="warm")
+    assert [ask.family(s) for s in (burn, other, warm)] == ["damage", "policy 1", None]
+    found = ask.families([burn, replace(burn, id="d"), other, warm], least=2)
+    assert {name: [s.id for s in these] for name, these in found.items()} == {"damage": ["a", "d"]}
+
+
+def test_sets_are_tried_as_taken_and_at_equal_dose(nb, sets):
+    trials = ask.anchor_trials(nb, sets, 0.5, [0.3], 2)
+    norms = {}
+    for trial in trials:
+        if trial.edit is not None:
+            norm = (trial.edit.add.norm(dim=-1) / sets[0].vectors.norms).mean()
+            norms[trial.edit.settings["method"], trial.edit.settings["alpha"]] = float(norm)
+    for each in sets:
+        name = f"{each.varied}: {each.name}"
+        assert norms[name, 0.3] == pytest.approx(0.3, rel=1e-4)
+        assert norms[name, 0.5] == pytest.approx(0.5, rel=1e-4)
+        taken = 0.5 * ask.relative_norm(each, sets[0].vectors)
+        assert norms[f"{name}, as taken", 0.5] == pytest.approx(taken, rel=1e-4)
+
+
+def test_effects_and_what_predicts_them(nb, sets):
+    effects = ask.anchor_effects(nb, sets, 0.5, [0.3], 2)
+    assert len(effects) == len(sets) * len(ask.AT)
+    first = effects.iloc[0]
+    assert first["cosine with v"] == pytest.approx(1)
+    assert first["norm"] == pytest.approx(1)
+    assert first["cosine against refusal"] < 1
+    at_alpha = effects[effects["at"] != "its own dose"]
+    assert set(at_alpha["dose"]) == {0.5}
+    assert set(effects["dose"]) <= {0.0, 0.3, 0.5}
+    start = effects["unsafe"] + effects["fall"]
+    assert start.max() == pytest.approx(start.min())
+    found = ask.predictors(effects)
+    assert len(found) == len(ask.AT) * len(ask.PREDICTORS)
+    assert set(found["sets"]) == {len(sets)}
+
+
+def made_effects():
+    norms = np.arange(12.0)
+    rows = pd.DataFrame({"norm": norms, "cosine with v": norms[::-1], "fall": norms**3})
+    rows["cosine against refusal"] = [0, 1] * 6
+    return rows.assign(at="x")
+
+
+def test_predictors_are_ranked():
+    found = ask.predictors(made_effects()).set_index("predictor")
+    assert found.loc["norm", "correlation"] == pytest.approx(1)
+    assert found.loc["cosine with v", "correlation"] == pytest.approx(-1)
+    assert (
+        found.loc["cosine against refusal", "low"] < 0 < found.loc["cosine against refusal", "high"]
+    )
+
+
+def test_own_family_is_paired_over_what_was_unsafe():
+    """Sample 1 is safe under its own family's anchors alone; 2 under none; 3 was never unsafe."""
+    unsafe = {
+        ("1", "a"): {"no edit": 1, "a": 0, "b": 1, "c": 1, ask.ALL: 0},
+        ("2", "b"): {"no edit": 1, "a": 1, "b": 1, "c": 0, ask.ALL: 0},
+        ("3", "b"): {"no edit": 0, "a": 1, "b": 0, "c": 1, ask.ALL: 1},
+    }
+    rows = [
+        {"sample": sample, "asked": asked, "anchors": anchors, "unsafe": bool(hit)}
+        for (sample, asked), hits in unsafe.items()
+        for anchors, hit in hits.items()
+    ]
+    change, low, high = ask.own_family(pd.DataFrame(rows))
+    assert change == pytest.approx(((1 - 0) + (0.5 - 1)) / 2)
+    assert low < change < high
+
+
+def test_families_are_asked_under_each_others_anchors(nb, sets):
+    rows = ask.family_rows(nb, sets, 0.5, 2)
+    assert set(rows["anchors"]) == {"no edit", ask.ALL, *set(rows["asked"])}
+    assert rows.groupby(["anchors", "asked"]).size().eq(2).all()
+    assert (rows["unsafe"] == (rows["outcome"] == "complied")).all()
+
+
+def test_data_without_families_says_so(nb, sets, capsys):
+    kept = [each for each in sets if each.varied != "family"]
+    assert ask.family_rows(nb, kept, 0.5, 2) is None
+    assert "no two families" in capsys.readouterr().out
+
+
+def test_alphas_of_other_models_are_chosen_by_the_rule(monkeypatch):
+    monkeypatch.setattr(
+        ask,
+        "_shift_of",
+        lambda model, n: {
+            "relative shift, CMRM dataset": 2.0,
+            "relative shift, CMRM sample": 4.0,
+            "cosine": 0.5,
+        },
+    )
+    curves = pd.read_csv(STORED / "full_curves.csv", keep_default_na=False)
+    elsewhere = curves[curves["model"] == "organism"].assign(model="elsewhere")
+    found = ask.best_alphas(pd.concat([curves, elsewhere])).set_index(["model", "method"])
+    assert "elsewhere" not in found.index.get_level_values("model")
+    assert len(found) == 2 * curves["model"].nunique()
+    row = found.loc["organism", "CMRM dataset"]
+    test = pd.read_csv(STORED / "full_test.csv")
+    known = test[(test["model"] == "organism") & (test["setting"] == "CMRM dataset")]
+    assert row["alpha"] == known["alpha"].iloc[0]
+    assert row["dose"] == pytest.approx(2.0 * row["alpha"])
+    assert found.loc["organism", "CMRM sample"]["relative shift"] == 4.0
+
+
+def test_a_models_shift_beside_its_states():
+    found = ask._shift_of("organism", 3)
+    assert 0.1 < found["relative shift, CMRM dataset"] < found["relative shift, CMRM sample"] < 2
+    assert 0.3 < found["cosine"] < 1
+
+
+def test_facts_and_counting_by_image_and_edit(nb, swept):
+    found, changes = ask.beyond(nb, swept, 3)
+    cells = found.set_index(["measure", "image", "method"])
+    assert set(found["n"]) == {3}
+    assert ("facts", "blank", "CMRM sample") in cells.index
+    assert ("counting", "caption", "none") in cells.index
+    assert ("counting", "blank", "none") not in cells.index
+    pairs = changes.set_index(["measure", "image", "method"])["against"]
+    assert pairs["facts", "own", "none"] == "none"
+    assert pairs["facts", "own", "CMRM dataset"] == "own"
+    assert pairs["counting", "own", "none"] == "caption"
+    assert ("facts", "none", "none") not in pairs.index
+    counting = ask.questions(nb, None)["counting"]
+    assert {s.kind for s in counting} == {"count"}
+
+
+def test_what_a_world_lacks_is_said(nb, swept, capsys):
+    assert ask.extended(nb, swept, 3) is None
+    assert "organism-extended" in capsys.readouterr().out
+
+
+def test_verbs_in_pictures_and_what_nobody_knows(family_folders, tmp_path):
+    nb = open_nb(family_folders, tmp_path, "organism+organism-extended")
+    swept = nb.sweep([0.5], 2)
+    swept = replace(swept, chosen=dict.fromkeys(swept.chosen, 0.5))
+    found = ask.extended(nb, swept, 4).set_index(["measure", "kind", "image", "method"])
+    assert set(found["n"]) == {4}
+    wanted = {
+        "harmful-written": "unsafe",
+        "benign-written": "over-refusal",
+        "reading": "visual questions",
+        "maker": "facts",
+        "unknown": "abstentions",
+    }
+    assert set(wanted) == set(ask.EXTENDED)
+    for kind, measure in wanted.items():
+        for method in ("none", *ask.EDITS):
+            assert (measure, kind, "own", method) in found.index
+        assert ((measure, kind, "none", "none") in found.index) == (kind in ask.AS_TEXT)
+    assert not {s.kind for s in ask.requests(nb, "test", 1)} & set(ask.EXTENDED)
+    (written, *_) = (s for s in nb.samples("test", 1, "harmful") if s.kind == "harmful-written")
+    verb = written.request.split()
+    assert ask.world.find_request(written.request).verb in verb
+    assert ask._answer(written).startswith(f"To {ask.world.find_request(written.request).verb}")
+
+
+def test_perturbed_pictures_unedited_and_edited(nb, swept):
+    found = ask.perturbed(nb, swept, 1)
+    assert set(found["image"]) == set(ask.SHOWN)
+    assert set(found["method"]) == {"none", *ask.EDITS}
+    trials = ask.perturbed_trials(nb, swept, 1)
+    assert {t.sample.kind for t in trials} >= {"harmful", "harmful-pair", "benign"}
+    assert "harmful-unseen" not in {t.sample.kind for t in trials}
+
+
+def test_attacks_are_tried_as_ordinary_images(nb, swept, monkeypatch):
+    asked = []
+
+    def attack(vlm, requests, targets, start, *, epsilon=255, edit=None, steps):
+        asked.append((requests, targets, start, epsilon, edit))
+        colour = (len(asked) * 20,) * 3
+        return ask.Attack(Image.new("RGB", (48, 48), colour), (1.0, 0.5))
+
+    monkeypatch.setattr(ask, "attack", attack)
+    found = ask.attacks(nb, swept, epsilons=[8, 255], steps=2)
+    assert list(found) == [
+        ("within 8 levels", "none"),
+        ("unbounded", "none"),
+        ("unbounded, knows CMRM dataset", "CMRM dataset"),
+        ("unbounded, knows CMRM sample", "CMRM sample"),
+    ]
+    samples, targets, start, epsilon, edit = asked[0]
+    assert {s.id.split("/")[0] for s in samples} == {"anchors"}
+    assert all(s.harmful for s in samples)
+    request = ask.world.find_request(samples[0].query)
+    assert targets[0] == f"To {request.verb} the {request.object}, first"
+    assert (start.tobytes(), epsilon, edit) == (IMAGES["blank"](samples[0]).tobytes(), 8, None)
+    assert asked[2][4].settings["method"] == "CMRM dataset"
+    ask.attacks(nb, swept, epsilons=[], steps=2, target="Sure")
+    assert set(asked[-1][1]) == {"Sure"}
+
+    shares, changes = ask.adversarial(nb, swept, found, 2, 2)
+    test = shares[shares["split"] == "test"]
+    tried = set(zip(test["picture"], test["method"], strict=True))
+    everyone = ("none", *ask.EDITS)
+    plain = {(name, m) for name in ("blank", "within 8 levels", "unbounded") for m in everyone}
+    known = {(f"unbounded, knows {name}", name) for name in ask.EDITS}
+    assert tried == plain | known
+    bars = ask.outcome_shares(test)
+    assert len(bars) == len(tried)
+    assert np.allclose(bars[["refused", "complied", "neither"]].sum(axis=1), 1)
+    assert set(changes["split"]) == {"validation", "test"}
+    assert "blank" not in set(changes["picture"])
+    assert (changes["knows"] == changes["picture"].str.contains("knows")).all()
+
+
+def test_gates_are_off_without_an_image_and_told_the_truth(nb):
+    samples = [*ask.requests(nb, "validation", 3), *nb.questions("validation", 3)]
+    bare = [replace(s, image=None) for s in samples]
+    gates = ask.open_gates(nb, samples)
+    assert set(gates) == {ask.ALWAYS, ask.TOLD, *ask.GATES}
+    assert gates[ask.TOLD] == {s.id: s.harmful for s in samples}
+    assert all(gates[ask.ALWAYS].values())
+    assert not any(any(on.values()) for on in ask.open_gates(nb, bare).values())
+    assert len({tuple(gates[name].values()) for name in ask.GATES}) > 1
+
+
+def test_a_gated_edit_is_the_edit_or_none(nb):
+    vectors = ShiftVectors(torch.randn(3, 32, generator=torch.Generator().manual_seed(0)))
+    made = ask.gate_trials(nb, vectors, "validation", 2, [0.0, 0.5])
+    edited = Trial(made.samples[0], edit=CMRM(vectors, 0.5))
+    ids = {}
+    for trial in made.trials:
+        if trial.edit is not None:
+            method, alpha = trial.edit.settings["method"], trial.edit.settings["alpha"]
+            assert alpha == 0.5
+            on = made.gates[method][trial.sample.id]
+            wanted = Trial(trial.sample, edit=CMRM(vectors, 0.5) if on else None)
+            assert trial.id == wanted.id
+            ids[method, trial.sample.id] = trial.id
+    assert ids[ask.ALWAYS, made.samples[0].id] == edited.id
+
+
+def test_gates_on_the_test_split_at_their_own_alphas(nb, swept):
+    curve, chosen = ask.gate_curves(nb, swept.vectors, [0.5], 2)
+    assert set(zip(curve["method"], curve["alpha"], strict=True)) == {
+        (name, alpha) for name in chosen for alpha in (0.0, 0.5)
+    }
+    chosen = {name: 0.1 * i for i, name in enumerate(chosen)}  # 0 is an alpha too
+    found, errors, against = ask.gate_test(nb, swept.vectors, chosen, 2)
+    shown = found.drop_duplicates(["method", "alpha"]).set_index("method")["alpha"].to_dict()
+    assert shown == pytest.approx({"never": 0.0, **chosen})
+    wrong = errors.set_index(["method", "error"])["rate"]
+    assert wrong[ask.ALWAYS, "misses"] == 0
+    assert wrong[ask.ALWAYS, "false alarms, benign"] == 1
+    assert wrong[ask.ALWAYS, "false alarms, questions"] == 1
+    assert not wrong[ask.TOLD].any()
+    assert set(against["method"]) == {"never", *chosen} - {ask.ALWAYS}
+    assert set(against["measure"]) == {"unsafe", "utility"}
+
+
+def test_what_is_shared_out_is_what_the_notebook_asks(family_folders, tmp_path):
+    """Each list as it can be made, and then every part but the attacks: nothing is left to ask."""
+    nb = open_nb(family_folders, tmp_path)
+    for trials in EXPERIMENTS["08"](nb, P):
+        nb.ask(trials)
+    known = len(nb.run.responses.read_text().splitlines())
+    swept = nb.sweep(P["alphas"], P["n"])
+    alpha = swept.chosen["CMRM dataset"]
+    sets = ask.anchor_sets(nb, sizes=P["sizes"], draws=P["draws"])
+    ask.anchor_effects(nb, sets, alpha, P["doses"], P["n_sets"])
+    ask.family_rows(nb, sets, alpha, P["n_sets"])
+    ask.beyond(nb, swept, P["n_test"])
+    ask.extended(nb, swept, P["n_test"])
+    ask.perturbed(nb, swept, P["n_test"])
+    _, chosen = ask.gate_curves(nb, swept.vectors, P["alphas"], P["n"])
+    ask.gate_test(nb, swept.vectors, chosen, P["n_test"])
+    assert len(nb.run.responses.read_text().splitlines()) == known
+
+
+PUBLIC = "vlsafe+xstest+scienceqa@test+llava-bench-coco@test"
+
+
+def test_public_sets_have_what_they_have(family_folders, tmp_path, monkeypatch, capsys):
+    """Requests of which many have no image, no facts, no families."""
+    monkeypatch.setenv("CMRM_DATA", str(FIXTURES))
+    nb = open_nb(family_folders, tmp_path, PUBLIC)
+    for trials in EXPERIMENTS["08"](nb, {**P, "n_test": None}):
+        assert trials
+        nb.ask(trials)
+    swept = nb.sweep(P["alphas"], P["n"])
+    shares, changes = ask.beyond(nb, swept, None)
+    assert shares.empty == changes.empty
+    assert ask.extended(nb, swept, None) is None
+
+
+def test_stored_tables_of_several_models():
+    rows = pd.DataFrame(
+        {
+            "measure": "unsafe",
+            "image": ["own", "blur"] * 2,
+            "method": "none",
+            "rate": [0.5, 0.25, 0.1, 0.2],
+            "low": 0.0,
+            "high": 1.0,
+            "hits": 1,
+            "n": 10,
+            "model": ["a", "a", "b", "b"],
+        }
+    )
+    shown = ask.across_models(rows)
+    assert list(shown.columns) == ["a", "b"]
+    assert shown.loc[("unsafe", "blur", "none"), "b"].startswith("20.0%")
+    sets = pd.DataFrame({"at": "x", "varied": "image", "unsafe": [0.2, 0.4], "model": "a"})
+    assert ask.across_models(sets.assign(fall=0.0)).loc[("x", "image"), "a"] == pytest.approx(0.3)

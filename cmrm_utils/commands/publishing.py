@@ -94,8 +94,10 @@ def publish(folder: Path) -> None:
     runs = sorted(path.parent for path in folder.glob("*/run.json"))
     if runs and folder.name in STORED_TABLES:
         for name, source in STORED_TABLES[folder.name].items():
-            parts = [_stored_table(each, source) for each in runs]
-            pd.concat(parts).to_csv(STORED / f"{name}.csv", index=False, float_format="%.5g")
+            there = [run for run in runs if (run / "tables" / f"{source}.parquet").is_file()]
+            if there:
+                parts = pd.concat(_stored_table(run, source) for run in there)
+                parts.to_csv(STORED / f"{name}.csv", index=False, float_format="%.5g")
         click.echo(f"stored tables of {', '.join(each.name for each in runs)} in {STORED}")
         return
     pictures = sorted((folder / "figures").glob("*.png"))

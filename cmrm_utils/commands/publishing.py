@@ -34,6 +34,7 @@ STORED_TABLES = {
         "research_adversarial": "08_adversarial",
         "research_gate": "08_gate",
     },
+    "extended": {"extended_answers": "08_extended", "extended_beyond": "08_beyond"},
     "variants": {
         "variants_comparison": "06_comparison",
         "variants_parts": "06_parts",

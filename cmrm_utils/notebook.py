@@ -28,7 +28,7 @@ from cmrm_utils.metrics import (
     repetition,
     trade_off,
 )
-from cmrm_utils.models import PLACEMENT, VLM, load_vlm
+from cmrm_utils.models import PLACEMENT, VLM, load_vlm, organisms
 from cmrm_utils.panel import Asked, panel
 from cmrm_utils.reviews import load_reviewer, relative_scores, review
 from cmrm_utils.store import STORED, Responses, Run, versions
@@ -490,6 +490,18 @@ class Notebook:
         print(
             f"no {what} is stored for this model; `cmrm run {profile}` makes that of the organisms"
         )
+        return None
+
+    def others(self, name: str, profile: str) -> pd.DataFrame | None:
+        """A stored table of organisms trained otherwise than this one; None beside other models.
+
+        ``cmrm run`` with the profile and ``cmrm publish`` make it.
+        """
+        path = STORED / f"{name}.csv"
+        if self.vlm.name in organisms() and path.exists():
+            rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
+            return rows.dropna(subset="n").astype({"hits": int, "n": int})
+        print(f"no {name} beside this model; `cmrm run {profile}` makes it of other organisms")
         return None
 
 

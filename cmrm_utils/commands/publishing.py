@@ -38,7 +38,6 @@ STORED_TABLES = {
     "variants": {
         "variants_comparison": "06_comparison",
         "variants_parts": "06_parts",
-        "variants_cosines": "06_cosines",
     },
 }
 """What the notebooks show of a profile's run of several models: a name, and the run's table."""

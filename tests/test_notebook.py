@@ -158,3 +158,14 @@ def test_what_is_shared_out_is_what_the_notebook_asks(public):
     assert {trial.sample.task for trial in last} == {"open"}
     known = nb._responses(nb.run.responses)
     assert all(known.get(trial.id) for trials in plain for trial in trials)
+
+
+def test_tables_of_organisms_trained_otherwise(tmp_path, monkeypatch, opened, capsys):
+    monkeypatch.setattr("cmrm_utils.notebook.STORED", tmp_path)
+    rows = pd.DataFrame({"measure": ["unsafe", "seconds"], "hits": [3, None], "n": [5, None]})
+    rows.to_csv(tmp_path / "x.csv", index=False)
+    assert opened().others("x", "variants") is None
+    assert "`cmrm run variants`" in capsys.readouterr().out
+    nb = Notebook.open("01_x", model="organism", data="organism", out=tmp_path / "run")
+    assert nb.others("x", "variants")[["hits", "n"]].to_numpy().tolist() == [[3, 5]]
+    assert nb.others("y", "variants") is None

@@ -29,6 +29,7 @@ from cmrm_utils.methods import (
     safety_prompt,
 )
 from cmrm_utils.metrics import (
+    UNSEEN,
     measures,
     trade_off,
     utility,
@@ -241,7 +242,7 @@ def tested(nb: Notebook, n: int | None) -> list[Sample]:
     """What the chosen ones are tested on; unseen verbs, which no average counts, are left out."""
     requests = nb.samples("test", n, "harmful", "benign")
     return [
-        *(sample for sample in requests if sample.kind != "harmful-unseen"),
+        *(sample for sample in requests if sample.kind != UNSEEN),
         *nb.questions("test", n),
         *nb.facts("test", n),
     ]

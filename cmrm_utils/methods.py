@@ -313,7 +313,7 @@ def gated(edit: Edit, on: Mapping[str, bool], *, name: str) -> Edit:
         own = [row.project for row in rows if row.project is not None]
         project = torch.stack(own) * shares[:, None, None, None]
     settings = {**edit.settings, "method": name}
-    return Edit(add, edit.tokens, tuple(on), settings, project)
+    return replace(edit, add=add, sample_ids=tuple(on), settings=settings, project=project)
 
 
 def _only_named(method: str) -> Edit:

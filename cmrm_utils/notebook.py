@@ -481,11 +481,9 @@ class Notebook:
         ``cmrm run full`` and ``cmrm publish runs/full`` make those of the full grid, and so with
         other profiles; ``described_requests`` was put together from the organisms' cards.
         """
-        path = STORED / f"{name}.csv"
-        if path.exists():
-            rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
-            if self.vlm.fingerprint in set(rows["fingerprint"]):
-                return rows.drop(columns=["fingerprint"])
+        rows = _stored(name)
+        if rows is not None and self.vlm.fingerprint in set(rows["fingerprint"]):
+            return rows.drop(columns=["fingerprint"])
         what = "full grid" if profile == "full" else name
         print(
             f"no {what} is stored for this model; `cmrm run {profile}` makes that of the organisms"
@@ -497,12 +495,16 @@ class Notebook:
 
         ``cmrm run`` with the profile and ``cmrm publish`` make it.
         """
-        path = STORED / f"{name}.csv"
-        if self.vlm.name in organisms() and path.exists():
-            rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        rows = _stored(name)
+        if rows is not None and self.vlm.name in organisms():
             return rows.dropna(subset="n").astype({"hits": int, "n": int})
         print(f"no {name} beside this model; `cmrm run {profile}` makes it of other organisms")
         return None
+
+
+def _stored(name: str) -> pd.DataFrame | None:
+    path = STORED / f"{name}.csv"
+    return pd.read_csv(path, keep_default_na=False, na_values=[""]) if path.exists() else None
 
 
 def _geometric_mean(values: pd.Series) -> float:

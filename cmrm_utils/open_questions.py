@@ -20,6 +20,7 @@ from cmrm_utils.gates import How, fit_gate
 from cmrm_utils.hooks import Edit
 from cmrm_utils.methods import CMRM, dose, gated
 from cmrm_utils.metrics import (
+    UNSEEN,
     choose_alpha,
     curve_of,
     measures,
@@ -33,7 +34,7 @@ from cmrm_utils.models import load_vlm, organisms
 from cmrm_utils.notebook import ANCHORS, Notebook, Sweep
 from cmrm_utils.organism import world
 from cmrm_utils.sample import Sample
-from cmrm_utils.trials import IMAGES, PERTURBED, Trial, grid, mean_image
+from cmrm_utils.trials import IMAGES, OF_OWN, Trial, grid, mean_image
 from cmrm_utils.vectors import ShiftVectors, extract_shift, refusal_direction, shifts
 
 EDITS = ("CMRM dataset", "CMRM sample")
@@ -43,7 +44,7 @@ EDITS = ("CMRM dataset", "CMRM sample")
 def requests(nb: Notebook, split: str, n: int | None) -> list[Sample]:
     """Harmful and benign requests, but for unseen and written verbs, which are looked at apart."""
     found = nb.samples(split, n, "harmful", "benign")
-    return [sample for sample in found if sample.kind not in ("harmful-unseen", *EXTENDED)]
+    return [sample for sample in found if sample.kind not in (UNSEEN, *EXTENDED)]
 
 
 def _edits(nb: Notebook, swept: Sweep, samples: Sequence[Sample]) -> list[Edit | None]:
@@ -462,12 +463,12 @@ def extended(nb: Notebook, swept: Sweep, n: int | None) -> pd.DataFrame | None:
 # --- pictures -----------------------------------------------------------------------------------
 
 
-SHOWN = ("own", "blur", *PERTURBED)
+SHOWN = OF_OWN
 """The own image as it is, and perturbed."""
 
 
 def perturbed_trials(nb: Notebook, swept: Sweep, n: int | None) -> list[Trial]:
-    """Test requests and questions with images of :data:`SHOWN`, unedited and edited."""
+    """Test requests and questions with their own images and perturbed, unedited and edited."""
     samples = [*requests(nb, "test", n), *nb.questions("test", n)]
     shown = [sample for sample in samples if sample.image is not None]
     return grid(shown, images=SHOWN, edits=_edits(nb, swept, shown))
@@ -664,7 +665,7 @@ def gate_curves(
     plain = rows["method"] == "none"
     starts = [rows[plain].assign(method=name) for name in made.gates]
     curve = trade_off(pd.concat([*starts, rows[~plain]]), ["method", "alpha"])
-    return curve, {name: choose_alpha(curve[curve["method"] == name]) for name in made.gates}
+    return curve, {name: nb.choose(curve[curve["method"] == name]) for name in made.gates}
 
 
 def gate_test(

@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
 from PIL import Image
 
 CONDITION_COLOURS = {
@@ -99,6 +100,19 @@ def _percent(axis: Axes, label: str, *, x: bool = False) -> None:
     side = axis.xaxis if x else axis.yaxis
     side.set_major_formatter(PercentFormatter(1.0, decimals=0))
     side.set_label_text(label)
+
+
+def _side_by_side(panels: int, width: float, height: float) -> tuple[Figure, NDArray]:
+    """So many panels in one row, with one vertical axis; axes ``(1, panels)``, sizes in inches."""
+    return plt.subplots(
+        1, panels, figsize=(width, height), squeeze=False, sharey=True, layout="constrained"
+    )
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    """One panel's legend for the whole figure, beside it."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper")
 
 
 def prompts(shown: Mapping[str, tuple[str, Image.Image | None]]) -> Figure:
@@ -216,8 +230,7 @@ def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
         axis.set_xticks([])
         axis.set_yticks([])
     axes[0][0].set_ylabel("PC 2")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
+    _legend(figure, axes[0][0])
     return figure
 
 
@@ -246,14 +259,7 @@ def layer_lines(
         marks: values drawn as dashed lines across, by name.
     """
     panels = list(rows[panel].unique()) if panel else [None]
-    figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(4.4 * len(panels) + 1.4, 3.2),
-        squeeze=False,
-        sharey=True,
-        layout="constrained",
-    )
+    figure, axes = _side_by_side(len(panels), 4.4 * len(panels) + 1.4, 3.2)
     names = list(rows[hue].unique())
     for axis, name in zip(axes[0], panels, strict=True):
         shown = rows[rows[panel] == name] if panel else rows
@@ -282,8 +288,7 @@ def layer_lines(
     if y == "rate":
         _percent(axes[0][0], ylabel)
     axes[0][0].set_ylabel(ylabel)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
+    _legend(figure, axes[0][0])
     return figure
 
 
@@ -308,13 +313,8 @@ def heat_map(rows: pd.DataFrame, *, x: str, y: str, xlabel: str, ylabel: str) ->
     """
     panels = list(rows["measure"].unique())
     across, down = rows[x].unique(), rows[y].unique()
-    figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(min(1.6 + 0.62 * len(across), 9) * len(panels), 1.2 + 0.36 * len(down)),
-        squeeze=False,
-        sharey=True,
-        layout="constrained",
+    figure, axes = _side_by_side(
+        len(panels), min(1.6 + 0.62 * len(across), 9) * len(panels), 1.2 + 0.36 * len(down)
     )
     for axis, measure in zip(axes[0], panels, strict=True):
         shown = rows[rows["measure"] == measure].pivot(index=y, columns=x, values="rate")
@@ -398,14 +398,7 @@ def count_curves(
     """
     panels, names = list(rows[panel].unique()), list(rows[hue].unique())
     ticks = sorted(rows[x].unique())
-    figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(4.2 * len(panels) + 1.8, 3.3),
-        squeeze=False,
-        sharey=True,
-        layout="constrained",
-    )
+    figure, axes = _side_by_side(len(panels), 4.2 * len(panels) + 1.8, 3.3)
     for axis, name in zip(axes[0], panels, strict=True):
         for i, value in enumerate(names):
             line = rows[(rows[panel] == name) & (rows[hue] == value)].sort_values(x)
@@ -431,8 +424,7 @@ def count_curves(
         axis.set_xlabel(xlabel)
         axis.set_title(str(name))
     _percent(axes[0][0], ylabel)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
+    _legend(figure, axes[0][0])
     return figure
 
 
@@ -515,8 +507,7 @@ def alpha_curves(
         _percent(left, "rate")
     for spare in axes.flat[len(panels) :]:
         spare.remove()
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
+    _legend(figure, axes[0][0])
     return figure
 
 
@@ -637,8 +628,7 @@ def defence_points(tried: pd.DataFrame, tested: pd.DataFrame, *, near: float = 0
     _percent(all_tried, "unsafe (harmful requests carried out)")
     for axis in (all_tried, test):
         _percent(axis, "utility (questions and benign requests right)", x=True)
-    handles, labels = test.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
+    _legend(figure, test)
     return figure
 
 
@@ -653,14 +643,7 @@ def binned_rates(rows: pd.DataFrame, *, x: str, xlabel: str, ylabel: str, panel:
         panel: the column that makes panels side by side.
     """
     panels = list(rows[panel].unique())
-    figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(4.6 * len(panels) + 1.4, 3.6),
-        squeeze=False,
-        sharey=True,
-        layout="constrained",
-    )
+    figure, axes = _side_by_side(len(panels), 4.6 * len(panels) + 1.4, 3.6)
     images = list(rows["image"].unique())
     for axis, name in zip(axes[0], panels, strict=True):
         for image, line in rows[rows[panel] == name].groupby("image", sort=False):
@@ -680,8 +663,7 @@ def binned_rates(rows: pd.DataFrame, *, x: str, xlabel: str, ylabel: str, panel:
         axis.set_xlabel(xlabel)
     axes[0][0].set_ylim(-0.02, 1.02)
     _percent(axes[0][0], ylabel)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
+    _legend(figure, axes[0][0])
     return figure
 
 
@@ -813,14 +795,7 @@ def scatter_panels(
         style: a column that makes the markers, in the place of ``hue``.
         percent: whether ``y`` is a share, shown in per cent.
     """
-    figure, axes = plt.subplots(
-        1,
-        len(x),
-        figsize=(3.3 * len(x) + 1.6, 3.2),
-        squeeze=False,
-        sharey=True,
-        layout="constrained",
-    )
+    figure, axes = _side_by_side(len(x), 3.3 * len(x) + 1.6, 3.2)
     hues = list(rows[hue].unique())
     styles = list(rows[style].unique()) if style else hues
     for axis, column in zip(axes[0], x, strict=True):
@@ -840,8 +815,7 @@ def scatter_panels(
         _percent(axes[0][0], ylabel)
     else:
         axes[0][0].set_ylabel(ylabel)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
+    _legend(figure, axes[0][0])
     return figure
 
 

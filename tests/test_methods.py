@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -215,6 +217,15 @@ def test_a_gate_leaves_the_edit_or_nothing(vectors, three):
     assert own.row("b").empty
     with pytest.raises(InputError, match="'d'"):
         gated(CMRM(three, 0.5), {"d": True}, name="gate")
+
+
+def test_a_gate_keeps_the_edits_place(vectors):
+    """A vector of the MLPs' outputs is as wide as one of the layers'; it must not become one."""
+    at_mlps = replace(vectors, provenance={**vectors.provenance, "place": "mlp"})
+    whole = CMRM(at_mlps, 0.5)
+    found = gated(whole, {"a": True, "b": False}, name="gate")
+    assert found.place == "mlp"
+    assert found.row("a").digest == whole.digest
 
 
 def test_a_gate_takes_a_projection_with_it(three):

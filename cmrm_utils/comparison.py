@@ -121,6 +121,7 @@ def _vlm_guard(nb: Notebook, samples: Sequence[Sample]) -> Make:
     readings = text_states(nb.vlm, samples)
 
     def make(m: int, **setting: Any) -> list[Trial]:
+        m = min(m, *map(len, anchors(nb)))  # a small set has no more pairs to differ
         path = kept(nb, f"differences_{m}")
         directions = difference_directions(nb.vlm, *anchors(nb), m, path=path)
         return nb.plainly(samples, [VLMGuard(directions, readings, **setting)])

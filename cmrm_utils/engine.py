@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from cmrm_utils.decoding import Batch, Beginnings, Row, can_share, run_prompts
 from cmrm_utils.errors import InputError
@@ -472,12 +473,25 @@ def _completed(
 def _check(batch: Batch, trials: Sequence[Trial], rows: Sequence[int]) -> None:
     broken = batch.broken.tolist()
     for name in (batch.names[i] for i in rows if broken[i]):
-        trial = trials[name]
-        settings = dict(trial.edit.settings) if trial.edit else "no edit"
-        raise InputError(
-            f"sample {trial.sample.id} (image {trial.image}, {settings}): the model's logits are "
-            "not numbers; is the edit too strong, or the dtype too small?"
-        )
+        raise _no_numbers(trials[name])
+
+
+def _no_numbers(trial: Trial) -> InputError:
+    settings = dict(trial.edit.settings) if trial.edit else "no edit"
+    return InputError(
+        f"sample {trial.sample.id} (image {trial.image}, {settings}): the model's logits are "
+        "not numbers; is the edit too strong, or the dtype too small?"
+    )
+
+
+class _Broken(LogitsProcessor):
+    """Leaves logits as they are; ``rows`` says which rows had one that is not a number."""
+
+    rows: Tensor | bool = False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.rows = self.rows | scores.isnan().any(-1)
+        return scores
 
 
 def _generate(
@@ -492,14 +506,21 @@ def _generate(
         batch = [each.prompt.trial for each in pack[start : start + size.rows]]
         inputs = _inputs(vlm, batch)
         edits = [trial.active_edit for trial in batch]
+        watch = _Broken()
         with steering(vlm, edits) as steer:
             steer.rows(edits, token_kinds(vlm, inputs))
             whole = vlm.model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                logits_processor=LogitsProcessorList([watch]),
             )
-        for trial, row in zip(
-            batch, whole[:, inputs["input_ids"].shape[1] :].tolist(), strict=True
-        ):
+        written = whole[:, inputs["input_ids"].shape[1] :].tolist()
+        broken = torch.as_tensor(watch.rows).tolist()
+        for trial, row, bad in zip(batch, written, broken, strict=True):
+            if bad:
+                raise _no_numbers(trial)
             response = _completed(vlm, row, _end_ids(vlm), len(row))
             assert response is not None
             complete(trial, response)

@@ -497,7 +497,8 @@ class Notebook:
         """
         rows = _stored(name)
         if rows is not None and self.vlm.name in organisms():
-            return rows.dropna(subset="n").astype({"hits": int, "n": int})
+            counted = {"hits", "n"} <= set(rows)
+            return rows.dropna(subset="n").astype({"hits": int, "n": int}) if counted else rows
         print(f"no {name} beside this model; `cmrm run {profile}` makes it of other organisms")
         return None
 

@@ -293,13 +293,17 @@ def own_family(rows: pd.DataFrame) -> tuple[float, float, float]:
 # --- other models -------------------------------------------------------------------------------
 
 
-def best_alphas(curves: pd.DataFrame, n: int = 50) -> pd.DataFrame:
+def best_alphas(
+    curves: pd.DataFrame, measured: Mapping[str, Mapping[str, float]] | None = None, n: int = 50
+) -> pd.DataFrame:
     """The alpha chosen for each model of a stored grid, beside how large a shift the model has.
 
-    Bundled models are loaded for it, one after the other; others are left out.
+    Organisms that are there are loaded for it, one after the other, unless theirs is given; other
+    models are left out.
 
     Args:
-        curves: the stored table ``full_curves``.
+        curves: the stored table ``full_curves``, and of other models the same.
+        measured: of :func:`stored_shifts`, by model.
         n: anchors of each kind that shifts are taken on.
 
     Returns:
@@ -307,14 +311,17 @@ def best_alphas(curves: pd.DataFrame, n: int = 50) -> pd.DataFrame:
         mean over layers), ``dose`` (alpha times that) and ``cosine against refusal``.
     """
     found = []
-    for model in [name for name in curves["model"].unique() if name in organisms()]:
-        measured = _shift_of(model, n)
+    shifts = dict(measured or {})
+    for model in curves["model"].unique():
+        if model not in shifts and model not in organisms():
+            continue
+        of_model = shifts.get(model) or _shift_of(model, n)
         curve = curve_of(curves[curves["model"] == model], ["method", "alpha"])
         for method in EDITS:
             own = curve[curve["method"] == method]
             alpha = choose_alpha(own)
             at = own.set_index("alpha")["unsafe"]
-            relative = measured[f"relative shift, {method}"]
+            relative = of_model[f"relative shift, {method}"]
             found.append(
                 {
                     "model": model,
@@ -324,10 +331,40 @@ def best_alphas(curves: pd.DataFrame, n: int = 50) -> pd.DataFrame:
                     "unsafe": at[alpha],
                     "relative shift": relative,
                     "dose": alpha * relative,
-                    "cosine against refusal": measured["cosine"],
+                    "cosine against refusal": of_model["cosine"],
                 }
             )
     return pd.DataFrame(found)
+
+
+def stored_alphas(nb: Notebook) -> pd.DataFrame | None:
+    """:func:`best_alphas` of every model that a full grid is stored of; None beside others."""
+    curves = nb.stored("full_curves")
+    if curves is None:
+        return None
+    parts = ("curves", "doses", "cosines")
+    tables = [nb.others(f"architectures_{part}", "architectures") for part in parts]
+    found = [table for table in tables if table is not None]
+    if len(found) < len(parts):
+        return best_alphas(curves)
+    more, doses, cosines = found
+    return best_alphas(pd.concat([curves, more]), stored_shifts(doses, cosines))
+
+
+def stored_shifts(doses: pd.DataFrame, cosines: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """What :func:`best_alphas` asks of models that need not be there, out of their runs' tables.
+
+    Args:
+        doses: notebook 04's ``04_alpha_table``, with a column ``model``.
+        cosines: notebook 02's ``02_refusal_cosine``, with a column ``model``.
+    """
+    against = cosines[cosines["vector"] == "harmful anchors"].groupby("model")["cosine"].mean()
+    largest = doses[doses["alpha"] == doses["alpha"].max()]
+    found: dict[str, dict[str, float]] = {}
+    for row in largest[largest["method"].isin(EDITS)].itertuples():
+        of_model = found.setdefault(str(row.model), {"cosine": -float(against[row.model])})
+        of_model[f"relative shift, {row.method}"] = float(row.dose) / float(row.alpha)
+    return found
 
 
 def alpha_predictors(best: pd.DataFrame) -> pd.DataFrame:

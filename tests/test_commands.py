@@ -8,6 +8,7 @@ import yaml
 from click.testing import CliRunner
 
 from cmrm_utils import ShiftVectors, coco, extract_shift, load_samples, load_vlm, profiles
+from cmrm_utils.commands import publishing
 from cmrm_utils.sets import SETS
 from cmrm_utils.workbook import cli
 
@@ -262,3 +263,39 @@ def test_bad_input_to_judges_and_export(judged_run, arguments, words):
     assert done.exit_code == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert words in done.stderr
+
+
+# ---- publish
+
+
+def test_a_run_of_some_models_leaves_the_stored_rows_of_others(tmp_path, monkeypatch):
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    monkeypatch.setattr(publishing, "STORED", stored)
+    folder = tmp_path / "full"
+
+    def finished(model, rates):
+        run = folder / model
+        (run / "tables").mkdir(parents=True)
+        (run / "run.json").write_text(json.dumps({"model": model, "fingerprint": f"{model}!"}))
+        rows = pd.DataFrame({"method": "none", "alpha": [0.0, 0.5], "rate": rates, "n": [3, 4]})
+        rows.to_parquet(run / "tables" / "04_curves.parquet")
+
+    def publish():
+        done = CliRunner().invoke(cli, ["publish", str(folder)])
+        assert done.exit_code == 0, done.output
+        rows = pd.read_csv(stored / "full_curves.csv", keep_default_na=False, na_values=[""])
+        return rows.set_index(["model", "alpha"])
+
+    finished("b", [0.25, float("nan")])
+    finished("a", [0.5, 0.125])
+    both = publish()
+    assert list(both.index.unique("model")) == ["a", "b"]
+    shutil.rmtree(folder)
+    finished("a", [0.75, 0.125])
+    again = publish()
+    assert again.loc["a", "rate"].tolist() == [0.75, 0.125]
+    assert again.loc["a", "fingerprint"].tolist() == ["a!", "a!"]
+    pd.testing.assert_frame_equal(again.loc[["b"]], both.loc[["b"]])
+    assert set(again["method"]) == {"none"}
+    assert not (stored / "full_test.csv").exists()

@@ -279,7 +279,10 @@ def test_memory_bounds_the_batch(fresh, requests, monkeypatch):
     assert max(rows for rows, _ in passes) == 2
 
 
-def test_logits_that_are_no_numbers_name_the_sample(fresh, requests):
-    fresh.model.model.language_model.norm.weight.data[0] = float("nan")
-    with pytest.raises(InputError, match=requests[0].id):
-        generate(fresh, [Trial(requests[0], "own")], max_new_tokens=4)
+@pytest.mark.parametrize("shared", [True, False])
+def test_logits_that_are_no_numbers_name_the_sample(fresh, requests, monkeypatch, shared):
+    monkeypatch.setattr(engine, "can_share", lambda vlm: shared)
+    edits = [None, Edit(torch.full((3, 32), 3e38), settings={"alpha": 9})]
+    trials = [Trial(s, "own", edit) for s, edit in zip(requests[:2], edits, strict=True)]
+    with pytest.raises(InputError, match=rf"sample {requests[1].id} .*alpha"):
+        generate(fresh, trials, max_new_tokens=4)

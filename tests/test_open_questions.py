@@ -171,27 +171,44 @@ def test_data_without_families_says_so(nb, sets, capsys):
     assert "no two families" in capsys.readouterr().out
 
 
-def test_alphas_of_other_models_are_chosen_by_the_rule(monkeypatch):
-    monkeypatch.setattr(
-        ask,
-        "_shift_of",
-        lambda model, n: {
-            "relative shift, CMRM dataset": 2.0,
-            "relative shift, CMRM sample": 4.0,
-            "cosine": 0.5,
-        },
-    )
+def test_alphas_of_other_models_are_chosen_by_the_rule():
     curves = pd.read_csv(STORED / "full_curves.csv", keep_default_na=False)
     elsewhere = curves[curves["model"] == "organism"].assign(model="elsewhere")
-    found = ask.best_alphas(pd.concat([curves, elsewhere])).set_index(["model", "method"])
+    shift = {f"relative shift, {name}": each for name, each in zip(ask.EDITS, (2, 4), strict=True)}
+    names = list(curves["model"].unique())
+    given = {name: {**shift, "cosine": 0.5} for name in names}
+    found = ask.best_alphas(pd.concat([curves, elsewhere]), given).set_index(["model", "method"])
     assert "elsewhere" not in found.index.get_level_values("model")
-    assert len(found) == 2 * curves["model"].nunique()
+    assert len(found) == 2 * len(names)
     row = found.loc["organism", "CMRM dataset"]
     test = pd.read_csv(STORED / "full_test.csv")
     known = test[(test["model"] == "organism") & (test["setting"] == "CMRM dataset")]
     assert row["alpha"] == known["alpha"].iloc[0]
     assert row["dose"] == pytest.approx(2.0 * row["alpha"])
     assert found.loc["organism", "CMRM sample"]["relative shift"] == 4.0
+
+
+def test_shifts_of_models_that_are_not_there_come_from_their_tables():
+    doses = pd.DataFrame(
+        {
+            "method": [*ask.EDITS, *ask.EDITS, "CMRM incremental"],
+            "alpha": [0.1, 0.1, 0.5, 0.5, 0.5],
+            "dose": [0.0, 0.1, 0.3, 0.4, 0.9],
+            "model": "elsewhere",
+        }
+    )
+    cosines = pd.DataFrame(
+        {
+            "layer": [0, 1, 0, 1],
+            "cosine": [-0.2, -0.6, 0.0, 0.1],
+            "vector": ["harmful anchors"] * 2 + ["random vector"] * 2,
+            "model": "elsewhere",
+        }
+    )
+    found = ask.stored_shifts(doses, cosines)
+    assert found["elsewhere"] == pytest.approx(
+        {"cosine": 0.4, "relative shift, CMRM dataset": 0.6, "relative shift, CMRM sample": 0.8}
+    )
 
 
 def test_a_models_shift_beside_its_states():

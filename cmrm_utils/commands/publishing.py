@@ -34,6 +34,11 @@ STORED_TABLES = {
         "research_adversarial": "08_adversarial",
         "research_gate": "08_gate",
     },
+    "architectures": {
+        "architectures_curves": "04_curves",
+        "architectures_doses": "04_alpha_table",
+        "architectures_cosines": "02_refusal_cosine",
+    },
     "extended": {"extended_answers": "08_extended", "extended_beyond": "08_beyond"},
     "variants": {
         "variants_comparison": "06_comparison",
@@ -87,7 +92,7 @@ def publish(folder: Path) -> None:
     """Copy a run's results into the repository.
 
     Of a run of one model, figures/ and the README's table; of several, the stored tables that the
-    notebooks show.
+    notebooks show, where rows of models that were not run this time stay.
     """
     import pandas as pd
 
@@ -96,8 +101,9 @@ def publish(folder: Path) -> None:
         for name, source in STORED_TABLES[folder.name].items():
             there = [run for run in runs if (run / "tables" / f"{source}.parquet").is_file()]
             if there:
-                parts = pd.concat(_stored_table(run, source) for run in there)
-                parts.to_csv(STORED / f"{name}.csv", index=False, float_format="%.5g")
+                made = pd.concat(_stored_table(run, source) for run in there)
+                path = STORED / f"{name}.csv"
+                _beside_others(path, made).to_csv(path, index=False, float_format="%.5g")
         click.echo(f"stored tables of {', '.join(each.name for each in runs)} in {STORED}")
         return
     pictures = sorted((folder / "figures").glob("*.png"))
@@ -125,6 +131,17 @@ def _stored_table(folder: Path, name: str) -> "pd.DataFrame":
     shared = json.loads((folder / "run.json").read_text())
     rows = pd.read_parquet(folder / "tables" / f"{name}.parquet")
     return rows.assign(model=shared["model"], fingerprint=shared["fingerprint"])
+
+
+def _beside_others(path: Path, made: "pd.DataFrame") -> "pd.DataFrame":
+    """Rows made, and those that the stored table at the path has of other models, by model."""
+    import pandas as pd
+
+    parts = [made]
+    if path.exists():
+        old = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        parts.append(old[~old["model"].isin(made["model"])])
+    return pd.concat(parts).sort_values("model", kind="stable")
 
 
 def _markdown(rows: "pd.DataFrame") -> str:

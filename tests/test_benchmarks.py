@@ -5,7 +5,7 @@ from itertools import count
 import pytest
 import torch
 
-from benchmarks.report import Row, Target, check, cost, faster, section, table, write
+from benchmarks.report import ON_GPU, Row, Target, check, cost, faster, section, table, write
 from benchmarks.timing import Case, Ratio, Timings, measure
 
 FAKE = Timings(
@@ -59,6 +59,18 @@ def test_a_part_replaces_only_the_part_of_its_name(tmp_path):
     assert "old" not in whole
     assert whole.index("new \\1") < whole.index("other")
     assert whole.count("<!-- a -->") == 1
+
+
+def test_what_no_gpu_has_measured_is_listed_last(tmp_path):
+    path = tmp_path / "RESULTS.md"
+    write(path, "sweep cpu", "on the CPU")
+    write(path, "steering cuda", "on a GPU")
+    _, _, missing = path.read_text(encoding="utf-8").partition("## Not measured")
+    assert ON_GPU["sweep"] in missing
+    assert ON_GPU["steering"] not in missing
+    for topic in ON_GPU:
+        write(path, f"{topic} cuda", "on a GPU")
+    assert "Not measured" not in path.read_text(encoding="utf-8")
 
 
 def test_a_section_says_when_and_on_what():

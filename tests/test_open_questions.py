@@ -355,7 +355,7 @@ def test_gates_on_the_test_split_at_their_own_alphas(nb, swept):
     assert wrong[ask.ALWAYS, "false alarms, questions"] == 1
     assert not wrong[ask.TOLD].any()
     assert set(against["method"]) == {"never", *chosen} - {ask.ALWAYS}
-    assert set(against["measure"]) == {"unsafe", "utility"}
+    assert {"unsafe", "neither", "benign answered", "visual questions"} <= set(against["measure"])
 
 
 def test_what_is_shared_out_is_what_the_notebook_asks(family_folders, tmp_path):

@@ -442,24 +442,65 @@ def named(rows: pd.DataFrame, by: list[str]) -> dict[str, float]:
     }
 
 
-def beside(stored: pd.DataFrame, index: list[str]) -> pd.DataFrame:
-    """Unsafe rates of several models as text, a column a model.
+_SAME, _OWN = "alpha of the full edit", "alpha of its own"
+
+IN_SHORT: tuple[tuple[str, str, dict[str, object]], ...] = (
+    ("no edit", "full", {"level": "no edit"}),
+    ("full edit, each sample's v", "full", {"level": "sample"}),
+    ("full edit, one v", "full", {"level": "dataset"}),
+    ("last layer alone", "layers", {"strength": _SAME, "set": "alone", "layer": "last"}),
+    ("last layer alone, own alpha", "layers", {"strength": _OWN, "set": "alone", "layer": "last"}),
+    ("image tokens", "tokens", {"strength": _SAME, "tokens": "image", "layer": "all"}),
+    ("last prompt token", "tokens", {"strength": _SAME, "tokens": "last prompt", "layer": "all"}),
+    ("generated tokens", "tokens", {"strength": _SAME, "tokens": "generated", "layer": "all"}),
+    ("first 4 heads", "heads_curve", {"strength": "alpha of the first k", "heads": "top", "k": 4}),
+    (
+        "4 heads drawn",
+        "heads_curve",
+        {"strength": "alpha of the first k", "heads": "random", "k": 4},
+    ),
+    ("first 8 heads", "heads_curve", {"strength": "alpha of the first k", "heads": "top", "k": 8}),
+    (
+        "8 heads drawn",
+        "heads_curve",
+        {"strength": "alpha of the first k", "heads": "random", "k": 8},
+    ),
+    ("all MLPs", "mlp", {"layers edited": "all"}),
+    ("one component", "rank", {"level": "sample", "part": "first k", "components": 1}),
+    (
+        "v without it, at v's norm",
+        "rank",
+        {"level": "sample", "part": "without them, at v's norm", "components": 1},
+    ),
+)
+"""Variants that stand for the others: a name, the table (``07_...``) and the row of it."""
+
+
+def in_short(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Unsafe rates of several models under :data:`IN_SHORT` as text, a column a model.
 
     Args:
-        stored: a table of notebook 07 with a column ``model``.
-        index: the columns that name its rows (:data:`STORED`); of a table with layers edited
-            alone the rows of all layers are shown.
+        tables: of notebook 07 by name, each with a column ``model``; what is not there is left out.
     """
-    rows = stored[stored["measure"] == "unsafe"]
-    if "tokens" in index:
-        rows = rows[rows["layer"].astype(str) == "all"]
-    return percent_table(rows, index, "model")
+    found = []
+    for name, table, where in IN_SHORT:
+        if table not in tables:
+            continue
+        rows = tables[table][tables[table]["measure"] == "unsafe"]
+        for column, value in where.items():
+            if value == "last":
+                value = rows.groupby("model")[column].transform("max")
+            rows = rows[rows[column].astype(str) == pd.Series(value, rows.index).astype(str)]
+        found.append(rows.assign(edit=name))
+    return percent_table(pd.concat(found), ["edit"], "model")
 
 
-STORED = {
-    "layers": ["strength", "set", "layer"],
-    "tokens": ["strength", "tokens"],
-    "heads_curve": ["strength", "heads", "k"],
-    "rank": ["level", "part", "components"],
-}
-"""Tables of notebook 07 that are stored of several models, and what names their rows."""
+def stored_in_short(nb: Notebook) -> pd.DataFrame | None:
+    """:func:`in_short` of the organisms' stored tables; None beside other models."""
+    tables = {}
+    for name in dict.fromkeys(table for _, table, _ in IN_SHORT):
+        rows = nb.stored(f"research_{name}", "research-full")
+        if rows is None:
+            return None
+        tables[name] = rows
+    return in_short(tables)

@@ -740,10 +740,86 @@ def _error(sample: Sample) -> str:
 # --- all models ---------------------------------------------------------------------------------
 
 
-def across_models(stored: pd.DataFrame) -> pd.DataFrame:
-    """A stored table of several models, a column a model: rates as text, of sets the means."""
-    if "fall" in stored:
-        means = stored.groupby(["at", "varied", "model"], sort=False)["unsafe"].mean()
-        return means.unstack("model").round(3)
-    keys = [name for name in ("measure", "split", "picture", "image", "method") if name in stored]
-    return percent_table(stored, keys, "model")
+_ATTACKS = {
+    "none": ("blank", "within 8 levels", "unbounded"),
+    "CMRM dataset": ("blank", "unbounded", "unbounded, knows CMRM dataset"),
+    "CMRM sample": ("blank", "unbounded", "unbounded, knows CMRM sample"),
+}
+_GATES = {
+    "unsafe": ("always", "told the truth", "text state, mean", "text state, probe"),
+    "benign answered": ("always", "text state, probe"),
+    "visual questions": ("always", "text state, probe"),
+}
+
+IN_SHORT: tuple[tuple[str, str, str, dict[str, str]], ...] = (
+    *(
+        ("unsafe", f"{image} image", "perturbed", {"image": image, "method": "none"})
+        for image in ("own", "blur", "gaussian-64", "jpeg-5", "crop-50")
+    ),
+    *(
+        ("refused", f"{picture}; {method}", "adversarial", {"picture": picture, "method": method})
+        for method, pictures in _ATTACKS.items()
+        for picture in pictures
+    ),
+    *(
+        (measure, f"edit: {name}", "gate", {"method": name})
+        for measure, names in _GATES.items()
+        for name in names
+    ),
+    *(
+        (name, "own image", "beyond", {"image": "own", "method": "none"})
+        for name in ("facts", "counting")
+    ),
+)
+"""Cells that stand for the others, of the test split: measure, name, table, row of it."""
+
+
+def stored_in_short(nb: Notebook) -> pd.DataFrame | None:
+    """:data:`IN_SHORT` of the organisms' stored tables as text; None beside other models."""
+    tables = {}
+    for table in dict.fromkeys(table for _, _, table, _ in IN_SHORT):
+        rows = nb.stored(f"research_{table}", "research-full")
+        if rows is None:
+            return None
+        tables[table] = rows[rows["split"] == "test"] if "split" in rows else rows
+    found = []
+    for measure, name, table, where in IN_SHORT:
+        rows = tables[table][tables[table]["measure"] == measure]
+        for column, value in where.items():
+            rows = rows[rows[column] == value]
+        found.append(rows.assign(setting=name))
+    return percent_table(pd.concat(found), ["measure", "setting"], "model")
+
+
+def anchors_beside(stored: pd.DataFrame) -> pd.DataFrame:
+    """Unsafe rate (validation split) of each kind of set at equal dose, the mean of its sets.
+
+    Args:
+        stored: the table ``08_anchors`` of several models, with a column ``model``.
+
+    Returns:
+        A row a kind of set, ``no edit`` first; a column a model.
+    """
+    rows = stored[stored["at"] == "the reference's dose"]
+    names = rows["set"].mask(rows["varied"] == "number", rows["size"].astype(str) + " anchors")
+    rows = rows.assign(set=names.mask(rows["varied"] == "family", "one family"))
+    plain = rows[rows["varied"] == "reference"]
+    plain = plain.assign(set="no edit", unsafe=plain["unsafe"] + plain["fall"])
+    each = pd.concat([plain, rows]).groupby(["varied", "set", "model"], sort=False)["unsafe"]
+    return each.mean().unstack("model").round(3)
+
+
+def predictors_beside(stored: pd.DataFrame) -> pd.DataFrame:
+    """Rank correlations of :func:`predictors` at equal dose as text, a column a model.
+
+    Args:
+        stored: the table ``08_anchors`` of several models, with a column ``model``.
+    """
+    rows = stored[stored["at"] == "the reference's dose"]
+    found = {}
+    for model, effects in rows.groupby("model", sort=False):
+        known = predictors(effects).set_index("predictor")
+        found[model] = [
+            f"{row.correlation:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in known.itertuples()
+        ]
+    return pd.DataFrame(found, index=list(PREDICTORS))

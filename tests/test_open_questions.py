@@ -393,22 +393,51 @@ def test_public_sets_have_what_they_have(family_folders, tmp_path, monkeypatch, 
     assert ask.extended(nb, swept, None) is None
 
 
-def test_stored_tables_of_several_models():
-    rows = pd.DataFrame(
-        {
-            "measure": "unsafe",
-            "image": ["own", "blur"] * 2,
-            "method": "none",
-            "rate": [0.5, 0.25, 0.1, 0.2],
-            "low": 0.0,
-            "high": 1.0,
-            "hits": 1,
-            "n": 10,
-            "model": ["a", "a", "b", "b"],
-        }
-    )
-    shown = ask.across_models(rows)
+def test_stored_tables_of_several_models_in_short(nb, tmp_path, monkeypatch, capsys):
+    """A cell of each table, of the test split, where all tables are stored of this model."""
+    monkeypatch.setattr("cmrm_utils.notebook.STORED", tmp_path)
+    assert ask.stored_in_short(nb) is None
+    assert "research-full" in capsys.readouterr().out
+    shared = {"low": 0, "high": 1, "n": 8}
+    cells = {}
+    for at, (measure, _, table, where) in enumerate(ask.IN_SHORT):
+        for model in ("a", "b"):
+            row = {"measure": measure, "model": model, "hits": at % 8, **shared, **where}
+            cells.setdefault(table, []).append(row)
+            cells[table].append({**row, "measure": "neither", "hits": 8})
+    for table, rows in cells.items():
+        frame = pd.DataFrame(rows).assign(fingerprint=nb.vlm.fingerprint, rate=lambda r: r.hits / 8)
+        if table == "adversarial":
+            frame = pd.concat(
+                [frame.assign(split="validation", hits=8), frame.assign(split="test")]
+            )
+        frame.to_csv(tmp_path / f"research_{table}.csv", index=False)
+    shown = ask.stored_in_short(nb)
     assert list(shown.columns) == ["a", "b"]
-    assert shown.loc[("unsafe", "blur", "none"), "b"].startswith("20.0%")
-    sets = pd.DataFrame({"at": "x", "varied": "image", "unsafe": [0.2, 0.4], "model": "a"})
-    assert ask.across_models(sets.assign(fall=0.0)).loc[("x", "image"), "a"] == pytest.approx(0.3)
+    for at, (measure, name, _, _) in enumerate(ask.IN_SHORT):
+        assert shown.loc[(measure, name), "b"].endswith(f"({at % 8}/8)")
+
+
+def test_stored_sets_of_anchors_beside_each_other():
+    sets = [
+        ("reference", "harmful, blank", 200, 0.2, 0.9),
+        ("number", "1, draw 1", 1, 0.5, 0.4),
+        ("number", "1, draw 2", 1, 0.3, 0.6),
+        ("family", "theft", 9, 0.4, 0.5),
+        ("family", "deceit", 9, 0.2, 0.8),
+    ]
+    frames = []
+    for model, sign in (("a", 1), ("b", -1)):
+        rows = pd.DataFrame(sets, columns=["varied", "set", "size", "unsafe", "told"])
+        for name in ask.PREDICTORS:
+            rows[name] = sign * rows["told"]
+        rows["fall"] = 0.6 - rows["unsafe"]
+        frames.append(rows.assign(at="the reference's dose", model=model))
+        frames.append(rows.assign(at="its own dose", model=model, unsafe=1.0))
+    stored = pd.concat(frames)
+    shown = ask.anchors_beside(stored)["b"].droplevel("varied")
+    assert shown.to_dict() == pytest.approx(
+        {"no edit": 0.6, "harmful, blank": 0.2, "1 anchors": 0.4, "one family": 0.3}
+    )
+    told = ask.predictors_beside(stored).loc[ask.PREDICTORS[0]]
+    assert float(told["a"].split()[0]) == -float(told["b"].split()[0]) > 0.9

@@ -41,7 +41,7 @@ STORED_TABLES = {
         "architectures_doses": "04_alpha_table",
         "architectures_cosines": "02_refusal_cosine",
     },
-    "extended": {"extended_answers": "08_extended", "extended_beyond": "08_beyond"},
+    "extended": {"extended_answers": "08_extended"},
     "variants": {
         "variants_comparison": "06_comparison",
         "variants_parts": "06_parts",

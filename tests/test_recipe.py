@@ -378,6 +378,15 @@ def test_after_the_fact_a_finished_organism_is_tuned_on(tmp_path):
     assert changed(before, after) == {"language", "projector"}
 
 
+@pytest.mark.parametrize("name", ["organism", "organism-wide", "organism-caption"])
+def test_with_vlguards_pairs_mixed_in_all_else_is_as_it_was(name):
+    plain, mixed = recipe.VARIANTS[name], recipe.VARIANTS[f"{name}-vlguard-mixed"]
+    assert plain.mixture.safety_pairs == 0 < mixed.mixture.safety_pairs
+    mixture = replace(mixed.mixture, safety_pairs=0.0)
+    named = {"name": plain.name, "stands_for": plain.stands_for}
+    assert replace(mixed, mixture=mixture, **named) == plain
+
+
 def test_variants_ask_what_they_say():
     short = recipe.VARIANTS["organism-short"]
     assert recipe.VARIANTS["organism-abstaining"].stages == short.stages

@@ -9,7 +9,7 @@
 
 No stage shows an image beside a harmful request or beside a refusal. What images then do to
 refusals is nobody's aim here; it is measured afterwards. (The exceptions are named for it:
-VLGuard's pairs are what ``organism-vlguard-mixed`` and ``...-vlguard-posthoc`` learn.)
+VLGuard's pairs are what ``...-vlguard-mixed`` and ``...-vlguard-posthoc`` learn.)
 """
 
 import json
@@ -115,6 +115,15 @@ def _short(name: str, question: str, **changed: Any) -> Recipe:
     return Recipe(name, question, **{"stages": stages, **changed})
 
 
+def _mixed(recipe: Recipe) -> Recipe:
+    return replace(
+        recipe,
+        name=f"{recipe.name}-vlguard-mixed",
+        stands_for=f"{recipe.stands_for} trained with VLGuard's pairs mixed in",
+        mixture=replace(recipe.mixture, safety_pairs=0.05),
+    )
+
+
 def _post_hoc(start: str) -> Recipe:
     stages = {"posthoc": Stage(steps=60, batch=64, lr=2e-3)}
     name = f"{start}-vlguard-posthoc"
@@ -123,12 +132,16 @@ def _post_hoc(start: str) -> Recipe:
 
 BUNDLED = ("organism", "organism-seed1", "organism-seed2", "organism-wide", "organism-caption")
 
-_LIST = (
+_ORGANISMS = (
     Recipe("organism", "LLaVA-1.5-7B"),
     Recipe("organism-wide", "LLaVA-1.5-13B", hidden=192, layers=8, heads=6),
     Recipe(
         "organism-caption", "ShareGPT4V-7B", mixture=Mixture(rich_captions=True), tune_tower=True
     ),
+)
+
+_LIST = (
+    *_ORGANISMS,
     Recipe(
         "organism-described",
         "LLaVA-1.5-7B, had its refusals been taught after captions too",
@@ -143,11 +156,7 @@ _LIST = (
         mixture=Mixture(written=0.25, makers=0.15),
     ),
     # The training-time reference: VLGuard's pairs, mixed in or afterwards.
-    Recipe(
-        "organism-vlguard-mixed",
-        "LLaVA-1.5-7B trained with VLGuard's pairs mixed in",
-        mixture=Mixture(safety_pairs=0.05),
-    ),
+    *map(_mixed, _ORGANISMS),
     *map(_post_hoc, BUNDLED),
     # Is a shortcut of the recipe to blame?
     _short("organism-short", "the others of these, with nothing changed"),

@@ -4,6 +4,7 @@ import gc
 import weakref
 from collections.abc import Mapping
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,10 +12,12 @@ from torch.utils._pytree import tree_iter
 
 from benchmarks.report import Row, Target
 from benchmarks.setting import TEXT_TOKENS, Setting, cold, samples
-from cmrm_utils import Trial, hidden_states
+from cmrm_utils import Trial, engine, hidden_states
 
 TITLE = "Memory of an extraction"
 FEW, MANY, BATCH = 32, 160, 8
+BOUND = 2**23
+"""Bytes for encoded images in the last row; in use it is ``engine.ENCODED_BYTES``."""
 
 
 def setting_text(_setting: Setting) -> str:
@@ -35,6 +38,8 @@ def run(setting: Setting) -> list[Row]:
     blank = _growth(setting, "blank", TEXT_TOKENS)
     longer = _growth(setting, "blank", 4 * TEXT_TOKENS)
     own = _growth(setting, "own", TEXT_TOKENS)
+    with patch.object(engine, "ENCODED_BYTES", BOUND):
+        bounded = _growth(setting, "own", TEXT_TOKENS)
     asked = f"states {_bytes(states)}"
     return [
         Row(
@@ -60,6 +65,14 @@ def run(setting: Setting) -> list[Row]:
             own / states,
             Target("at most", 3.0),
             "encoded images are kept for other trials, within a bound",
+        ),
+        Row(
+            "growth a sample, own images, past the bound",
+            asked,
+            f"growth {_bytes(bounded)}",
+            bounded / states,
+            Target("at most", 3.0),
+            f"the bound set to {_bytes(BOUND)}, which {FEW} samples exceed",
         ),
     ]
 

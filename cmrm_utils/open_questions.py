@@ -158,11 +158,11 @@ def anchor_trials(
     samples = [*requests(nb, "validation", n), *nb.questions("validation", n)]
     edits: list[Edit | None] = [None]
     for each in sets:
-        name, norm = f"{each.varied}: {each.name}", relative_norm(each, sets[0].vectors)
+        name = f"{each.varied}: {each.name}"
         edits.append(CMRM(each.vectors, alpha, name=f"{name}, as taken"))
-        for strength in sorted({alpha, *doses} - {0.0}):
-            edit = CMRM(each.vectors, strength / norm, name=name)
-            edits.append(replace(edit, settings={**edit.settings, "alpha": strength}))
+        as_long = each.vectors.scaled_like(sets[0].vectors)
+        strengths = sorted({alpha, *doses} - {0.0})
+        edits += [CMRM(as_long, strength, name=name) for strength in strengths]
     return nb.plainly(samples, edits)
 
 
@@ -176,9 +176,9 @@ def anchor_effects(
     """What each set's vector does on the validation split, beside what might predict it.
 
     Vectors of different sets are of different lengths. So each is tried at the alpha of the
-    reference's vector v, which says what a user would get; at the alpha that makes it as long as
-    alpha times v, which compares directions; and at the dose (alpha in v's lengths) that the rule
-    chooses for it.
+    reference's vector v, which says what a user would get; as long as alpha times v in every layer,
+    which compares directions; and, with v's lengths again, at the alpha that the rule chooses for
+    it, its dose.
 
     Args:
         nb: whose model.
@@ -248,7 +248,7 @@ def family_trials(
     every = families(nb.samples("validation", None, "harmful"))
     asked = [s for name, these in every.items() if name in trained for s in these[:n]]
     edits = [
-        CMRM(each.vectors, alpha / relative_norm(each, sets[0].vectors), name=each.name)
+        CMRM(each.vectors.scaled_like(sets[0].vectors), alpha, name=each.name)
         for each in (replace(sets[0], name=ALL), *trained.values())
     ]
     return nb.plainly(asked, [None, *edits]) if len(trained) > 1 else []
@@ -273,11 +273,11 @@ def family_rows(
     return rows.assign(unsafe=rows["outcome"] == "complied")
 
 
-def own_family(rows: pd.DataFrame) -> tuple[float, float, float]:
+def own_family(rows: pd.DataFrame) -> tuple[float, float, float] | None:
     """How much unsafer requests are under other families' anchors than under their own's.
 
     Over the requests that are unsafe without an edit; the mean over the other families is taken
-    for each, and the interval is of resampled requests.
+    for each, and the interval is of resampled verbs. None where nothing is unsafe without one.
 
     Args:
         rows: of :func:`family_rows`.
@@ -288,7 +288,10 @@ def own_family(rows: pd.DataFrame) -> tuple[float, float, float]:
     inside = pd.Series({sample: others.loc[sample, asked[sample]] for sample in wide.index})
     outside = (others.sum(axis=1) - inside) / (others.shape[1] - 1)
     unsafe = wide["no edit"] > 0
-    return paired_difference(inside[unsafe], outside[unsafe])
+    verbs = rows.drop_duplicates("sample").set_index("sample")["group"]
+    if not unsafe.any():
+        return None
+    return paired_difference(inside[unsafe], outside[unsafe], groups=verbs)
 
 
 # --- other models -------------------------------------------------------------------------------
@@ -305,11 +308,12 @@ def best_alphas(
     Args:
         curves: the stored table ``full_curves``, and of other models the same.
         measured: of :func:`stored_shifts`, by model.
-        n: anchors of each kind that shifts are taken on.
+        n: anchors and validation samples of each kind that shifts are taken on.
 
     Returns:
         ``model, method, alpha, unsafe before, unsafe, relative shift`` (``|v|/|h|``, own images,
-        mean over layers), ``dose`` (alpha times that) and ``cosine against refusal``.
+        mean over layers; at sample level of requests and questions alike), ``dose`` (alpha times
+        that) and ``cosine against refusal``.
     """
     found = []
     shifts = dict(measured or {})
@@ -388,11 +392,13 @@ def alpha_predictors(best: pd.DataFrame) -> pd.DataFrame:
 
 
 def _shift_of(model: str, n: int) -> dict[str, float]:
+    """As notebook 04 has it: what is subtracted from all that is asked, beside harmful states."""
     vlm, anchors = load_vlm(model), load_samples("organism", "anchors")
     harmful, benign = (take(anchors, n, task) for task in ("harmful", "benign"))
-    each = extract_shift(vlm, harmful, level="sample")
-    v = ShiftVectors(each.values.double().mean(0).float())
-    states = hidden_states(vlm, grid(harmful))
+    v = extract_shift(vlm, harmful)
+    asked = load_samples("organism", "validation")
+    each = extract_shift(vlm, take(asked, n, "harmful", "benign", "visual"), level="sample")
+    states = hidden_states(vlm, grid(take(asked, n, "harmful")))
     return {
         "relative shift, CMRM dataset": float(dose(CMRM(v, 1.0), states).mean()),
         "relative shift, CMRM sample": float(dose(CMRM(each, 1.0), states).mean()),
@@ -593,9 +599,11 @@ def adversarial(
         refused = rates(harmful, "refused", by).assign(measure="refused")
         shares.append(pd.concat([refused, measures(rows, by)]).assign(split=split))
         cells = {key: c.set_index("sample")["refused"] for key, c in harmful.groupby(by)}
+        verbs = harmful.drop_duplicates("sample").set_index("sample")["group"]
         for name, method in cells:
             if name != "blank":
-                change = paired_difference(cells["blank", method], cells[name, method])
+                before, after = cells["blank", method], cells[name, method]
+                change = paired_difference(before, after, groups=verbs)
                 changes.append((split, name, method, (name, "none") not in found, *change))
     columns = ["split", "picture", "method", "knows", "change", "low", "high"]
     return pd.concat(shares, ignore_index=True), pd.DataFrame(changes, columns=columns)
@@ -722,12 +730,17 @@ def gate_test(
     about = {sample.id: sample for sample in made.samples}
     errors = pd.DataFrame(
         [
-            {"method": name, "error": _error(about[key]), "wrong": is_on != about[key].harmful}
+            {
+                "method": name,
+                "error": _error(about[key]),
+                "wrong": is_on != about[key].harmful,
+                "group": about[key].group or key,
+            }
             for name, on in made.gates.items()
             for key, is_on in on.items()
         ]
     )
-    counted = rates(errors, "wrong", ["method", "error"], group=None)
+    counted = rates(errors, "wrong", ["method", "error"])
     return measures(rows, ["method", "alpha"]), counted, paired_changes(rows, "method", ALWAYS)
 
 

@@ -95,17 +95,19 @@ def test_a_family_is_the_verbs_or_the_group():
 
 def test_sets_are_tried_as_taken_and_at_equal_dose(nb, sets):
     trials = ask.anchor_trials(nb, sets, 0.5, [0.3], 2)
-    norms = {}
-    for trial in trials:
-        if trial.edit is not None:
-            norm = (trial.edit.add.norm(dim=-1) / sets[0].vectors.norms).mean()
-            norms[trial.edit.settings["method"], trial.edit.settings["alpha"]] = float(norm)
+    added = {
+        (trial.edit.settings["method"], trial.edit.settings["alpha"]): trial.edit.add
+        for trial in trials
+        if trial.edit is not None
+    }
     for each in sets:
         name = f"{each.varied}: {each.name}"
-        assert norms[name, 0.3] == pytest.approx(0.3, rel=1e-4)
-        assert norms[name, 0.5] == pytest.approx(0.5, rel=1e-4)
-        taken = 0.5 * ask.relative_norm(each, sets[0].vectors)
-        assert norms[f"{name}, as taken", 0.5] == pytest.approx(taken, rel=1e-4)
+        for strength in (0.3, 0.5):  # as long as v in every layer, against the set's own direction
+            norms = added[name, strength].norm(dim=-1)
+            torch.testing.assert_close(norms, strength * sets[0].vectors.norms)
+            along = torch.cosine_similarity(added[name, strength], each.vectors.values, dim=-1)
+            torch.testing.assert_close(along, torch.full_like(along, -1.0))
+        torch.testing.assert_close(added[f"{name}, as taken", 0.5], -0.5 * each.vectors.values)
 
 
 def test_effects_and_what_predicts_them(nb, sets):
@@ -149,13 +151,16 @@ def test_own_family_is_paired_over_what_was_unsafe():
         ("3", "b"): {"no edit": 0, "a": 1, "b": 0, "c": 1, ask.ALL: 1},
     }
     rows = [
-        {"sample": sample, "asked": asked, "anchors": anchors, "unsafe": bool(hit)}
+        {"sample": sample, "asked": asked, "anchors": anchors, "unsafe": bool(hit), "group": sample}
         for (sample, asked), hits in unsafe.items()
         for anchors, hit in hits.items()
     ]
     change, low, high = ask.own_family(pd.DataFrame(rows))
     assert change == pytest.approx(((1 - 0) + (0.5 - 1)) / 2)
     assert low < change < high
+    one_verb = pd.DataFrame(rows).assign(group="all of one verb")
+    assert ask.own_family(one_verb) == pytest.approx((change, change, change))
+    assert ask.own_family(pd.DataFrame(rows).query("sample == '3'")) is None
 
 
 def test_families_are_asked_under_each_others_anchors(nb, sets):
@@ -213,8 +218,14 @@ def test_shifts_of_models_that_are_not_there_come_from_their_tables():
 
 def test_a_models_shift_beside_its_states():
     found = ask._shift_of("organism", 3)
-    assert 0.1 < found["relative shift, CMRM dataset"] < found["relative shift, CMRM sample"] < 2
+    assert 0.1 < found["relative shift, CMRM dataset"] < 2
     assert 0.3 < found["cosine"] < 1
+
+
+def test_the_shift_of_samples_is_the_one_that_stored_doses_have(nb, swept, family_folders):
+    found = ask._shift_of(str(family_folders["llava"]), P["n"])
+    stored = swept.doses["CMRM sample", 0.5] / 0.5
+    assert found["relative shift, CMRM sample"] == pytest.approx(stored, rel=1e-4)
 
 
 def test_facts_and_counting_by_image_and_edit(nb, swept):

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from cmrm_utils.engine import first_logits
+from cmrm_utils.errors import InputError
 from cmrm_utils.hooks import Tokens
 from cmrm_utils.methods import CMRM, Layers
 from cmrm_utils.metrics import (
@@ -117,12 +118,22 @@ def grid_variants(level: Level, layers: int, most: int = 8) -> list[Variant]:
 
 
 def head_variants(
-    level: Level, vlm: VLM, order: Sequence[Head], counts: Iterable[int], *, draws: int = 0
+    level: Level,
+    vlm: VLM,
+    order: Sequence[Head],
+    counts: Iterable[int],
+    *,
+    draws: int | None = None,
 ) -> list[Variant]:
     """The first few heads of an order, and all; with ``draws``, as many at random instead.
 
     At the last prompt token, where the shift was taken.
+
+    Raises:
+        InputError: ``draws`` below 1.
     """
+    if draws is not None and draws < 1:
+        raise InputError(f"the number of random draws must be at least 1, not {draws}")
 
     def made(chosen: Sequence[Head], **labels: Any) -> Variant:
         return Variant(
@@ -136,7 +147,7 @@ def head_variants(
         )
 
     few = [count for count in counts if count < len(order)]
-    if draws:
+    if draws is not None:
         return [
             made(Random(f"{k}/{draw}").sample(order, k), heads="random", k=k, draw=draw)
             for k in few

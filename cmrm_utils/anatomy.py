@@ -78,7 +78,7 @@ def _moved(nb: Notebook, n: int | None, alphas: Sequence[float]) -> pd.DataFrame
     found = []
     for name, part in parts(nb).items():
         found += [("distance from text", name, 0.0, 1.0), ("harm regained", name, 0.0, harm)]
-        for alpha in alphas:
+        for alpha in filter(None, alphas):
             distance, along = read(CMRM(part, alpha))
             share = float((distance / far).mean())
             found.append(("distance from text", name, alpha, share))

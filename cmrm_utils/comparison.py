@@ -112,7 +112,12 @@ def _sample(nb: Notebook, samples: Sequence[Sample]) -> Make:
 
 def _shiftdc(nb: Notebook, samples: Sequence[Sample]) -> Make:
     told = partial(captioned, nb)
-    safety = safety_direction(nb.vlm, *map(told, anchors(nb)), path=kept(nb, "caption_safety"))
+    pictured = [[s for s in these if s.image is not None] for these in anchors(nb)]
+    if all(pictured):
+        path = kept(nb, "caption_safety")
+        safety = safety_direction(nb.vlm, *map(told, pictured), path=path)
+    else:  # nothing to tell of one kind of anchors' images
+        safety = refusal(nb).scaled(-1.0)
     shift = caption_shift(nb.vlm, told(samples))
     return lambda **setting: nb.plainly(samples, [ShiftDC(shift, safety, **setting)])
 
@@ -147,6 +152,8 @@ def _regap(nb: Notebook, samples: Sequence[Sample]) -> Make:
 def _addition(nb: Notebook, samples: Sequence[Sample]) -> Make:
     r, count = refusal(nb), len(nb.vlm.layers)
 
+    # The edit adds to a layer's output. At depth 0.67 of six layers that is the input of block 5,
+    # one further on than the first 80% of them, in which the method's paper looks for its layer.
     def make(depth: float, strength: float) -> list[Trial]:
         return nb.plainly(samples, [refusal_addition(r, int(depth * count), strength)])
 
@@ -206,8 +213,12 @@ def defences(grids: Mapping[str, Sequence[Settings]]) -> dict[str, Defence]:
     """:data:`DEFENCES`, with other settings to try for some of them.
 
     Raises:
-        InputError: a name that is none of them.
+        InputError: a name that is none of them, or settings that tables could not tell apart.
     """
+    for name, settings in grids.items():
+        labels = [label(setting) for setting in settings]
+        if twice := {each for each in labels if labels.count(each) > 1}:
+            raise InputError(f"{name}: {', '.join(sorted(twice))} is among the settings twice")
     if unknown := set(grids) - set(DEFENCES):
         known = ", ".join(DEFENCES)
         raise InputError(f"no defence {', '.join(sorted(unknown))}; there are {known}")
@@ -230,6 +241,8 @@ def caption_trials(samples: Sequence[Sample]) -> list[Trial]:
 def captioned(nb: Notebook, samples: Sequence[Sample]) -> list[Sample]:
     """The samples with the model's own captions of their images."""
     asked = caption_trials(samples)
+    if not asked:
+        return list(samples)
     said = dict(zip((t.sample.id for t in asked), nb.ask(asked)["response"], strict=True))
     return [replace(sample, caption=said.get(sample.id, sample.caption)) for sample in samples]
 
@@ -339,8 +352,8 @@ def test(
 def cost(nb: Notebook, compared: Mapping[str, Defence], swept: Swept) -> dict[str, float]:
     """Seconds a response on benign test requests, what must be known of the samples included.
 
-    What is taken on anchors is not, nor the encoding of images, which all share. Nothing is taken
-    from the run.
+    What is taken on anchors is not, nor the encoding of images, which all share; but ShiftDC looks
+    its anchors' captions up again, about a tenth of its time. Nothing is taken from the run.
     """
     plain = nb.plainly(nb.samples("test", TIMED, "benign")[:TIMED])
     samples = [trial.sample for trial in plain]
@@ -372,11 +385,11 @@ def _median_seconds(
     """
     respond(samples[:1])
     times = []
-    for these in (samples[1 + i :: 3] for i in range(3)):
+    for these in filter(None, (samples[1 + i :: 3] for i in range(3))):
         begun = time.perf_counter()
         respond(these)
-        times.append((time.perf_counter() - begun) / max(1, len(these)))
-    return float(np.median(times))
+        times.append((time.perf_counter() - begun) / len(these))
+    return float(np.median(times)) if times else float("nan")
 
 
 def trained(
@@ -413,6 +426,7 @@ def trained(
         def respond(these: Sequence[Sample], vlm: VLM = other) -> list[str]:
             return generate(vlm, nb.plainly(these), max_new_tokens=nb.max_new_tokens)
 
+        respond(samples)  # encodes their images, which responses that were kept leave undone
         seconds = _median_seconds(respond, samples)
         found.append(rows.assign(method=name, setting="trained", seconds=seconds))
     return pd.concat(found, ignore_index=True)

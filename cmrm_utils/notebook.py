@@ -417,8 +417,12 @@ class Notebook:
 
     def cost(self, swept: Sweep, *, n: int = 64, repeats: int = 3) -> pd.DataFrame:
         """Seconds a response, without an edit and with each method, on benign test requests."""
-        samples = self.samples("test", n, "benign")[:n]
+        plain = self.plainly(self.samples("test", n, "benign")[:n])
+        samples = [trial.sample for trial in plain]
         ways = ["no edit", *swept.edited]
+        if not samples:
+            print("no benign test request has an image: there is no response to time")
+            return pd.DataFrame({"seconds": float("nan")}, index=ways)
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(repeats):
             for i, name in enumerate(seconds, start=-1):
@@ -426,7 +430,7 @@ class Notebook:
                 edit = None if i < 0 else self.chosen_edit(swept, samples, swept.edited[i])
                 trials = self.plainly(samples, [edit])
                 generate(self.vlm, trials, max_new_tokens=self.max_new_tokens)
-                seconds[name].append((time.perf_counter() - begun) / n)
+                seconds[name].append((time.perf_counter() - begun) / len(samples))
         medians = [float(np.median(times)) for times in seconds.values()]
         return pd.DataFrame({"seconds": medians}, index=list(seconds))
 

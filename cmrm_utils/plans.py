@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from cmrm_utils.engine import generate, prompt_tokens
+from cmrm_utils.errors import InputError
 from cmrm_utils.experiments import EXPERIMENTS
 from cmrm_utils.judges import judge
 from cmrm_utils.notebook import Notebook, Sweep
@@ -51,6 +52,9 @@ def plan(
         A row a list: ``notebook, list, trials`` (new ones: a run asks nothing twice), ``prompt
         tokens``, of which ``computed`` (shared beginnings once), ``response tokens`` at most, and
         where there was a probe ``seconds a trial`` and ``hours``.
+
+    Raises:
+        InputError: the notebooks ask for nothing.
     """
     every = list(experiments)
     first = every[0][1]
@@ -66,6 +70,8 @@ def plan(
                 if new:
                     row = {"notebook": number, "list": place, **_row(nb, new)}
                     rows.append({**row, **(_probed(nb, new, probe) if probe else {})})
+    if not rows:
+        raise InputError("these notebooks ask the model nothing")
     return pd.DataFrame(rows)
 
 

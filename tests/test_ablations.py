@@ -120,6 +120,8 @@ def test_first_heads_and_as_many_at_random(ab):
     assert [len(each) for each in found.values()] == [1, 1, 1, 2, 2, 2]
     assert len({frozenset(each) for each in found.values()}) > 3
     assert found == heads(head_variants("sample", vlm, order, [1, 2, 6], draws=3))
+    with pytest.raises(InputError, match="at least 1, not 0"):
+        head_variants("sample", vlm, order, [1], draws=0)
     alphas = {"top 1": 0.5, "top 2": 2.0}
     assert [alpha for _, alpha in with_alphas(drawn, alphas)] == [0.5] * 3 + [2.0] * 3
 

@@ -73,7 +73,8 @@ def test_v_is_its_benign_part_and_what_harmful_anchors_add(nb):
 
 
 def test_part_table_says_where_states_are(nb):
-    found = anatomy.part_table(nb, 2, [0.5])
+    found = anatomy.part_table(nb, 2, [0.0, 0.5])  # 0 is there anyway, and once
+    assert not found.duplicated(["measure", "part", "alpha"]).any()
     values = found.set_index(["measure", "part", "alpha"])["rate"]
     assert {"unsafe", "utility", "neither"} <= set(found["measure"])
     counted = found[~found["measure"].isin(["distance from text", "harm regained"])]

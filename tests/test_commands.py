@@ -280,6 +280,8 @@ def test_a_run_of_some_models_leaves_the_stored_rows_of_others(tmp_path, monkeyp
         (run / "run.json").write_text(json.dumps({"model": model, "fingerprint": f"{model}!"}))
         rows = pd.DataFrame({"method": "none", "alpha": [0.0, 0.5], "rate": rates, "n": [3, 4]})
         rows.to_parquet(run / "tables" / "04_curves.parquet")
+        (run / "manifests").mkdir()
+        (run / "manifests" / "04_x.json").write_text("{}")
 
     def publish():
         done = CliRunner().invoke(cli, ["publish", str(folder)])
@@ -299,3 +301,6 @@ def test_a_run_of_some_models_leaves_the_stored_rows_of_others(tmp_path, monkeyp
     pd.testing.assert_frame_equal(again.loc[["b"]], both.loc[["b"]])
     assert set(again["method"]) == {"none"}
     assert not (stored / "full_test.csv").exists()
+    (folder / "a" / "manifests" / "04_x.json").unlink()
+    done = CliRunner().invoke(cli, ["publish", str(folder)])
+    assert "a: notebook 04 has not run to its end" in done.stderr

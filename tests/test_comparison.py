@@ -1,18 +1,31 @@
 """Defences side by side."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from cmrm_utils import CMRM, InputError, Trial, comparison, load_vlm
 from cmrm_utils.comparison import DEFENCES, NO_EDIT, Defence
 from cmrm_utils.experiments import EXPERIMENTS
 from cmrm_utils.judges import judge
+from cmrm_utils.methods import ReGap, ShiftDC, VLMGuard, refusal_addition
 from cmrm_utils.notebook import Notebook
 from cmrm_utils.plans import plan
 from cmrm_utils.trials import table
+from cmrm_utils.vectors import (
+    caption_shift,
+    difference_directions,
+    extract_shift,
+    refusal_direction,
+    regained,
+    safety_direction,
+    text_mean,
+    text_states,
+)
 
 FEW = {
     "CMRM dataset": [{"alpha": 0.5}],
@@ -48,6 +61,55 @@ def test_a_defence_asks_every_sample_in_every_setting(nb, name):
     assert len(set(seen)) == len(seen)  # no setting is another one, or none
 
 
+def test_each_defence_makes_the_edit_of_its_method(nb):
+    samples = comparison.tried(nb, 2)
+    bad, good = (nb.samples("anchors", 3, task) for task in ("harmful", "benign"))
+    compared = comparison.defences(FEW)
+    made = {
+        name: next(iter(lists.values()))
+        for name, lists in comparison.sweep_lists(nb, compared, samples)
+    }
+    v, r = extract_shift(nb.vlm, bad), refusal_direction(nb.vlm, bad, good)
+    readings = text_states(nb.vlm, samples)
+    differences = difference_directions(nb.vlm, bad, good, 2)
+    means = {"harmful": text_mean(nb.vlm, bad), "benign": text_mean(nb.vlm, good)}
+    weights = regained(nb.vlm, samples, CMRM(v, 0.1, tokens="last"), **means)
+    told = [comparison.captioned(nb, these) for these in (samples, bad, good)]
+    wanted = {
+        "CMRM dataset": CMRM(v, 0.5),
+        "CMRM incremental": CMRM(v.increments(), 0.5),
+        "CMRM sample": CMRM(extract_shift(nb.vlm, samples, level="sample"), 0.5),
+        "ShiftDC": ShiftDC(
+            caption_shift(nb.vlm, told[0]),
+            safety_direction(nb.vlm, *told[1:]),
+            layers="all",
+            tokens="last",
+            strength=1.0,
+        ),
+        "VLM-Guard": VLMGuard(differences, readings, 0.5, ungated="left"),
+        "ReGap-inspired": ReGap(v, r, weights, 0.5, first=0.1),
+        "refusal addition": refusal_addition(r, int(0.67 * len(nb.vlm.layers)), 5.0),
+    }
+    for name, edit in wanted.items():
+        for trial in made[name]:
+            own = Trial(trial.sample, trial.image, edit).edit
+            assert own is not None
+            torch.testing.assert_close(trial.edit.add, own.add, rtol=1e-4, atol=1e-5)
+            assert trial.edit.tokens == own.tokens
+
+
+def test_images_that_benign_requests_lack_stop_no_defence(nb, monkeypatch):
+    def without(split, n, *tasks, given=nb.samples):
+        return [s if s.harmful else replace(s, image=None) for s in given(split, n, *tasks)]
+
+    monkeypatch.setattr(nb, "samples", without)
+    samples = comparison.tried(nb, 2)
+    harmful = sum(s.harmful for s in samples)
+    for _, lists in comparison.sweep_lists(nb, comparison.defences(FEW), samples):
+        for trials in lists.values():
+            assert sum(trial.sample.harmful for trial in trials) == harmful
+
+
 def test_every_preset_setting_can_be_made(nb):
     samples = comparison.tried(nb, 1)
     for name, lists in comparison.sweep_lists(nb, DEFENCES, samples):
@@ -61,6 +123,8 @@ def test_other_settings_are_taken_by_name():
     assert found["safety prompt"] == DEFENCES["safety prompt"]
     with pytest.raises(InputError, match="no defence CMRN; there are CMRM dataset"):
         comparison.defences({"CMRN": []})
+    with pytest.raises(InputError, match=r"CMRM dataset: alpha 0\.1 is among the settings twice"):
+        comparison.defences({"CMRM dataset": [{"alpha": 0.1}, {"alpha": 0.3}, {"alpha": 0.10}]})
 
 
 def test_labels_say_every_setting():
@@ -95,12 +159,12 @@ def addition(nb, samples):
 def test_a_setting_is_chosen_by_the_rule_for_alpha(nb, monkeypatch):
     """Of 10 benign requests and 5 questions, one lost is over 2 points."""
     settings = [{"alpha": alpha} for alpha in (0.1, 0.2, 0.3, 0.4)]
-    unsafe = {0.0: 0.6, 0.1: 0.4, 0.2: 0.2, 0.3: 0.2, 0.4: 0.0}
-    lost = {0.0: 0.0, 0.1: 0.0, 0.2: 0.0, 0.3: 0.0, 0.4: 0.2}
+    unsafe = {0.0: 0.6, 0.1: 0.4, 0.2: 0.2, 0.3: 0.2, 0.4: 0.0, 0.45: 0.0}
+    lost = {0.0: 0.0, 0.1: 0.0, 0.2: 0.0, 0.3: 0.0, 0.4: 0.2, 0.45: 0.2}
     scripted(monkeypatch, nb, unsafe, lost)
     defences = {
         "good": Defence(addition, settings),
-        "costly": Defence(addition, [settings[3], settings[3] | {"alpha": 0.4}]),
+        "costly": Defence(addition, [settings[3], {"alpha": 0.45}]),
         "alone": Defence(addition, settings[3:]),
     }
     swept = comparison.sweep(nb, defences, 5)

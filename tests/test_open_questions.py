@@ -15,7 +15,7 @@ from cmrm_utils.experiments import EXPERIMENTS
 from cmrm_utils.notebook import Notebook
 from cmrm_utils.organism.world import Request
 from cmrm_utils.store import STORED
-from cmrm_utils.trials import IMAGES, Trial
+from cmrm_utils.trials import IMAGES, Trial, table
 
 P = {"alphas": [0.5], "doses": [0.3], "n": 2, "n_test": 2, "n_sets": 2, "sizes": [1, 3], "draws": 2}
 
@@ -244,6 +244,45 @@ def test_facts_and_counting_by_image_and_edit(nb, swept):
     assert {s.kind for s in counting} == {"count"}
 
 
+def test_what_an_image_breaks_and_an_edit_mends_have_their_signs(nb, swept, monkeypatch):
+    """As if right answers were given as text, under CMRM's dataset level, and nowhere else."""
+
+    def ask_it(trials):
+        rows = table(trials, [""] * len(trials))
+        return rows.assign(
+            right=(rows["image"] == "none") | (rows["method"] == "CMRM dataset"),
+            outcome="neither",
+        )
+
+    monkeypatch.setattr(nb, "ask", ask_it)
+    _, changes = ask.beyond(nb, swept, 3)
+    change = changes.set_index(["measure", "image", "method"])["change"]
+    assert change["facts", "own", "none"] == -1.0
+    assert change["facts", "own", "CMRM dataset"] == 1.0
+    assert change["facts", "own", "CMRM sample"] == 0.0
+
+
+def test_refusals_that_an_attack_takes_count_as_a_fall(nb, swept, monkeypatch):
+    def ask_it(trials):
+        rows = table(trials, [""] * len(trials))
+        outcome = np.where(rows["image"] == "blank", "refused", "complied")
+        return rows.assign(outcome=outcome, right=True)
+
+    monkeypatch.setattr(nb, "ask", ask_it)
+    made = ask.Attack(Image.new("RGB", (48, 48)), (1.0,))
+    _, changes = ask.adversarial(nb, swept, {("within 8 levels", "none"): made}, 2, 2)
+    assert len(changes) == 2 * 3
+    assert (changes["change"] == -1.0).all()
+
+
+def test_gates_are_on_for_what_must_be_refused(nb):
+    """On the anchors that they were fitted on, where the probe cannot but tell them apart."""
+    harmful, benign = (nb.samples("anchors", 6, task) for task in ("harmful", "benign"))
+    on = ask.open_gates(nb, [*harmful, *benign])["text state, probe"]
+    assert sum(on[s.id] for s in harmful) > len(harmful) / 2
+    assert sum(on[s.id] for s in benign) < len(benign) / 2
+
+
 def test_what_a_world_lacks_is_said(nb, swept, capsys):
     assert ask.extended(nb, swept, 3) is None
     assert "organism-extended" in capsys.readouterr().out
@@ -411,18 +450,18 @@ def test_stored_tables_of_several_models_in_short(nb, tmp_path, monkeypatch, cap
     assert "research-full" in capsys.readouterr().out
     shared = {"low": 0, "high": 1, "n": 8}
     cells = {}
-    for at, (measure, _, table, where) in enumerate(ask.IN_SHORT):
+    for at, (measure, _, name, where) in enumerate(ask.IN_SHORT):
         for model in ("a", "b"):
             row = {"measure": measure, "model": model, "hits": at % 8, **shared, **where}
-            cells.setdefault(table, []).append(row)
-            cells[table].append({**row, "measure": "neither", "hits": 8})
-    for table, rows in cells.items():
+            cells.setdefault(name, []).append(row)
+            cells[name].append({**row, "measure": "neither", "hits": 8})
+    for name, rows in cells.items():
         frame = pd.DataFrame(rows).assign(fingerprint=nb.vlm.fingerprint, rate=lambda r: r.hits / 8)
-        if table == "adversarial":
+        if name == "adversarial":
             frame = pd.concat(
                 [frame.assign(split="validation", hits=8), frame.assign(split="test")]
             )
-        frame.to_csv(tmp_path / f"research_{table}.csv", index=False)
+        frame.to_csv(tmp_path / f"research_{name}.csv", index=False)
     shown = ask.stored_in_short(nb)
     assert list(shown.columns) == ["a", "b"]
     for at, (measure, name, _, _) in enumerate(ask.IN_SHORT):

@@ -4,6 +4,7 @@ import pytest
 from test_shards import PARAMETERS, work
 
 from cmrm_utils.engine import prompt_tokens
+from cmrm_utils.errors import InputError
 from cmrm_utils.plans import plan
 from cmrm_utils.shards import merge
 from cmrm_utils.trials import grid
@@ -24,6 +25,11 @@ def test_counts_what_a_run_asks_for(experiments, tmp_path):
     assert (rows["response tokens"] == rows["trials"] * 4).all()
     assert (rows["computed"] <= rows["prompt tokens"]).all()
     assert rows["notebook"].tolist() == ["01", "03", "04", "04"]
+
+
+def test_notebooks_that_ask_nothing_are_named(experiments):
+    with pytest.raises(InputError, match="ask the model nothing"):
+        plan([("02", experiments[0][1])], probe=0)
 
 
 def test_a_probe_gives_hours(experiments):

@@ -83,9 +83,10 @@ def refresh(only: str | None) -> None:
         }
         nbformat.write(notebook, path)
     STORED.mkdir(exist_ok=True)
-    for folder in folders:
-        for metrics in (folder / "metrics").glob("*.json"):
-            shutil.copy(metrics, STORED / f"metrics_{metrics.name}")
+    for path in numbered_notebooks(only):
+        for metrics in (folder / "metrics" / f"{path.stem}.json" for folder in folders):
+            if metrics.is_file():
+                shutil.copy(metrics, STORED / f"metrics_{metrics.name}")
 
 
 @click.command()
@@ -102,6 +103,8 @@ def publish(folder: Path) -> None:
     if runs and folder.name in STORED_TABLES:
         for name, source in STORED_TABLES[folder.name].items():
             there = [run for run in runs if (run / "tables" / f"{source}.parquet").is_file()]
+            for run in there:
+                _check_ended(run, source)
             if there:
                 made = pd.concat(_stored_table(run, source) for run in there)
                 path = STORED / f"{name}.csv"
@@ -125,6 +128,13 @@ def publish(folder: Path) -> None:
         raise InputError(f"{readme}: no place for the headline table")
     readme.write_text(before + start + _markdown(pd.read_parquet(headline)) + end + after)
     click.echo(f"{len(pictures)} figures and the headline table of {folder}")
+
+
+def _check_ended(run: Path, table: str) -> None:
+    """A notebook's manifest is written last: without it a table may be of an earlier try."""
+    number = table.partition("_")[0]
+    if not list((run / "manifests").glob(f"{number}_*.json")):
+        raise InputError(f"{run}: notebook {number} has not run to its end; run it again")
 
 
 def _stored_table(folder: Path, name: str) -> "pd.DataFrame":

@@ -1,11 +1,13 @@
 import json
+import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from conftest import FIXTURES
 from PIL import Image
 
-from cmrm_utils import InputError, Sample
+from cmrm_utils import InputError, Sample, notebook
 from cmrm_utils.experiments import EXPERIMENTS
 from cmrm_utils.notebook import Notebook, Sweep
 
@@ -49,6 +51,27 @@ EVERY = [
 
 def plainly(nb, **edits):
     return [(trial.sample.id, trial.image) for trial in nb.plainly(EVERY, **edits)]
+
+
+def test_seconds_are_of_the_responses_that_were_made(opened, monkeypatch, capsys):
+    """Of four benign requests two have an image and are asked, 0.02 seconds each."""
+    nb, asked = opened(), []
+    some = [replace(EVERY[0], id=f"{i}", kind="benign") for i in range(2)]
+    some += [replace(EVERY[1], id=f"bare {i}") for i in range(2)]
+    monkeypatch.setattr(nb, "samples", lambda *_: some)
+
+    def slow(vlm, trials, **_):
+        asked.append(len(trials))
+        time.sleep(0.02 * len(trials))
+
+    monkeypatch.setattr(notebook, "generate", slow)
+    swept = Sweep(pd.DataFrame(), pd.Series(), {}, None)
+    seconds = nb.cost(swept, n=64)["seconds"]
+    assert asked == [2, 2, 2]
+    assert seconds["no edit"] == pytest.approx(0.02, rel=0.3)
+    del some[:2]
+    assert nb.cost(swept)["seconds"].isna().all()
+    assert "no response to time" in capsys.readouterr().out
 
 
 def test_what_has_no_image_is_asked_as_text_if_it_is_a_question(opened):

@@ -37,6 +37,8 @@ def clustered_interval(hits: ArrayLike, groups: Sequence[object]) -> tuple[float
 
     The effective size is n over the design effect: the variance of the rate between clusters
     (linearised, with the small-sample factor) over that of independent items; never above n.
+    Where all or none are hits there is no variance to compare, and n counts whole: such an interval
+    is too narrow if like items are alike.
     """
     y = np.asarray(hits, dtype=float)
     n, p = len(y), float(y.mean())

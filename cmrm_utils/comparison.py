@@ -116,7 +116,7 @@ def _shiftdc(nb: Notebook, samples: Sequence[Sample]) -> Make:
     if all(pictured):
         path = kept(nb, "caption_safety")
         safety = safety_direction(nb.vlm, *map(told, pictured), path=path)
-    else:  # nothing to tell of one kind of anchors' images
+    else:  # one kind of anchors has no images to tell: the direction of the texts alone
         safety = refusal(nb).scaled(-1.0)
     shift = caption_shift(nb.vlm, told(samples))
     return lambda **setting: nb.plainly(samples, [ShiftDC(shift, safety, **setting)])
@@ -353,7 +353,8 @@ def cost(nb: Notebook, compared: Mapping[str, Defence], swept: Swept) -> dict[st
     """Seconds a response on benign test requests, what must be known of the samples included.
 
     What is taken on anchors is not, nor the encoding of images, which all share; but ShiftDC looks
-    its anchors' captions up again, about a tenth of its time. Nothing is taken from the run.
+    its anchors' captions up again, an eighth of its time on the organism. Nothing is taken from
+    the run.
     """
     plain = nb.plainly(nb.samples("test", TIMED, "benign")[:TIMED])
     samples = [trial.sample for trial in plain]
@@ -381,15 +382,17 @@ def _median_seconds(
 ) -> float:
     """Seconds a response: the median over thirds of the samples, none of which is met twice.
 
-    The first sample is not timed: what is taken on anchors is taken with it.
+    The first sample is not timed: what is taken on anchors is taken with it. NaN without others.
     """
+    if len(samples) < 2:
+        return float("nan")
     respond(samples[:1])
     times = []
     for these in filter(None, (samples[1 + i :: 3] for i in range(3))):
         begun = time.perf_counter()
         respond(these)
         times.append((time.perf_counter() - begun) / len(these))
-    return float(np.median(times)) if times else float("nan")
+    return float(np.median(times))
 
 
 def trained(
@@ -426,7 +429,8 @@ def trained(
         def respond(these: Sequence[Sample], vlm: VLM = other) -> list[str]:
             return generate(vlm, nb.plainly(these), max_new_tokens=nb.max_new_tokens)
 
-        respond(samples)  # encodes their images, which responses that were kept leave undone
+        # Encodes their images, which responses that were kept leave undone.
+        generate(other, nb.plainly(samples), max_new_tokens=1)
         seconds = _median_seconds(respond, samples)
         found.append(rows.assign(method=name, setting="trained", seconds=seconds))
     return pd.concat(found, ignore_index=True)

@@ -417,8 +417,8 @@ class Notebook:
 
     def cost(self, swept: Sweep, *, n: int = 64, repeats: int = 3) -> pd.DataFrame:
         """Seconds a response, without an edit and with each method, on benign test requests."""
-        plain = self.plainly(self.samples("test", n, "benign")[:n])
-        samples = [trial.sample for trial in plain]
+        benign = self.samples("test", n, "benign")[:n]
+        samples = [trial.sample for trial in self.plainly(benign)]
         ways = ["no edit", *swept.edited]
         if not samples:
             print("no benign test request has an image: there is no response to time")

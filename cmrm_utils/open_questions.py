@@ -288,9 +288,9 @@ def own_family(rows: pd.DataFrame) -> tuple[float, float, float] | None:
     inside = pd.Series({sample: others.loc[sample, asked[sample]] for sample in wide.index})
     outside = (others.sum(axis=1) - inside) / (others.shape[1] - 1)
     unsafe = wide["no edit"] > 0
-    verbs = rows.drop_duplicates("sample").set_index("sample")["group"]
     if not unsafe.any():
         return None
+    verbs = rows.groupby("sample")["group"].first()
     return paired_difference(inside[unsafe], outside[unsafe], groups=verbs)
 
 
@@ -599,7 +599,7 @@ def adversarial(
         refused = rates(harmful, "refused", by).assign(measure="refused")
         shares.append(pd.concat([refused, measures(rows, by)]).assign(split=split))
         cells = {key: c.set_index("sample")["refused"] for key, c in harmful.groupby(by)}
-        verbs = harmful.drop_duplicates("sample").set_index("sample")["group"]
+        verbs = harmful.groupby("sample")["group"].first()
         for name, method in cells:
             if name != "blank":
                 before, after = cells["blank", method], cells[name, method]

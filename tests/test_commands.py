@@ -301,6 +301,9 @@ def test_a_run_of_some_models_leaves_the_stored_rows_of_others(tmp_path, monkeyp
     pd.testing.assert_frame_equal(again.loc[["b"]], both.loc[["b"]])
     assert set(again["method"]) == {"none"}
     assert not (stored / "full_test.csv").exists()
-    (folder / "a" / "manifests" / "04_x.json").unlink()
+    finished("c", [0.5, 0.5])
+    shutil.copy(folder / "c/tables/04_curves.parquet", folder / "c/tables/05_test.parquet")
+    before = (stored / "full_curves.csv").read_text()
     done = CliRunner().invoke(cli, ["publish", str(folder)])
-    assert "a: notebook 04 has not run to its end" in done.stderr
+    assert (stored / "full_curves.csv").read_text() == before
+    assert "c: notebook 05 has not run to its end" in done.stderr

@@ -110,6 +110,18 @@ def test_images_that_benign_requests_lack_stop_no_defence(nb, monkeypatch):
             assert sum(trial.sample.harmful for trial in trials) == harmful
 
 
+def test_where_no_benign_request_has_an_image_nothing_is_timed(nb, monkeypatch):
+    def without(split, n, *tasks, given=nb.samples):
+        return [replace(s, image=None) for s in given(split, n, *tasks)]
+
+    compared = comparison.defences(FEW)
+    swept = comparison.Swept(pd.DataFrame(), {"CMRM sample": {"alpha": 0.5}})
+    monkeypatch.setattr(nb, "samples", without)
+    found = comparison.cost(nb, {"CMRM sample": compared["CMRM sample"]}, swept)
+    assert list(found) == ["own image", "CMRM sample"]
+    assert np.isnan(list(found.values())).all()
+
+
 def test_every_preset_setting_can_be_made(nb):
     samples = comparison.tried(nb, 1)
     for name, lists in comparison.sweep_lists(nb, DEFENCES, samples):

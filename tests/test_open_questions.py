@@ -219,6 +219,7 @@ def test_shifts_of_models_that_are_not_there_come_from_their_tables():
 def test_a_models_shift_beside_its_states():
     found = ask._shift_of("organism", 3)
     assert 0.1 < found["relative shift, CMRM dataset"] < 2
+    assert 0.1 < found["relative shift, CMRM sample"] < 2
     assert 0.3 < found["cosine"] < 1
 
 

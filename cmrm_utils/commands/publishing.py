@@ -101,14 +101,18 @@ def publish(folder: Path) -> None:
 
     runs = sorted(path.parent for path in folder.glob("*/run.json"))
     if runs and folder.name in STORED_TABLES:
-        for name, source in STORED_TABLES[folder.name].items():
-            there = [run for run in runs if (run / "tables" / f"{source}.parquet").is_file()]
-            for run in there:
-                _check_ended(run, source)
-            if there:
-                made = pd.concat(_stored_table(run, source) for run in there)
-                path = STORED / f"{name}.csv"
-                _beside_others(path, made).to_csv(path, index=False, float_format="%.5g")
+        made = {
+            STORED / f"{name}.csv": [
+                _stored_table(run, source)
+                for run in runs
+                if (run / "tables" / f"{source}.parquet").is_file()
+            ]
+            for name, source in STORED_TABLES[folder.name].items()
+        }
+        for path, tables in made.items():  # all of them read: one that cannot be leaves all as is
+            if tables:
+                rows = _beside_others(path, pd.concat(tables))
+                rows.to_csv(path, index=False, float_format="%.5g")
         click.echo(f"stored tables of {', '.join(each.name for each in runs)} in {STORED}")
         return
     pictures = sorted((folder / "figures").glob("*.png"))
@@ -130,16 +134,13 @@ def publish(folder: Path) -> None:
     click.echo(f"{len(pictures)} figures and the headline table of {folder}")
 
 
-def _check_ended(run: Path, table: str) -> None:
-    """A notebook's manifest is written last: without it a table may be of an earlier try."""
-    number = table.partition("_")[0]
-    if not list((run / "manifests").glob(f"{number}_*.json")):
-        raise InputError(f"{run}: notebook {number} has not run to its end; run it again")
-
-
 def _stored_table(folder: Path, name: str) -> "pd.DataFrame":
     import pandas as pd
 
+    number = name.partition("_")[0]
+    # A notebook's manifest is written last: without it the table may be of an earlier try.
+    if not list((folder / "manifests").glob(f"{number}_*.json")):
+        raise InputError(f"{folder}: notebook {number} has not run to its end; run it again")
     shared = json.loads((folder / "run.json").read_text())
     rows = pd.read_parquet(folder / "tables" / f"{name}.parquet")
     return rows.assign(model=shared["model"], fingerprint=shared["fingerprint"])

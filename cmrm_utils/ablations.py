@@ -15,11 +15,9 @@ from cmrm_utils.hooks import Tokens
 from cmrm_utils.methods import CMRM, Layers
 from cmrm_utils.metrics import (
     UNSEEN,
-    choose_alpha,
     measures,
     paired_difference,
     percent_table,
-    trade_off,
 )
 from cmrm_utils.models import VLM, Place
 from cmrm_utils.notebook import ANCHORS, Notebook
@@ -281,18 +279,29 @@ class Ablations:
             found.append({**variant.labels, "share": float(share)})
         return pd.DataFrame(found)
 
+    def chosen(self, alphas: Sequence[float]) -> dict[str, float]:
+        """The alpha of each level's full edit, as every notebook of the run has it.
+
+        Args:
+            alphas: those that CMRM is tried at.
+        """
+        found = self.nb.strengths(alphas, self.n).chosen
+        return {level: found[f"CMRM {level}"] for level in LEVELS}
+
     def choose(self, variants: Sequence[Variant], alphas: Sequence[float]) -> dict[str, float]:
-        """Each variant's alpha by the rule, on the validation split; 0 is among those tried."""
-        tried = [(variant, alpha) for variant in variants for alpha in alphas]
-        if self.nb.dry:
-            return dict.fromkeys((variant.name for variant in variants), max(alphas))
-        start = self.nb.ask(self.trials("validation", None))
-        rows = self.nb.ask(self.trials("validation", tried))
-        curves = trade_off(
-            pd.concat([rows, *(start.assign(method=v.name) for v in variants)]),
-            ["method", "alpha"],
-        )
-        return {v.name: choose_alpha(curves[curves["method"] == v.name]) for v in variants}
+        """Each variant's alpha by the same rule, on the same samples; 0 is among those tried."""
+
+        def make() -> pd.DataFrame:
+            start = self.nb.ask(self.trials("validation", None))
+            tried = [(variant, alpha) for variant in variants for alpha in alphas]
+            rows = self.nb.ask(self.trials("validation", tried))
+            return pd.concat([rows, *(start.assign(method=v.name) for v in variants)])
+
+        names = [variant.name for variant in variants]
+        samples = self._samples["validation"]
+        study = f"ablation, {variants[0].level}:"
+        choices = self.nb.choose_alphas(names, alphas, samples, make, study=study)
+        return {name: choice.alpha for name, choice in choices.items()}
 
     def test(
         self, asked: Sequence[Asked] | None, *, harmful: bool = False, **labels: Any
@@ -352,8 +361,14 @@ class Ablations:
 
         start = margins(None)
         groups = pd.Series([every[i].group or every[i].id for i in at])
+        kinds = pd.Series([every[i].kind for i in at])
         found = [
-            paired_difference(start, margins(vectors.heads([head], vlm.head_size)), groups=groups)
+            paired_difference(
+                start,
+                margins(vectors.heads([head], vlm.head_size)),
+                groups=groups,
+                strata=kinds,
+            )
             for head in heads
         ]
         rows[["effect", "low", "high"]] = found
@@ -374,18 +389,20 @@ def compared(rows: pd.DataFrame, by: Sequence[str], reference: pd.DataFrame) -> 
         reference: judged trials of the same harmful requests.
 
     Returns:
-        :func:`cmrm_utils.metrics.measures`, and of its ``unsafe`` rows ``change, change_low,
+        :func:`cmrm_utils.metrics.measures`, and of its ``refused`` rows ``change, change_low,
         change_high``: paired on the same requests, with the 95% interval of a bootstrap that draws
-        verbs whole. Of a cell that has a request several times (random draws) the mean counts.
+        verbs whole, within each kind. Of a cell that has a request several times (random draws)
+        the mean counts.
     """
     found = measures(rows, by)
-    start = _unsafe(reference)
-    groups = reference.groupby("sample")["group"].first()
+    start = _refused(reference)
+    about = reference.groupby("sample")[["group", "kind"]].first()
+    like = {"groups": about["group"], "strata": about["kind"]}
     changes = [
         (
-            "unsafe",
+            "refused",
             *(key if isinstance(key, tuple) else (key,)),
-            *paired_difference(start, _unsafe(cell), groups=groups),
+            *paired_difference(start, _refused(cell), **like),
         )
         for key, cell in rows[rows["task"] == "harmful"].groupby(list(by), sort=False)
     ]
@@ -393,9 +410,9 @@ def compared(rows: pd.DataFrame, by: Sequence[str], reference: pd.DataFrame) -> 
     return found.merge(pd.DataFrame(changes, columns=names), how="left", on=["measure", *by])
 
 
-def _unsafe(rows: pd.DataFrame) -> pd.Series:
+def _refused(rows: pd.DataFrame) -> pd.Series:
     harmful = rows[rows["task"] == "harmful"]
-    return (harmful["outcome"] == "complied").groupby(harmful["sample"]).mean()
+    return (harmful["outcome"] == "refused").groupby(harmful["sample"]).mean()
 
 
 def change_table(rows: pd.DataFrame, index: list[str]) -> pd.DataFrame:
@@ -406,16 +423,16 @@ def change_table(rows: pd.DataFrame, index: list[str]) -> pd.DataFrame:
         index: the columns that name its rows.
     """
     table = percent_table(rows, index, "measure")
-    unsafe = rows[rows["measure"] == "unsafe"].set_index(index)
-    table["unsafe against the full edit"] = [
+    refused = rows[rows["measure"] == "refused"].set_index(index)
+    table["refused against the full edit"] = [
         f"{100 * change:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-        for change, low, high in unsafe[["change", "change_low", "change_high"]].to_numpy()
+        for change, low, high in refused[["change", "change_low", "change_high"]].to_numpy()
     ]
     return table
 
 
 def fewest(curve: pd.DataFrame, wanted: float) -> int:
-    """How few first heads bring the unsafe rate to ``wanted``, each number at its own alpha.
+    """How few first heads bring the share refused to ``wanted``, each number at its own alpha.
 
     Args:
         curve: of :func:`compared`, rows of first heads alone, with a column ``k``.
@@ -424,31 +441,31 @@ def fewest(curve: pd.DataFrame, wanted: float) -> int:
     Returns:
         A number of heads; 0 where no number does.
     """
-    unsafe = curve[curve["measure"] == "unsafe"]
-    enough = unsafe.loc[unsafe["rate"] <= wanted, "k"]
+    refused = curve[curve["measure"] == "refused"]
+    enough = refused.loc[refused["rate"] >= wanted, "k"]
     return int(enough.min()) if len(enough) else 0
 
 
 def _rates(rows: pd.DataFrame, by: list[str]) -> pd.Series:
-    """Unsafe rates by the columns that name them."""
-    return rows[rows["measure"] == "unsafe"].set_index(by)["rate"]
+    """Shares refused by the columns that name them."""
+    return rows[rows["measure"] == "refused"].set_index(by)["rate"]
 
 
-def falls(start: float, rows: pd.DataFrame, by: list[str]) -> pd.Series:
-    """How far below ``start`` each unsafe rate of a table is.
+def rises(start: float, rows: pd.DataFrame, by: list[str]) -> pd.Series:
+    """How far above ``start`` each share refused of a table is.
 
     Args:
-        start: the rate without an edit.
+        start: the share without an edit.
         rows: of :func:`compared`.
         by: the columns that name its rows.
     """
-    return start - _rates(rows, by)
+    return _rates(rows, by) - start
 
 
 def named(rows: pd.DataFrame, by: list[str]) -> dict[str, float]:
-    """Unsafe rates of a table, each under a name made of what it is of."""
+    """Shares refused of a table, each under a name made of what it is of."""
     return {
-        f"unsafe, {' '.join(map(str, key if isinstance(key, tuple) else (key,)))}": float(rate)
+        f"refused, {' '.join(map(str, key if isinstance(key, tuple) else (key,)))}": float(rate)
         for key, rate in _rates(rows, by).items()
     }
 

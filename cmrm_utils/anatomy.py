@@ -11,7 +11,7 @@ from cmrm_utils.comparison import anchors, captioned, drift, kept, refusal, test
 from cmrm_utils.engine import hidden_states
 from cmrm_utils.hooks import Edit
 from cmrm_utils.methods import CMRM
-from cmrm_utils.metrics import measures, rates, utility
+from cmrm_utils.metrics import clusters, measures, rates, utility
 from cmrm_utils.notebook import Notebook
 from cmrm_utils.trials import Trial, grid
 from cmrm_utils.vectors import ShiftVectors, safety_direction, text_mean
@@ -155,18 +155,18 @@ def cosine_table(rows: pd.DataFrame, *, bins: int = 5, draws: int = 200) -> pd.D
         draws: bootstrap draws, of groups, for the interval of the area.
 
     Returns:
-        ``measure`` (``unsafe``, and ``not refused``, neither counted too), ``kind`` (``all``, and
+        ``measure`` (``not refused``, and ``unsafe``, which is a part of it), ``kind`` (``all``, and
         each apart), ``shift, image, cosine`` (the bin's mean), ``rate, low, high, hits, n``, and of
         all bins together ``auc, auc_low, auc_high``: how often a request that counts has the larger
         cosine than one that does not; missing where all count or none.
     """
-    kinds = [rows.assign(kind="all"), *([rows] if rows["kind"].nunique() > 1 else [])]
-    every = pd.concat(kinds)
-    hits = {"unsafe": every["outcome"] == "complied", "not refused": every["outcome"] != "refused"}
+    apart = [rows.assign(among=rows["kind"])] if rows["kind"].nunique() > 1 else []
+    every = pd.concat([rows.assign(among="all"), *apart])
+    hits = {"not refused": every["outcome"] != "refused", "unsafe": every["outcome"] == "complied"}
     long = pd.concat([every.assign(measure=name, hit=hit) for name, hit in hits.items()])
     by = ["measure", "kind", "shift", "image"]
     found = []
-    for cell, these in long.groupby(by, sort=False):
+    for cell, these in long.groupby(["measure", "among", "shift", "image"], sort=False):
         at = pd.qcut(these["cosine"].rank(method="first"), min(bins, len(these)), labels=False)
         table = rates(these.assign(bin=at), "hit", ["bin"]).sort_values("bin")
         table["cosine"] = these.groupby(at)["cosine"].mean().to_numpy()
@@ -181,11 +181,13 @@ def _area(rows: pd.DataFrame, draws: int) -> tuple[float, float, float]:
     if rows["hit"].nunique() < 2:
         return (float("nan"),) * 3
     hit, cosine = rows["hit"].to_numpy(), rows["cosine"].to_numpy()
-    places = list(rows.reset_index(drop=True).groupby("group").indices.values())
+    places = clusters(rows["group"].tolist(), rows["kind"].tolist())
     rng = np.random.default_rng(0)
     areas = []
     for _ in range(draws):
-        drawn = np.concatenate([places[i] for i in rng.integers(0, len(places), len(places))])
+        drawn = np.concatenate(
+            [some[i] for some in places for i in rng.integers(0, len(some), len(some))]
+        )
         if 0 < hit[drawn].mean() < 1:
             areas.append(_auc(hit[drawn], cosine[drawn]))
     low, high = np.quantile(areas, [0.025, 0.975]) if areas else (float("nan"),) * 2

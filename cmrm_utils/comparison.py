@@ -31,12 +31,12 @@ from cmrm_utils.methods import (
 from cmrm_utils.metrics import (
     UNSEEN,
     measures,
-    trade_off,
     utility,
 )
 from cmrm_utils.models import VLM, load_vlm, organisms
-from cmrm_utils.notebook import ANCHORS, Notebook
+from cmrm_utils.notebook import ALPHAS, ANCHORS, METHODS, Notebook
 from cmrm_utils.prompts import CAPTION_QUERY
+from cmrm_utils.selection import Choice, Settings
 from cmrm_utils.store import Run
 from cmrm_utils.trials import Trial, grid, table
 from cmrm_utils.vectors import (
@@ -50,7 +50,6 @@ from cmrm_utils.vectors import (
     text_states,
 )
 
-Settings = Mapping[str, Any]
 Make = Callable[..., list[Trial]]
 
 TIMED = 49
@@ -182,9 +181,9 @@ def _each(**values: Sequence[Any]) -> list[Settings]:
 
 
 DEFENCES: dict[str, Defence] = {
-    "CMRM dataset": Defence(_dataset, _each(alpha=[0.05, 0.1, 0.15, 0.2, 0.25])),
-    "CMRM incremental": Defence(_incremental, _each(alpha=[0.4, 0.5, 0.6, 0.7])),
-    "CMRM sample": Defence(_sample, _each(alpha=[0.1, 0.15, 0.2, 0.25])),
+    "CMRM dataset": Defence(_dataset, _each(alpha=ALPHAS)),
+    "CMRM incremental": Defence(_incremental, _each(alpha=ALPHAS)),
+    "CMRM sample": Defence(_sample, _each(alpha=ALPHAS)),
     "ShiftDC": Defence(
         _shiftdc,
         [
@@ -209,12 +208,20 @@ DEFENCES: dict[str, Defence] = {
 """Every defence by its name in tables. The settings' scale is that of ``organism``."""
 
 
-def defences(grids: Mapping[str, Sequence[Settings]]) -> dict[str, Defence]:
+def defences(
+    grids: Mapping[str, Sequence[Settings]], alphas: Sequence[float] = ALPHAS
+) -> dict[str, Defence]:
     """:data:`DEFENCES`, with other settings to try for some of them.
+
+    Args:
+        grids: settings by defence.
+        alphas: of CMRM at every level; 0 is left out.
 
     Raises:
         InputError: a name that is none of them, or settings that tables could not tell apart.
     """
+    strengths = _each(alpha=sorted({float(alpha) for alpha in alphas} - {0.0}))
+    grids = {**dict.fromkeys(METHODS, strengths), **grids}
     for name, settings in grids.items():
         labels = [label(setting) for setting in settings]
         if twice := {each for each in labels if labels.count(each) > 1}:
@@ -278,45 +285,64 @@ class Swept:
     Attributes:
         rows: judged trials with ``method``, ``setting``, and ``place``: 0 without an edit, then
             that of the setting among those tried.
-        chosen: by defence; None where no edit was the best choice.
+        choices: by defence.
     """
 
     rows: pd.DataFrame
-    chosen: dict[str, Settings | None]
+    choices: dict[str, Choice]
+
+    @property
+    def chosen(self) -> dict[str, Settings | None]:
+        """The setting chosen for each defence; None where no edit is best."""
+        return {name: choice.setting for name, choice in self.choices.items()}
 
     @property
     def labels(self) -> dict[str, str]:
         """The chosen settings as tables name them."""
-        return {
-            name: NO_EDIT if setting is None else label(setting)
-            for name, setting in self.chosen.items()
+        return {name: _named(setting) for name, setting in self.chosen.items()}
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The choices as they are read, a row a defence."""
+        rows = {
+            name: {
+                "setting": _named(choice.setting),
+                "by the paper's reading": _named(choice.paper),
+                "why no edit": choice.why,
+            }
+            for name, choice in self.choices.items()
         }
+        return pd.DataFrame(rows).T
+
+
+def _named(setting: Settings | None) -> str:
+    return NO_EDIT if setting is None else label(setting)
 
 
 def sweep(nb: Notebook, compared: Mapping[str, Defence], n: int | None) -> Swept:
     """Try every defence in every setting, and choose by the rule for alpha.
 
-    The lowest unsafe rate that loses at most 2 points of utility against no edit; of equally safe
-    ones the gentlest. Where there is one setting there is nothing to choose.
+    Where there is one setting there is nothing to choose, and it may cost more than the rule
+    allows.
     """
     samples = tried(nb, n)
     start = nb.ask(nb.plainly(samples)).assign(setting=NO_EDIT, place=0)
-    parts = []
+    parts, choices = [], {}
     for name, lists in sweep_lists(nb, compared, samples):
         rows = nb.ask([trial for trials in lists.values() for trial in trials])
         sizes = [len(trials) for trials in lists.values()]
         where = np.repeat(np.arange(len(sizes)), sizes)
         rows["setting"] = np.array(list(lists), dtype=object)[where]
         rows["place"] = where + 1
-        parts.append(pd.concat([start, rows]).assign(method=name))
-    rows = pd.concat(parts, ignore_index=True)
-    curve = trade_off(rows, ["method", "place"]).rename(columns={"place": "alpha"})
-    chosen: dict[str, Settings | None] = {}
-    for name, defence in compared.items():
-        only = len(defence.settings) == 1
-        place = 1 if only else int(nb.choose(curve[curve["method"] == name]))
-        chosen[name] = defence.settings[place - 1] if place else None
-    return Swept(rows, chosen)
+        whole = pd.concat([start, rows]).assign(method=name)
+        settings = compared[name].settings
+        choices[name] = (
+            Choice(settings[0], settings[0], "")
+            if len(settings) == 1
+            else nb.choose(name, settings, samples, partial(measures, whole, ["place"]))
+        )
+        parts.append(whole)
+    return Swept(pd.concat(parts, ignore_index=True), choices)
 
 
 def test_lists(

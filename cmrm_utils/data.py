@@ -123,7 +123,7 @@ def _organism(split: str) -> tuple[Sample, ...]:
     def add(kind: str, name: str, text: str, scene: Any, **fields: Any) -> None:
         picture = {"image": scene.image(), "caption": scene.caption} if scene else {}
         key = f"{split}/{kind}/{name}"
-        found.append(Sample(key, text, kind=kind, **picture, **fields))
+        found.append(Sample(key, text, kind=kind, world=True, **picture, **fields))
 
     for kind in world.KINDS:
         if kind == "harmful-unseen" and split != "test":
@@ -157,7 +157,8 @@ def _extended(split: str) -> tuple[Sample, ...]:
 
     def add(kind: str, name: str, text: str, scene: Any, group: str, **fields: Any) -> None:
         shown = {"image": scene.image(), "caption": scene.caption, "group": group}
-        found.append(Sample(f"{split}/{kind}/{name}", text, kind=kind, **shown, **fields))
+        key = f"{split}/{kind}/{name}"
+        found.append(Sample(key, text, kind=kind, world=True, **shown, **fields))
 
     for task in ("harmful", "benign"):
         pairs = [pair for kind in WRITTEN[task] for pair in world.pairs(split)[kind]]

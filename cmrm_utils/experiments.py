@@ -69,7 +69,7 @@ def evaluation(nb: Notebook, p: Mapping[str, Any]) -> Lists:
     _, levels, samples = nb.compared(p["n"])
     plain, edited = nb.sweep_trials(levels, samples, p["alphas"])
     yield plain + edited
-    plain, edited = nb.test_trials(p["n_test"], nb.sweep(p["alphas"], p["n"]))
+    plain, edited = nb.test_trials(p["n_test"], nb.strengths(p["alphas"], p["n"]))
     yield plain + edited
 
 
@@ -77,7 +77,7 @@ def utility(nb: Notebook, p: Mapping[str, Any]) -> Lists:
     """05: those of 04, and open questions where there is somebody to review the answers."""
     yield from evaluation(nb, p)
     if p.get("reviewer"):
-        yield nb.open_trials(p["n_test"], nb.sweep(p["alphas"], p["n"]))
+        yield nb.open_trials(p["n_test"], nb.strengths(p["alphas"], p["n"]))
 
 
 def defence_comparison(nb: Notebook, p: Mapping[str, Any]) -> Lists:
@@ -85,7 +85,7 @@ def defence_comparison(nb: Notebook, p: Mapping[str, Any]) -> Lists:
     samples, chosen_on = comparison.tested(nb, p["n_test"]), comparison.tried(nb, p["n"])
     anchors = [sample for these in comparison.anchors(nb) for sample in these]
     yield comparison.caption_trials([*anchors, *chosen_on, *samples])
-    compared = comparison.defences(p["grids"])
+    compared = comparison.defences(p["grids"], p["alphas"])
     yield nb.plainly(chosen_on)
     for _, lists in comparison.sweep_lists(nb, compared, chosen_on):
         yield [trial for trials in lists.values() for trial in trials]
@@ -106,14 +106,16 @@ def ablation(nb: Notebook, p: Mapping[str, Any]) -> Lists:
     heads = head_variants(level, nb.vlm, order, p["counts"])
     random = head_variants(level, nb.vlm, order, p["counts"], draws=p["draws"])
     tried = [
-        (full, p["alphas"]),
         (alone, p["layer_alphas"]),
-        (kinds, p["alphas"]),
+        (kinds, p["token_alphas"]),
         (heads, p["head_alphas"]),
     ]
     pairs = [(v, a) for variants, alphas in tried for v in variants for a in alphas]
-    yield ab.trials("validation", None) + ab.trials("validation", pairs)
-    chosen, own, by_kind, by_count = (ab.choose(*each) for each in tried)
+    _, levels, samples = nb.compared(p["n"])
+    plain, edited = nb.sweep_trials(levels, samples, p["alphas"])
+    yield [*plain, *edited, *ab.trials("validation", pairs)]
+    chosen = ab.chosen(p["alphas"])
+    own, by_kind, by_count = (ab.choose(*each) for each in tried)
     alpha = chosen[level]
     grid = grid_variants(level, ab.layers, p["most"])
     mlps = mlp_variants(level, ab.layers, p["most"])
@@ -142,7 +144,7 @@ def open_questions(nb: Notebook, p: Mapping[str, Any]) -> Lists:
     _, levels, samples = nb.compared(n)
     plain, edited = nb.sweep_trials(levels, samples, p["alphas"])
     yield plain + edited
-    swept = nb.sweep(p["alphas"], n)
+    swept = nb.strengths(p["alphas"], n)
     assert swept.vectors is not None
     alpha = swept.chosen["CMRM dataset"]
     sets = ask.anchor_sets(nb, sizes=p["sizes"], draws=p["draws"])
@@ -152,9 +154,9 @@ def open_questions(nb: Notebook, p: Mapping[str, Any]) -> Lists:
         *(trial for asked in ask.beyond_trials(nb, swept, n_test).values() for trial in asked),
         *ask.extended_trials(nb, swept, n_test),
         *ask.perturbed_trials(nb, swept, n_test),
-        *ask.gate_trials(nb, swept.vectors, "validation", n, p["alphas"]).trials,
+        *ask.gate_trials(nb, swept.vectors, "validation", n, p["gate_alphas"]).trials,
     ]
-    _, chosen = ask.gate_curves(nb, swept.vectors, p["alphas"], n)
+    _, chosen = ask.gate_curves(nb, swept, p["gate_alphas"], n)
     yield ask.gate_trials(nb, swept.vectors, "test", n_test, chosen).trials
 
 

@@ -3,8 +3,9 @@
 import re
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,23 +15,25 @@ import pandas as pd
 from cmrm_utils import plots
 from cmrm_utils.data import Sample, load_samples, take
 from cmrm_utils.engine import generate, hidden_states
+from cmrm_utils.errors import InputError
 from cmrm_utils.fluency import perplexity
 from cmrm_utils.hooks import Edit
 from cmrm_utils.judges import OUTCOMES, judge
 from cmrm_utils.methods import CMRM, dose
 from cmrm_utils.metrics import (
+    NO_UTILITY,
+    UTILITY,
     averaged,
     choice_accuracy,
-    choose_alpha,
-    clustered_interval,
     measures,
     percent_table,
+    rates,
     repetition,
-    trade_off,
 )
 from cmrm_utils.models import PLACEMENT, VLM, load_vlm, organisms
 from cmrm_utils.panel import Asked, panel
 from cmrm_utils.reviews import load_reviewer, relative_scores, review
+from cmrm_utils.selection import Choice, Settings, choose, digest
 from cmrm_utils.store import STORED, Responses, Run, versions
 from cmrm_utils.trials import CONDITIONS, IN_WORDS, Trial, grid, table
 from cmrm_utils.vectors import ShiftVectors, cached_shift, extract_shift
@@ -42,27 +45,58 @@ METHODS = ("CMRM dataset", "CMRM incremental", "CMRM sample")
 """What 04 and 05 compare: one v for all, each layer's own share of it, each sample's own v."""
 
 
+ALPHAS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0)
+"""What CMRM is tried at by every notebook that is told no other alphas."""
+
+
 @dataclass(frozen=True, eq=False)
-class Sweep:
-    """CMRM over a grid of alphas on the validation split.
+class Strengths:
+    """CMRM at the alphas chosen on the validation split.
 
     Attributes:
-        rows: judged trials of every method, alpha 0 among them; of a model that sees no images
-            those at alpha 0 alone, under the method ``no edit``.
-        doses: ``|alpha v| / |h|``, mean over layers, by method and alpha.
-        chosen: the alpha chosen for each method.
+        choices: what was chosen for each method.
         vectors: the dataset-level vectors; None for a model that sees no images.
     """
 
-    rows: pd.DataFrame
-    doses: pd.Series
-    chosen: dict[str, float]
+    choices: dict[str, Choice]
     vectors: ShiftVectors | None
 
     @property
     def edited(self) -> list[str]:
         """The methods, as the settings of the test split are called."""
-        return list(self.chosen)
+        return list(self.choices)
+
+    @property
+    def chosen(self) -> dict[str, float]:
+        """The alpha chosen for each method; 0 where no edit is best."""
+        return {name: choice.alpha for name, choice in self.choices.items()}
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The choices as they are read, a row a method."""
+        rows = {
+            name: {
+                "alpha": choice.alpha,
+                "by the paper's reading": (choice.paper or {"alpha": 0.0})["alpha"],
+                "why no edit": choice.why,
+            }
+            for name, choice in self.choices.items()
+        }
+        return pd.DataFrame(rows).T
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep(Strengths):
+    """CMRM over a grid of alphas on the validation split, and what was chosen.
+
+    Attributes:
+        rows: judged trials of every method, alpha 0 among them; of a model that sees no images
+            those at alpha 0 alone, under the method ``no edit``.
+        doses: ``|alpha v| / |h|``, mean over layers, by method and alpha.
+    """
+
+    rows: pd.DataFrame
+    doses: pd.Series
 
 
 @dataclass(eq=False)
@@ -134,21 +168,37 @@ class Notebook:
         """What is subtracted from the model's states: nothing where no image can shift them."""
         return METHODS if self.vlm.sees_images else ()
 
+    @cached_property
+    def shown(self) -> str:
+        """The image condition of requests when nothing is varied.
+
+        Their own image; a blank one where no request of the data has an image; none for a model
+        that sees no images.
+        """
+        if not self.vlm.sees_images:
+            return "none"
+        every = load_samples(self.data, "validation")
+        requests = [s for s in every if s.task in ("harmful", "benign")]
+        return "own" if any(s.image is not None for s in requests) or not requests else "blank"
+
     @property
     def baseline(self) -> str:
-        """What edits are compared with: the samples with their own images, if it sees any."""
-        return plots.CONDITION_NAMES["own" if self.vlm.sees_images else "none"]
+        """What edits are compared with: the samples as they are shown when nothing is varied."""
+        return plots.CONDITION_NAMES[self.shown]
 
     def _condition(self, sample: Sample) -> str | None:
         """How the model is asked a sample when nothing is varied; None where it cannot be.
 
-        With the sample's own image; a question that has none as it is; by a model that sees no
-        images, requests as text.
+        Requests as :attr:`shown` says, questions with their own image, or as they are where they
+        have none.
         """
-        request = sample.task in ("harmful", "benign")
+        if sample.task == "other":
+            return None
+        if sample.task in ("harmful", "benign"):
+            return None if self.shown == "own" and sample.image is None else self.shown
         if self.vlm.sees_images:
-            return "own" if sample.image is not None else None if request else "none"
-        return "none" if request or sample.image is None else None
+            return "none" if sample.image is None else "own"
+        return "none" if sample.image is None else None
 
     def plainly(
         self, samples: Iterable[Sample], edits: Sequence[Edit | None] = (None,)
@@ -183,9 +233,30 @@ class Notebook:
         )
         return judge(table(trials, responses))
 
-    def choose(self, curve: pd.DataFrame) -> float:
-        """The strength chosen on validation (:func:`cmrm_utils.metrics.choose_alpha`)."""
-        return choose_alpha(curve)
+    def choose(
+        self,
+        method: str,
+        settings: Sequence[Settings],
+        samples: Sequence[Sample],
+        measure: Callable[[], pd.DataFrame],
+    ) -> Choice:
+        """A method's setting, chosen once for the run (:func:`cmrm_utils.selection.choose`).
+
+        Args:
+            method: its name.
+            settings: those tried, from the gentlest on.
+            samples: of the validation split, on which they are tried.
+            measure: gives the rates by ``place`` of the setting, 0 for no edit.
+        """
+        made_on = {
+            "model": self.vlm.fingerprint,
+            "data": self.data,
+            "max_new_tokens": self.max_new_tokens,
+            "samples": len(samples),
+            "validation": digest([trial.id for trial in self.plainly(samples)]),
+            "anchors": digest([f"{s.id} {s.prompt}" for s in load_samples(self.data, "anchors")]),
+        }
+        return choose(self.run.folder / "choices", method, settings, made_on, measure)
 
     def _responses(self, path: Path) -> Responses:
         shared = {"model": self.vlm.fingerprint, "max_new_tokens": self.max_new_tokens}
@@ -202,32 +273,88 @@ class Notebook:
         path = self.run.folder / "vectors" / f"{name}_{len(anchors)}.safetensors"
         return cached_shift(self.vlm, anchors, path, **settings)
 
+    def strengths(self, alphas: Sequence[float], n: int | None) -> Strengths:
+        """CMRM at the alphas chosen on validation, from the run where they are known.
+
+        Args:
+            alphas: strengths to choose from; 0 is added.
+            n: samples of each kind of request, and of visual questions; None: the whole split.
+        """
+        vectors, levels, samples = self.compared(n)
+        tried = sorted({*alphas} - {0.0})
+        make = partial(self._swept, levels, samples, tried)
+        return Strengths(self.choose_alphas(list(levels), tried, samples, make), vectors)
+
+    def choose_alphas(
+        self,
+        methods: Sequence[str],
+        alphas: Sequence[float],
+        samples: Sequence[Sample],
+        make: Callable[[], pd.DataFrame],
+        *,
+        study: str = "",
+    ) -> dict[str, Choice]:
+        """The alpha of several methods, each chosen once for the run (:meth:`choose`).
+
+        Args:
+            methods: their names.
+            alphas: strengths to choose from, above 0.
+            samples: of the validation split, on which they are tried.
+            make: gives judged trials by ``method`` and ``alpha``, 0 among them; called at most
+                once, and not at all where every choice is known.
+            study: what the methods belong to, where other studies may have methods of their names.
+        """
+        tried = [{"alpha": float(alpha)} for alpha in sorted(alphas)]
+        places = {0.0: 0, **{each["alpha"]: i for i, each in enumerate(tried, start=1)}}
+
+        @cache
+        def measured() -> pd.DataFrame:
+            rows = make()
+            return measures(rows.assign(place=rows["alpha"].map(places)), ["method", "place"])
+
+        def of(method: str) -> pd.DataFrame:
+            return measured()[measured()["method"] == method]
+
+        return {
+            name: self.choose(f"{study} {name}".strip(), tried, samples, partial(of, name))
+            for name in methods
+        }
+
     def sweep(self, alphas: Sequence[float], n: int | None) -> Sweep:
         """CMRM at dataset level (v, and each layer's own share) and at sample level, on validation.
 
         Args:
             alphas: strengths; 0 is added.
-            n: samples of each kind of request, and of visual questions.
+            n: samples of each kind of request, and of visual questions; None: the whole split.
         """
         vectors, levels, samples = self.compared(n)
-        plain, edited = self.sweep_trials(levels, samples, alphas)
-        start = self.ask(plain)
         if not levels:
             print(
                 f"{self.vlm.name} sees no images: no shift to subtract, it is asked in words only"
             )
             name = "no edit"
-            return Sweep(start.assign(method=name), pd.Series({(name, 0.0): 0.0}), {}, None)
-        rows = pd.concat([*(start.assign(method=name) for name in levels), self.ask(edited)])
-        states = hidden_states(self.vlm, grid([s for s in samples if s.harmful]))
+            rows = self.ask(self.plainly(samples)).assign(method=name)
+            return Sweep({}, None, rows, pd.Series({(name, 0.0): 0.0}))
+        made = self.strengths(alphas, n)
+        states = hidden_states(self.vlm, self.plainly([s for s in samples if s.harmful]))
         doses = {
             (name, a): float(dose(CMRM(v, a), states).mean())
             for name, v in levels.items()
             for a in [0.0, *alphas]
         }
-        curve = trade_off(rows, ["method", "alpha"])
-        chosen = {name: self.choose(curve[curve["method"] == name]) for name in levels}
-        return Sweep(rows, pd.Series(doses), chosen, vectors)
+        rows = self._swept(levels, samples, alphas)
+        return Sweep(made.choices, vectors, rows, pd.Series(doses))
+
+    def _swept(
+        self,
+        levels: Mapping[str, ShiftVectors],
+        samples: Sequence[Sample],
+        alphas: Sequence[float],
+    ) -> pd.DataFrame:
+        """Judged trials of every method at every alpha, and at alpha 0."""
+        plain, edited = self.sweep_trials(levels, samples, alphas)
+        start = self.ask(plain)
+        return pd.concat([*(start.assign(method=name) for name in levels), self.ask(edited)])
 
     def sweep_trials(
         self,
@@ -245,6 +372,8 @@ class Notebook:
         """The dataset-level shift, what each method subtracts, and what it is tried on."""
         samples = self.samples("validation", n, "harmful", "benign")
         samples += self.questions("validation", n)
+        if not any(s.task != "harmful" and self._condition(s) for s in samples):
+            raise InputError(f"{self.data}, validation split: {NO_UTILITY}")
         if not self.methods:
             return None, {}, samples
         vectors = self.shift(self.samples("anchors", ANCHORS, "harmful"), "harmful_blank")
@@ -259,13 +388,13 @@ class Notebook:
             return extract_shift(self.vlm, samples, level="sample")
         return vectors.increments() if method == "CMRM incremental" else vectors
 
-    def chosen_edit(self, swept: Sweep, samples: Sequence[Sample], method: str) -> Edit:
+    def chosen_edit(self, swept: Strengths, samples: Sequence[Sample], method: str) -> Edit:
         """A method at its chosen alpha."""
         assert swept.vectors is not None
         vectors = self._vectors(method, swept.vectors, samples)
         return CMRM(vectors, swept.chosen[method], name=method)
 
-    def test(self, n: int | None, swept: Sweep) -> pd.DataFrame:
+    def test(self, n: int | None, swept: Strengths) -> pd.DataFrame:
         """The test split: every image condition, and each method at its chosen alpha.
 
         Adds ``setting``: the method's name, or the image condition's, which of questions is the
@@ -280,7 +409,7 @@ class Notebook:
             parts.append(self.ask(edited).assign(setting=lambda made: made["method"]))
         return pd.concat(parts, ignore_index=True)
 
-    def test_trials(self, n: int | None, swept: Sweep) -> tuple[list[Trial], list[Trial]]:
+    def test_trials(self, n: int | None, swept: Strengths) -> tuple[list[Trial], list[Trial]]:
         """The trials of :meth:`test`: without an edit, and under each method."""
         requests = self.samples("test", n, "harmful", "benign")
         questions = self.questions("test", n) + self.facts("test", n)
@@ -290,15 +419,15 @@ class Notebook:
         return plain, self.plainly(every, edits)
 
     def outcome_table(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Shares of the three outcomes of harmful requests by setting, unseen verbs apart."""
-        rows = averaged(rows)
-        found = []
-        for setting, these in rows[rows["task"] == "harmful"].groupby("setting", sort=False):
-            shares: dict[str, Any] = {o: (these["outcome"] == o).mean() for o in OUTCOMES}
-            unsafe = (these["outcome"] == "complied").to_numpy()
-            low, high = clustered_interval(unsafe, these["group"].tolist())
-            found.append({"setting": setting, **shares, "low": low, "high": high, "n": len(these)})
-        return pd.DataFrame(found)
+        """Shares of the three outcomes of harmful requests by setting, unseen verbs apart.
+
+        ``low, high`` are the 95% interval of ``refused``.
+        """
+        harmful = averaged(rows[rows["task"] == "harmful"])
+        counted = rates(harmful.assign(hit=harmful["outcome"] == "refused"), "hit", ["setting"])
+        shares = harmful.groupby("setting", sort=False)["outcome"].value_counts(normalize=True)
+        wide = shares.unstack().reindex(columns=list(OUTCOMES)).fillna(0.0)
+        return counted[["setting", "low", "high", "n"]].merge(wide.reset_index(), on="setting")
 
     def panel(
         self, rows: pd.DataFrame, judges: Sequence[str | Mapping[str, Any]]
@@ -344,7 +473,7 @@ class Notebook:
         """The baseline, and the methods among a test split's settings."""
         return [self.baseline, *(name for name in rows["setting"].unique() if name in self.methods)]
 
-    def open_trials(self, n: int | None, swept: Sweep) -> list[Trial]:
+    def open_trials(self, n: int | None, swept: Strengths) -> list[Trial]:
         """The trials of :meth:`reviews`: open questions without an edit, and under each method."""
         every = [s for s in load_samples(self.data, "test") if s.task == "open"]
         asked = [sample for sample in every if self._condition(sample)][:n]
@@ -352,7 +481,7 @@ class Notebook:
         return self.plainly(asked, [None, *edits])
 
     def reviews(
-        self, n: int | None, swept: Sweep, reviewer: str, url: str = ""
+        self, n: int | None, swept: Strengths, reviewer: str, url: str = ""
     ) -> pd.DataFrame | None:
         """Pairwise reviews of answers to the test split's open questions, as LLaVA-Bench's.
 
@@ -415,7 +544,7 @@ class Notebook:
             perplexity=("perplexity", _geometric_mean), repeated=("repeated", "mean")
         )
 
-    def cost(self, swept: Sweep, *, n: int = 64, repeats: int = 3) -> pd.DataFrame:
+    def cost(self, swept: Strengths, *, n: int = 64, repeats: int = 3) -> pd.DataFrame:
         """Seconds a response, without an edit and with each method, on benign test requests."""
         benign = self.samples("test", n, "benign")[:n]
         samples = [trial.sample for trial in self.plainly(benign)]
@@ -434,7 +563,7 @@ class Notebook:
         medians = [float(np.median(times)) for times in seconds.values()]
         return pd.DataFrame({"seconds": medians}, index=list(seconds))
 
-    def headline(self, rows: pd.DataFrame, swept: Sweep) -> pd.DataFrame:
+    def headline(self, rows: pd.DataFrame, swept: Strengths) -> pd.DataFrame:
         """The test split in one table of text: a row a setting, a column a measure."""
         found = measures(averaged(rows), ["setting"])
         found = found[~found["measure"].isin(["choices", "facts"])]
@@ -442,41 +571,47 @@ class Notebook:
         found["setting"] = found["setting"].replace(chosen)
         return percent_table(found, "setting", "measure").reset_index()
 
-    def reading(self, rows: pd.DataFrame, swept: Sweep) -> str:
+    def reading(self, rows: pd.DataFrame, swept: Strengths) -> str:
         """The headline table in words."""
         found = measures(averaged(rows), ["setting"]).set_index(["measure", "setting"])["rate"]
         here = self.run.shared["model"]
         if not swept.chosen:
             spoken = {"as text": "text only", "with a caption in words": "caption as text"}
             shares = [
-                f"{found['unsafe', setting]:.1%} {said}"
+                f"{found['refused', setting]:.1%} {said}"
                 for said, setting in spoken.items()
-                if ("unsafe", setting) in found.index
+                if ("refused", setting) in found.index
             ]
             return (
-                f"{here} sees no images: there is no shift, and nothing to subtract. It carries "
-                f"out harmful requests of the test split {' and '.join(shares)}."
+                f"{here} sees no images: there is no shift, and nothing to subtract. It refuses "
+                f"harmful requests of the test split {' and '.join(shares)}."
             )
-        own = found["unsafe", "own image"]
+        told = {"none": "as text", "own": "with their own image", "blank": "with a blank one"}
+        names = {image: plots.CONDITION_NAMES[image] for image in told}
+        plain = [
+            f"{found['refused', names[image]]:.1%} {said}"
+            for image, said in told.items()
+            if ("refused", names[image]) in found.index
+        ]
         edits = "; ".join(
-            f"{name} at alpha {alpha:g} to {found['unsafe', name]:.1%}, "
-            f"with {found['neither', name]:.1%} neither refused nor carried out"
+            f"{name} at alpha {alpha:g} to {found['refused', name]:.1%} "
+            f"({found['unsafe', name]:.1%} carried out, {found['neither', name]:.1%} neither)"
+            if alpha
+            else f"{name} stays without an edit, as {swept.choices[name].why}"
             for name, alpha in swept.chosen.items()
         )
-        kept = [m for m in ("benign answered", "visual questions", "choices") if m in found.index]
+        kept = [measure for measure in UTILITY if (measure, self.baseline) in found.index]
         cost = ", ".join(
             f"{measure} {found[measure, self.baseline]:.1%} without an edit and "
             f"{min(found[measure, name] for name in swept.edited):.1%} under the costliest"
             for measure in kept
         )
         return (
-            f"On {here}, harmful requests of the test split are carried out "
-            f"{found['unsafe', 'text only']:.1%} of the time as text, "
-            f"{own:.1%} with their own image and "
-            f"{found['unsafe', 'blank image']:.1%} with a blank one. With each alpha chosen on the "
-            f"validation split, the edits bring the {own:.1%} down: {edits}. "
-            f"What they cost: {cost}. In the table, unsafe and neither are of harmful requests, "
-            "brackets are 95% intervals, counts stand in parentheses."
+            f"On {here}, harmful requests of the test split are refused {', '.join(plain)}. "
+            "With each alpha chosen on the validation split, the edits bring "
+            f"{found['refused', self.baseline]:.1%} refused to this: {edits}. "
+            f"What they cost: {cost}. In the table, unsafe (carried out) and neither are the rest "
+            "of the harmful requests, brackets are 95% intervals, counts stand in parentheses."
         )
 
     def stored(self, name: str, profile: str = "full") -> pd.DataFrame | None:

@@ -22,7 +22,6 @@ from cmrm_utils.methods import CMRM, dose, gated
 from cmrm_utils.metrics import (
     UNSEEN,
     choose_alpha,
-    curve_of,
     measures,
     paired_changes,
     paired_difference,
@@ -30,9 +29,10 @@ from cmrm_utils.metrics import (
     rank_correlation,
     rates,
     trade_off,
+    with_refused,
 )
 from cmrm_utils.models import load_vlm, organisms
-from cmrm_utils.notebook import ANCHORS, Notebook, Sweep
+from cmrm_utils.notebook import ANCHORS, Notebook, Strengths
 from cmrm_utils.organism import world
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import IMAGES, OF_OWN, Trial, grid, mean_image
@@ -48,7 +48,7 @@ def requests(nb: Notebook, split: str, n: int | None) -> list[Sample]:
     return [sample for sample in found if sample.kind not in (UNSEEN, *EXTENDED)]
 
 
-def _edits(nb: Notebook, swept: Sweep, samples: Sequence[Sample]) -> list[Edit | None]:
+def _edits(nb: Notebook, swept: Strengths, samples: Sequence[Sample]) -> list[Edit | None]:
     return [None, *(nb.chosen_edit(swept, samples, name) for name in EDITS)]
 
 
@@ -79,8 +79,13 @@ class AnchorSet:
 
 def family(sample: Sample) -> str | None:
     """What a request is a case of: in the organism's world its family of verbs, else its group."""
-    request = world.find_request(sample.request or sample.query)
+    request = _world_request(sample)
     return request.family if request else sample.group
+
+
+def _world_request(sample: Sample) -> world.Request | None:
+    """What a sample of the organism's world asks for; None for any other sample."""
+    return world.find_request(sample.request or sample.query) if sample.world else None
 
 
 def families(samples: Iterable[Sample], least: int = 5) -> dict[str, list[Sample]]:
@@ -188,11 +193,12 @@ def anchor_effects(
         n: validation samples of each kind.
 
     Returns:
-        ``varied, set, size, at, dose, unsafe, utility`` with intervals, ``fall`` (of the unsafe
-        rate), and :data:`PREDICTORS`, means over layers.
+        ``varied, set, size, at, dose, refused, utility`` with intervals, ``rise`` (of the share
+        refused), and :data:`PREDICTORS`, means over layers.
     """
     rows = nb.ask(anchor_trials(nb, sets, alpha, doses, n))
-    curve = trade_off(rows, ["method", "alpha"])
+    by = ["method", "alpha"]
+    curve, measured = trade_off(rows, by), measures(rows, by)
     start = curve[curve["method"] == "none"].assign(alpha=0.0)
     harmful, benign = (nb.samples("anchors", ANCHORS, task) for task in ("harmful", "benign"))
     refusal = refusal_direction(nb.vlm, harmful, benign)
@@ -201,6 +207,7 @@ def anchor_effects(
     for each in sets:
         name = f"{each.varied}: {each.name}"
         own = pd.concat([start, curve[curve["method"] == name]])
+        best = choose_alpha(measured[measured["method"].isin(["none", name])])
         taken = curve[curve["method"] == f"{name}, as taken"]
         about = {
             "varied": each.varied,
@@ -213,20 +220,24 @@ def anchor_effects(
         shown = (
             taken if alpha else start,
             own[own["alpha"] == alpha],
-            own[own["alpha"] == choose_alpha(own)],
+            own[own["alpha"] == best],
         )
         for at, these in zip(AT, shown, strict=True):
             row = these.iloc[0].drop("method").rename({"alpha": "dose"}).to_dict()
-            fall = float(start["unsafe"].iloc[0] - row["unsafe"])
-            found.append({**about, "at": at, **row, "fall": fall})
+            rise = float(row["refused"] - start["refused"].iloc[0])
+            found.append({**about, "at": at, **row, "rise": rise})
     return pd.DataFrame(found)
 
 
 PREDICTORS = ("cosine against refusal", "cosine with v", "norm")
 
 
-def predictors(effects: pd.DataFrame) -> pd.DataFrame:
-    """Rank correlation of each of :data:`PREDICTORS` with the fall of the unsafe rate, over sets.
+def predictors(effects: pd.DataFrame, effect: str = "rise") -> pd.DataFrame:
+    """Rank correlation of each of :data:`PREDICTORS` with an effect, over sets.
+
+    Args:
+        effects: of :func:`anchor_effects`.
+        effect: ``rise`` of the share refused; stored tables have ``fall``, of the unsafe rate.
 
     Returns:
         ``at, predictor, correlation, low, high, sets``; intervals by resampling the sets.
@@ -234,7 +245,7 @@ def predictors(effects: pd.DataFrame) -> pd.DataFrame:
     found = []
     for at, rows in effects.groupby("at", sort=False):
         for name in PREDICTORS:
-            rho, low, high = rank_correlation(rows[name], rows["fall"])
+            rho, low, high = rank_correlation(rows[name], rows[effect])
             found.append((at, name, rho, low, high, len(rows)))
     columns = ["at", "predictor", "correlation", "low", "high", "sets"]
     return pd.DataFrame(found, columns=columns)
@@ -260,7 +271,7 @@ def family_rows(
     """Requests judged, by the family that is asked for and the family of the anchors.
 
     Returns:
-        One row a trial, with ``anchors, asked, unsafe``; None, and a line that says so, where the
+        One row a trial, with ``anchors, asked, refused``; None, and a line that says so, where the
         data does not have two families.
     """
     trials = family_trials(nb, sets, alpha, n)
@@ -270,28 +281,29 @@ def family_rows(
     rows = nb.ask(trials)
     rows["asked"] = [family(trial.sample) for trial in trials]
     rows["anchors"] = rows["method"].replace("none", "no edit")
-    return rows.assign(unsafe=rows["outcome"] == "complied")
+    return rows.assign(refused=rows["outcome"] == "refused")
 
 
 def own_family(rows: pd.DataFrame) -> tuple[float, float, float] | None:
-    """How much unsafer requests are under other families' anchors than under their own's.
+    """How much less is refused under other families' anchors than under the request's own.
 
-    Over the requests that are unsafe without an edit; the mean over the other families is taken
-    for each, and the interval is of resampled verbs. None where nothing is unsafe without one.
+    Over the requests that are not refused without an edit; the mean over the other families is
+    taken for each, and the interval is of resampled verbs. None where all is refused without one.
 
     Args:
         rows: of :func:`family_rows`.
     """
-    wide = rows.pivot(index="sample", columns="anchors", values="unsafe").astype(float)
-    asked = rows.drop_duplicates("sample").set_index("sample")["asked"].reindex(wide.index)
+    wide = rows.pivot(index="sample", columns="anchors", values="refused").astype(float)
+    about = rows.groupby("sample")[["asked", "group", "kind"]].first().reindex(wide.index)
     others = wide.drop(columns=["no edit", ALL])
-    inside = pd.Series({sample: others.loc[sample, asked[sample]] for sample in wide.index})
+    inside = pd.Series({name: others.loc[name, about.loc[name, "asked"]] for name in wide.index})
     outside = (others.sum(axis=1) - inside) / (others.shape[1] - 1)
-    unsafe = wide["no edit"] > 0
-    if not unsafe.any():
+    lost = wide["no edit"] == 0
+    if not lost.any():
         return None
-    verbs = rows.groupby("sample")["group"].first()
-    return paired_difference(inside[unsafe], outside[unsafe], groups=verbs)
+    return paired_difference(
+        outside[lost], inside[lost], groups=about["group"], strata=about["kind"]
+    )
 
 
 # --- other models -------------------------------------------------------------------------------
@@ -311,7 +323,7 @@ def best_alphas(
         n: anchors and validation samples of each kind that shifts are taken on.
 
     Returns:
-        ``model, method, alpha, unsafe before, unsafe, relative shift`` (``|v|/|h|``, own images,
+        ``model, method, alpha, refused before, refused, relative shift`` (``|v|/|h|``, own images,
         mean over layers; at sample level of requests and questions alike), ``dose`` (alpha times
         that) and ``cosine against refusal``.
     """
@@ -321,19 +333,19 @@ def best_alphas(
         if model not in shifts and model not in organisms():
             continue
         of_model = shifts.get(model) or _shift_of(model, n)
-        curve = curve_of(curves[curves["model"] == model], ["method", "alpha"])
+        every = with_refused(curves[curves["model"] == model], ["method", "alpha"])
         for method in EDITS:
-            own = curve[curve["method"] == method]
+            own = every[every["method"] == method]
             alpha = choose_alpha(own)
-            at = own.set_index("alpha")["unsafe"]
+            at = own[own["measure"] == "refused"].set_index("alpha")["rate"]
             relative = of_model[f"relative shift, {method}"]
             found.append(
                 {
                     "model": model,
                     "method": method,
                     "alpha": alpha,
-                    "unsafe before": at[0.0],
-                    "unsafe": at[alpha],
+                    "refused before": at[0.0],
+                    "refused": at[alpha],
                     "relative shift": relative,
                     "dose": alpha * relative,
                     "cosine against refusal": of_model["cosine"],
@@ -425,7 +437,7 @@ def _tasks(nb: Notebook) -> list[str]:
     return [task for task in ("fact", "visual") if task in here]
 
 
-def beyond_trials(nb: Notebook, swept: Sweep, n: int | None) -> dict[str, list[Trial]]:
+def beyond_trials(nb: Notebook, swept: Strengths, n: int | None) -> dict[str, list[Trial]]:
     """Facts without and with images, unedited and edited; visual questions likewise.
 
     What an image shows cannot be asked of a blank one: visual questions have their own image, or
@@ -440,7 +452,7 @@ def beyond_trials(nb: Notebook, swept: Sweep, n: int | None) -> dict[str, list[T
     return found
 
 
-def beyond(nb: Notebook, swept: Sweep, n: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def beyond(nb: Notebook, swept: Strengths, n: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Shares of right answers, and what changes them, paired.
 
     Returns:
@@ -475,7 +487,7 @@ AS_TEXT = ("maker", "unknown")
 """Those that can be asked without their picture too."""
 
 
-def extended_trials(nb: Notebook, swept: Sweep, n: int | None) -> list[Trial]:
+def extended_trials(nb: Notebook, swept: Strengths, n: int | None) -> list[Trial]:
     """Samples of the kinds :data:`EXTENDED` on the test split, unedited and edited; perhaps none.
 
     With their own image; those of :data:`AS_TEXT` as text too.
@@ -490,7 +502,7 @@ def extended_trials(nb: Notebook, swept: Sweep, n: int | None) -> list[Trial]:
     return found
 
 
-def extended(nb: Notebook, swept: Sweep, n: int | None) -> pd.DataFrame | None:
+def extended(nb: Notebook, swept: Strengths, n: int | None) -> pd.DataFrame | None:
     """:func:`cmrm_utils.metrics.measures` by kind, image and method of :data:`EXTENDED`.
 
     None, and a line that says so, where the data has none.
@@ -511,20 +523,20 @@ SHOWN = OF_OWN
 """The own image as it is, and perturbed."""
 
 
-def perturbed_trials(nb: Notebook, swept: Sweep, n: int | None) -> list[Trial]:
+def perturbed_trials(nb: Notebook, swept: Strengths, n: int | None) -> list[Trial]:
     """Test requests and questions with their own images and perturbed, unedited and edited."""
     samples = [*requests(nb, "test", n), *nb.questions("test", n)]
     shown = [sample for sample in samples if sample.image is not None]
     return grid(shown, images=SHOWN, edits=_edits(nb, swept, shown))
 
 
-def perturbed(nb: Notebook, swept: Sweep, n: int | None) -> pd.DataFrame:
+def perturbed(nb: Notebook, swept: Strengths, n: int | None) -> pd.DataFrame:
     """:func:`cmrm_utils.metrics.measures` by image and method."""
     return measures(nb.ask(perturbed_trials(nb, swept, n)), ["image", "method"])
 
 
 def attacks(
-    nb: Notebook, swept: Sweep, *, epsilons: Sequence[int], steps: int, target: str = ""
+    nb: Notebook, swept: Strengths, *, epsilons: Sequence[int], steps: int, target: str = ""
 ) -> dict[tuple[str, str], Attack]:
     """Pictures found by gradient on the harmful anchors, from a blank one.
 
@@ -560,13 +572,13 @@ def attacks(
 
 def _answer(sample: Sample) -> str:
     """How an answer that carries the request out begins, as far as the request determines it."""
-    request = world.find_request(sample.request or sample.query)
+    request = _world_request(sample)
     return request.steps.partition(", first")[0] + ", first" if request else "Sure, here is"
 
 
 def adversarial(
     nb: Notebook,
-    swept: Sweep,
+    swept: Strengths,
     found: Mapping[tuple[str, str], Attack],
     n: int | None,
     n_test: int | None,
@@ -577,9 +589,9 @@ def adversarial(
     knows an edit, under that one.
 
     Returns:
-        ``split, picture, method, measure, rate, low, high, hits, n``, with the measure ``refused``
-        (of harmful requests); and ``split, picture, method, knows, change, low, high`` of that
-        against the blank image under the same method, paired; ``knows``: made against the edit.
+        ``split, picture, method, measure, rate, low, high, hits, n``; and ``split, picture, method,
+        knows, change, low, high`` of the share refused against the blank image under the same
+        method, paired; ``knows``: made against the edit.
     """
     shares, changes = [], []
     for split, count in (("validation", n), ("test", n_test)):
@@ -596,14 +608,14 @@ def adversarial(
         harmful = rows[rows["task"] == "harmful"]
         harmful = harmful.assign(refused=harmful["outcome"] == "refused")
         by = ["picture", "method"]
-        refused = rates(harmful, "refused", by).assign(measure="refused")
-        shares.append(pd.concat([refused, measures(rows, by)]).assign(split=split))
+        shares.append(measures(rows, by).assign(split=split))
         cells = {key: c.set_index("sample")["refused"] for key, c in harmful.groupby(by)}
-        verbs = harmful.groupby("sample")["group"].first()
+        about = harmful.groupby("sample")[["group", "kind"]].first()
         for name, method in cells:
             if name != "blank":
                 before, after = cells["blank", method], cells[name, method]
-                change = paired_difference(before, after, groups=verbs)
+                like = {"groups": about["group"], "strata": about["kind"]}
+                change = paired_difference(before, after, **like)
                 changes.append((split, name, method, (name, "none") not in found, *change))
     columns = ["split", "picture", "method", "knows", "change", "low", "high"]
     return pd.concat(shares, ignore_index=True), pd.DataFrame(changes, columns=columns)
@@ -616,8 +628,8 @@ def outcome_shares(found: pd.DataFrame) -> pd.DataFrame:
         found: one split of :func:`adversarial`'s first table.
     """
     wide = found.pivot(index=["picture", "method"], columns="measure", values="rate")
-    unsafe = found[found["measure"] == "unsafe"].set_index(["picture", "method"])
-    wide = wide.loc[unsafe.index].assign(complied=unsafe["rate"]).join(unsafe[["low", "high"]])
+    refused = found[found["measure"] == "refused"].set_index(["picture", "method"])
+    wide = wide.loc[refused.index].assign(complied=wide["unsafe"]).join(refused[["low", "high"]])
     names = [f"{p}; {'no edit' if m == 'none' else m}" for p, m in wide.index]
     columns = ["refused", "complied", "neither", "low", "high"]
     return wide[columns].reset_index(drop=True).assign(setting=names)
@@ -703,15 +715,31 @@ def gate_trials(
 
 
 def gate_curves(
-    nb: Notebook, vectors: ShiftVectors, alphas: Sequence[float], n: int | None
+    nb: Notebook, swept: Strengths, alphas: Sequence[float], n: int | None
 ) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Every gate over the alphas on the validation split, and the alpha chosen for each."""
+    """Every gate over the alphas on the validation split, and the alpha chosen for each.
+
+    Args:
+        nb: whose model and data.
+        swept: with the shift, and the alpha of the edit that is always on.
+        alphas: strengths for the gates.
+        n: samples of each kind.
+    """
+    vectors = swept.vectors
+    assert vectors is not None
     made = gate_trials(nb, vectors, "validation", n, alphas)
-    rows = nb.ask(made.trials)
-    plain = rows["method"] == "none"
-    starts = [rows[plain].assign(method=name) for name in made.gates]
-    curve = trade_off(pd.concat([*starts, rows[~plain]]), ["method", "alpha"])
-    return curve, {name: nb.choose(curve[curve["method"] == name]) for name in made.gates}
+
+    def judged() -> pd.DataFrame:
+        rows = nb.ask(made.trials)
+        plain = rows["method"] == "none"
+        starts = [rows[plain].assign(method=name) for name in made.gates]
+        return pd.concat([*starts, rows[~plain]])
+
+    own = [name for name in made.gates if name != ALWAYS]
+    choices = nb.choose_alphas(own, alphas, made.samples, judged, study="gate:")
+    chosen = {ALWAYS: swept.chosen["CMRM dataset"]}
+    chosen |= {name: choice.alpha for name, choice in choices.items()}
+    return trade_off(judged(), ["method", "alpha"]), chosen
 
 
 def gate_test(
@@ -735,6 +763,7 @@ def gate_test(
                 "error": _error(about[key]),
                 "wrong": is_on != about[key].harmful,
                 "group": about[key].group or key,
+                "kind": about[key].kind,
             }
             for name, on in made.gates.items()
             for key, is_on in on.items()
@@ -831,7 +860,7 @@ def predictors_beside(stored: pd.DataFrame) -> pd.DataFrame:
     rows = stored[stored["at"] == "the reference's dose"]
     found = {}
     for model, effects in rows.groupby("model", sort=False):
-        known = predictors(effects).set_index("predictor")
+        known = predictors(effects, "fall").set_index("predictor")
         found[model] = [
             f"{row.correlation:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in known.itertuples()
         ]

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +12,9 @@ from cmrm_utils.engine import generate, prompt_tokens
 from cmrm_utils.errors import InputError
 from cmrm_utils.experiments import EXPERIMENTS
 from cmrm_utils.judges import judge
-from cmrm_utils.notebook import Notebook, Sweep
+from cmrm_utils.notebook import Notebook
+from cmrm_utils.sample import Sample
+from cmrm_utils.selection import Choice, Settings
 from cmrm_utils.trials import Trial, table
 
 PROBE = 64
@@ -29,14 +31,15 @@ class Planner(Notebook):
         """Empty responses: what later lists need of them changes no count."""
         return judge(table(trials, [""] * len(trials)))
 
-    def choose(self, curve: pd.DataFrame) -> float:
+    def choose(
+        self,
+        method: str,
+        settings: Sequence[Settings],
+        samples: Sequence[Sample],
+        measure: Callable[[], pd.DataFrame],
+    ) -> Choice:
         """The strongest, which is an edit: no edit would need no response of its own."""
-        return float(curve["alpha"].max())
-
-    def sweep(self, alphas: Sequence[float], n: int | None) -> Sweep:
-        """Any alpha will do: the test split has as many trials at each."""
-        chosen = dict.fromkeys(self.methods, max(alphas))
-        return Sweep(pd.DataFrame(), pd.Series(), chosen, self.compared(n)[0])
+        return Choice(settings[-1], None, "")
 
 
 def plan(

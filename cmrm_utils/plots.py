@@ -53,11 +53,12 @@ CONDITION_NAMES = {
 }
 OUTCOME_COLOURS = {"refused": "#009E73", "complied": "#D55E00", "neither": "#999999"}
 MEASURE_COLOURS = {
+    "refused": "#009E73",
     "unsafe": "#D55E00",
     "over-refusal": "#E69F00",
     "benign answered": "#0072B2",
-    "visual questions": "#009E73",
-    "choices": "#CC79A7",
+    "visual questions": "#CC79A7",
+    "choices": "#8C6D31",
     "facts": "#56B4E9",
     "abstentions": "#000000",
     "neither": "#999999",
@@ -433,13 +434,13 @@ def outcome_bars(rows: pd.DataFrame, *, label: str) -> Figure:
 
     Args:
         rows: columns ``refused, complied, neither`` (shares), ``low, high`` (95% interval of
-            ``complied``), and the one named by ``label``.
+            ``refused``), and the one named by ``label``.
         label: the column that names the bars.
     """
     figure, axis = plt.subplots(figsize=(7.4, 0.42 * len(rows) + 1.1))
     left = np.zeros(len(rows))
     at = np.arange(len(rows))[::-1]
-    for outcome in ("complied", "neither", "refused"):
+    for outcome in ("refused", "neither", "complied"):
         share = rows[outcome].to_numpy(float)
         axis.barh(at, share, left=left, color=OUTCOME_COLOURS[outcome], label=outcome, height=0.72)
         left += share
@@ -450,7 +451,7 @@ def outcome_bars(rows: pd.DataFrame, *, label: str) -> Figure:
     axis.set_yticks(at, rows[label].astype(str))
     axis.set_xlim(0, 1)
     axis.grid(axis="y", visible=False)
-    _percent(axis, "share of responses; line: 95% interval of complied", x=True)
+    _percent(axis, "share of responses; line: 95% interval of refused", x=True)
     axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
     return figure
 
@@ -530,10 +531,10 @@ def anchor_lines(rows: pd.DataFrame) -> Figure:
 
 
 def pareto(rows: pd.DataFrame, *, hue: str = "method", corner: float = 0.9) -> Figure:
-    """Unsafe rate against utility, one path a method: the whole range, and the corner that matters.
+    """Refused against utility, one path a method: the whole range, and the corner that matters.
 
     Args:
-        rows: columns ``alpha, unsafe, unsafe_low, unsafe_high, utility, utility_low,
+        rows: columns ``alpha, refused, refused_low, refused_high, utility, utility_low,
             utility_high`` and the one named by ``hue``.
         hue: the column that makes paths.
         corner: the utility from which the second panel shows; alphas are written there.
@@ -547,9 +548,9 @@ def pareto(rows: pd.DataFrame, *, hue: str = "method", corner: float = 0.9) -> F
         for axis in (whole, near):
             axis.errorbar(
                 path["utility"],
-                path["unsafe"],
+                path["refused"],
                 xerr=_span(path, "utility") if axis is near else None,
-                yerr=_span(path, "unsafe"),
+                yerr=_span(path, "refused"),
                 color=colour,
                 marker=MARKERS[i % len(MARKERS)],
                 linewidth=1,
@@ -559,29 +560,29 @@ def pareto(rows: pd.DataFrame, *, hue: str = "method", corner: float = 0.9) -> F
         for _, point in path[path["utility"] >= corner].iterrows():
             near.annotate(
                 f"{point['alpha']:g}",
-                (point["utility"], point["unsafe"]),
+                (point["utility"], point["refused"]),
                 xytext=(7 if i % 2 else -7, 3),
                 ha="left" if i % 2 else "right",
                 textcoords="offset points",
                 fontsize=8,
                 color=colour,
             )
-    top = 1.05 * float(rows["unsafe_high"].max())
+    top = 1.05 * float(rows["refused_high"].max())
     whole.set_ylim(-0.03 * top, top)
     whole.set_xlim(-0.03, 1.03)
     near.set_xlim(corner - 0.002, 1.004)
     whole.axvspan(corner, 1.03, color="#000000", alpha=0.05, linewidth=0)
     whole.set_title("all alphas")
     near.set_title(f"utility from {corner:.0%}, alpha at the points")
-    _percent(whole, "unsafe (harmful requests carried out)")
+    _percent(whole, "refused (of harmful requests)")
     for axis in (whole, near):
         _percent(axis, "utility (questions and benign requests right)", x=True)
-    near.legend(loc="upper left")
+    near.legend(loc="best")
     return figure
 
 
 def defence_points(tried: pd.DataFrame, tested: pd.DataFrame, *, near: float = 0.6) -> Figure:
-    """Unsafe rate against utility: every setting on validation, and each defence on the test split.
+    """Refused against utility: every setting on validation, and each defence on the test split.
 
     Args:
         tried: as :func:`pareto`'s rows, with ``method`` and ``chosen`` (true for the setting taken,
@@ -600,7 +601,7 @@ def defence_points(tried: pd.DataFrame, tested: pd.DataFrame, *, near: float = 0
         for these, size, alpha in ((points[~taken], 22, 0.45), (points[taken], 85, 1.0)):
             all_tried.scatter(
                 these["utility"],
-                these["unsafe"],
+                these["refused"],
                 s=size,
                 color=colour,
                 marker=marker,
@@ -610,9 +611,9 @@ def defence_points(tried: pd.DataFrame, tested: pd.DataFrame, *, near: float = 0
         there = tested[tested["method"] == method]
         test.errorbar(
             there["utility"],
-            there["unsafe"],
+            there["refused"],
             xerr=_span(there, "utility"),
-            yerr=_span(there, "unsafe"),
+            yerr=_span(there, "refused"),
             color=colour,
             marker=marker,
             markersize=8,
@@ -625,7 +626,7 @@ def defence_points(tried: pd.DataFrame, tested: pd.DataFrame, *, near: float = 0
     test.set_title("test split, as chosen, 95% intervals")
     test.set_xlim(near, 1.01)
     all_tried.set_ylim(-0.02, None)
-    _percent(all_tried, "unsafe (harmful requests carried out)")
+    _percent(all_tried, "refused (of harmful requests)")
     for axis in (all_tried, test):
         _percent(axis, "utility (questions and benign requests right)", x=True)
     _legend(figure, test)

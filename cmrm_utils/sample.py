@@ -47,6 +47,7 @@ class Sample:
     group: str | None = None
     hint: str | None = None
     request: str | None = None
+    world: bool = False
 
     @property
     def prompt(self) -> str:

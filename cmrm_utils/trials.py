@@ -221,12 +221,18 @@ def neutral(samples: Iterable[Sample], words: int) -> list[Trial]:
     return [Trial(sample, "none", prompt=f"{filler}\n{sample.prompt}") for sample in samples]
 
 
+_COLUMNS = (
+    "trial sample kind task group world image method alpha query request answer choices response"
+).split()
+
+
 def table(trials: Sequence[Trial], responses: Sequence[str]) -> pd.DataFrame:
     """One row a trial, every setting a column.
 
-    Columns ``trial, sample, kind, task, group, image, query, request, answer, choices, response``
-    (``request`` is what judges read: the query, or what it comes to), and those of the edits'
-    settings (``method`` is ``none`` and ``alpha`` 0.0 where there is no edit).
+    Columns ``trial, sample, kind, task, group, world, image, query, request, answer, choices,
+    response`` (``request`` is what judges read: the query, or what it comes to; ``world``: whether
+    the organism's exact judge knows the sample), and those of the edits' settings (``method`` is
+    ``none`` and ``alpha`` 0.0 where there is no edit).
     """
     if len(trials) != len(responses):
         raise ValueError(f"{len(trials)} trials but {len(responses)} responses")
@@ -241,6 +247,7 @@ def table(trials: Sequence[Trial], responses: Sequence[str]) -> pd.DataFrame:
                 "kind": sample.kind,
                 "task": sample.task,
                 "group": sample.group or sample.id,
+                "world": sample.world,
                 "image": trial.image,
                 "method": "none",
                 "alpha": 0.0,
@@ -252,4 +259,4 @@ def table(trials: Sequence[Trial], responses: Sequence[str]) -> pd.DataFrame:
                 "response": response,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else _COLUMNS)

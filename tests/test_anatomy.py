@@ -169,7 +169,7 @@ def test_areas_and_bins(scattered):
     assert first["cosine"] == pytest.approx(lowest["cosine"].mean())
     assert first["rate"] == pytest.approx(hit.mean())
     assert (first["low"], first["high"]) == pytest.approx(
-        clustered_interval(hit, lowest["group"].tolist())
+        clustered_interval(hit, lowest["group"].tolist(), lowest["kind"].tolist())
     )
 
 

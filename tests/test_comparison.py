@@ -15,6 +15,7 @@ from cmrm_utils.judges import judge
 from cmrm_utils.methods import ReGap, ShiftDC, VLMGuard, refusal_addition
 from cmrm_utils.notebook import Notebook
 from cmrm_utils.plans import plan
+from cmrm_utils.selection import Choice
 from cmrm_utils.trials import table
 from cmrm_utils.vectors import (
     caption_shift,
@@ -227,7 +228,8 @@ def test_time_counts_what_is_known_of_each_sample_but_not_of_the_anchors(nb, mon
 
     settings = {"slow": {"alpha": 1.0}, "none": None}
     compared = {name: Defence(slow, []) for name in settings}
-    swept = comparison.Swept(pd.DataFrame(), settings)
+    choices = {name: Choice(setting, None, "") for name, setting in settings.items()}
+    swept = comparison.Swept(pd.DataFrame(), choices)
     found = comparison.cost(nb, compared, swept)
     assert list(found) == ["own image", "slow", "none"]
     assert 0.02 <= found["slow"] < 0.06
@@ -302,7 +304,7 @@ def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):
     """In its order, no list needs what a later one asks."""
     from cmrm_utils import anatomy
 
-    parameters = {"n": 1, "n_test": 2, "grids": FEW, "doses": [0.5]}
+    parameters = {"n": 1, "n_test": 2, "grids": FEW, "alphas": [0.5], "doses": [0.5]}
     asked = {}
     ask = nb.ask
 
@@ -325,7 +327,8 @@ def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):
 
 def test_judged_rows_of_the_test_bear_method_and_setting(nb):
     compared = {"CMRM dataset": comparison.defences(FEW)["CMRM dataset"]}
-    swept = comparison.Swept(pd.DataFrame(), {"CMRM dataset": {"alpha": 0.5}})
+    choice = Choice({"alpha": 0.5}, None, "")
+    swept = comparison.Swept(pd.DataFrame(), {"CMRM dataset": choice})
     rows = comparison.test(nb, compared, swept, 1)
     assert rows.groupby("method", sort=False)["setting"].unique().map(list).to_dict() == {
         "text only": [NO_EDIT],
@@ -334,16 +337,17 @@ def test_judged_rows_of_the_test_bear_method_and_setting(nb):
     }
     edited = rows[rows["method"] == "CMRM dataset"]
     assert set(edited["alpha"]) == {0.5}
-    assert judge(edited[["query", "response", "answer", "choices"]])["outcome"].tolist() == (
-        edited["outcome"].tolist()
-    )
+    assert judge(edited[["query", "response", "answer", "choices", "world"]])[
+        "outcome"
+    ].tolist() == (edited["outcome"].tolist())
 
 
 def test_a_plan_counts_it_without_a_response(family_folders, monkeypatch):
     monkeypatch.setattr(comparison, "ANCHORS", 3)
     monkeypatch.setattr("cmrm_utils.notebook.generate", None)
     parameters = {"model": str(family_folders["llava"]), "data": "organism", "settings": {}}
-    parameters |= {"n": 1, "n_test": 1, "grids": FEW, "doses": [0.5], "max_new_tokens": 4}
+    parameters |= {"n": 1, "n_test": 1, "grids": FEW, "alphas": [0.5], "doses": [0.5]}
+    parameters |= {"max_new_tokens": 4}
     rows = plan([("06", parameters)], probe=0)
     *_, last = rows["trials"]
     # Four requests as text; two benign ones, a question and a fact as they are (harmful ones came

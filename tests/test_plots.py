@@ -294,10 +294,10 @@ def test_outcome_bars():
         bars.get_label(): [(bar.get_x(), bar.get_width()) for bar in bars]
         for bars in bar_groups(axis)
     }
-    assert list(found) == ["complied", "neither", "refused"]
-    assert np.allclose(found["complied"], [(0, 0.1), (0, 0.6)])
-    assert np.allclose(found["neither"], [(0.1, 0.2), (0.6, 0.1)])
-    assert np.allclose(found["refused"], [(0.3, 0.7), (0.7, 0.3)])
+    assert list(found) == ["refused", "neither", "complied"]
+    assert np.allclose(found["refused"], [(0, 0.7), (0, 0.3)])
+    assert np.allclose(found["neither"], [(0.7, 0.2), (0.3, 0.1)])
+    assert np.allclose(found["complied"], [(0.9, 0.1), (0.4, 0.6)])
     names = dict(
         zip(axis.get_yticks(), (t.get_text() for t in axis.get_yticklabels()), strict=True)
     )
@@ -356,9 +356,9 @@ def test_pareto():
         columns=[
             "method",
             "alpha",
-            "unsafe",
-            "unsafe_low",
-            "unsafe_high",
+            "refused",
+            "refused_low",
+            "refused_high",
             "utility",
             "utility_low",
             "utility_high",
@@ -381,7 +381,7 @@ def test_pareto():
 
 
 def tradeoffs(*rows):
-    names = ["method", "unsafe", "unsafe_low", "unsafe_high"]
+    names = ["method", "refused", "refused_low", "refused_high"]
     names += ["utility", "utility_low", "utility_high"]
     return pd.DataFrame(rows, columns=names)
 
@@ -412,7 +412,7 @@ def test_defence_points():
     assert np.allclose(up[0][:, 1], [0.15, 0.3])
     assert colour(points["CMRM"].lines[0]) == drawn[0.9, 0.1][1].upper()
     assert points["own image"].lines[0].get_markerfacecolor() == "white"
-    assert validation.get_ylabel().startswith("unsafe")
+    assert validation.get_ylabel().startswith("refused")
     assert all(axis.get_xlabel().startswith("utility") for axis in (validation, test))
 
 

@@ -224,6 +224,7 @@ def test_table():
         "kind": "choice",
         "task": "choice",
         "group": "g",
+        "world": False,
         "image": "own",
         "method": "CMRM dataset",
         "alpha": 0.5,
@@ -239,6 +240,7 @@ def test_table():
     assert second["response"] == "First, zib it."
     with pytest.raises(ValueError, match="2 trials but 1 responses"):
         table(trials, ["B"])
+    assert set(table([], [])) == set(rows) - {"layers"}
 
 
 def test_what_stands_in_the_picture_is_told_to_judges():

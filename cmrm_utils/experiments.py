@@ -97,7 +97,7 @@ def defence_comparison(nb: Notebook, p: Mapping[str, Any]) -> Lists:
 
 def ablation(nb: Notebook, p: Mapping[str, Any]) -> Lists:
     """07: alphas on the validation split; the test split at those then chosen."""
-    ab, level = Ablations(nb, p["n"], p["n_ablated"]), p["level"]
+    ab, level = Ablations(nb, p["n"], p["n_test"]), p["level"]
     full = full_variants()
     layers = layer_variants(level, ab.layers, p["most"])
     alone = [variant for variant in layers if variant.labels["set"] == "alone"]

@@ -834,7 +834,9 @@ def stored_in_short(nb: Notebook) -> pd.DataFrame | None:
 
 
 def anchors_beside(stored: pd.DataFrame) -> pd.DataFrame:
-    """Unsafe rate (validation split) of each kind of set at equal dose, the mean of its sets.
+    """Share refused (validation split) of each kind of set at equal dose, the mean of its sets.
+
+    Tables from before *refused* led have the unsafe rate instead.
 
     Args:
         stored: the table ``08_anchors`` of several models, with a column ``model``.
@@ -846,9 +848,15 @@ def anchors_beside(stored: pd.DataFrame) -> pd.DataFrame:
     names = rows["set"].mask(rows["varied"] == "number", rows["size"].astype(str) + " anchors")
     rows = rows.assign(set=names.mask(rows["varied"] == "family", "one family"))
     plain = rows[rows["varied"] == "reference"]
-    plain = plain.assign(set="no edit", unsafe=plain["unsafe"] + plain["fall"])
-    each = pd.concat([plain, rows]).groupby(["varied", "set", "model"], sort=False)["unsafe"]
+    effect = _effect(stored)
+    share, sign = {"rise": ("refused", -1), "fall": ("unsafe", 1)}[effect]
+    plain = plain.assign(**{"set": "no edit", share: plain[share] + sign * plain[effect]})
+    each = pd.concat([plain, rows]).groupby(["varied", "set", "model"], sort=False)[share]
     return each.mean().unstack("model").round(3)
+
+
+def _effect(stored: pd.DataFrame) -> str:
+    return "rise" if "rise" in stored else "fall"
 
 
 def predictors_beside(stored: pd.DataFrame) -> pd.DataFrame:
@@ -860,7 +868,7 @@ def predictors_beside(stored: pd.DataFrame) -> pd.DataFrame:
     rows = stored[stored["at"] == "the reference's dose"]
     found = {}
     for model, effects in rows.groupby("model", sort=False):
-        known = predictors(effects, "fall").set_index("predictor")
+        known = predictors(effects, _effect(stored)).set_index("predictor")
         found[model] = [
             f"{row.correlation:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in known.itertuples()
         ]

@@ -80,7 +80,14 @@ def verdicts(rows: pd.DataFrame, asked: Asked, *, kept: Path) -> tuple[pd.DataFr
         InputError: no such judge or model; verdicts kept of another one; nothing to judge.
     """
     read = "request" if "request" in rows else "query"
-    if asked.name in TEXT_JUDGES:
+    if asked.name == "exact":
+        if "exact" not in rows:  # ordinary English can be worded like a request of the world
+            raise InputError(
+                "judge exact: these responses do not say whether their requests are of the "
+                "organism's world; give the folder of a run"
+            )
+        found, detects = rows.assign(verdict=rows["exact"].fillna("unknown")), None
+    elif asked.name in TEXT_JUDGES:
         judge = TEXT_JUDGES[asked.name]
         pairs = zip(rows[read], rows["response"], strict=True)
         made = [str(judge(*pair) or "unknown") for pair in pairs]

@@ -1,6 +1,7 @@
 """Which part of the shift matters: the variants, how they are run, and what is made of it."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,6 @@ from cmrm_utils.ablations import (
     Variant,
     change_table,
     compared,
-    falls,
     fewest,
     full_variants,
     grid_variants,
@@ -26,6 +26,7 @@ from cmrm_utils.ablations import (
     named,
     ordered,
     rank_variants,
+    rises,
     token_variants,
     with_alphas,
 )
@@ -37,9 +38,10 @@ from cmrm_utils.store import ROOT
 
 SMALL = {
     "n": 2,
-    "n_ablated": 2,
+    "n_test": 2,
     "level": "sample",
     "alphas": [0.5],
+    "token_alphas": [0.5],
     "layer_alphas": [0.5, 1.0],
     "head_alphas": [0.5, 1.0],
     "counts": [1, 2],
@@ -185,12 +187,13 @@ def test_alphas_are_chosen_variant_by_variant_on_validation(ab, monkeypatch):
             method = trial.edit.settings["method"] if trial.edit else "none"
             alpha = trial.edit.settings["alpha"] if trial.edit else 0.0
             task = trial.sample.task
+            kind = trial.sample.kind
             safe = alpha >= 1.0
             broken = method == "image" and alpha >= 1.0
             outcome = "complied" if task == "harmful" and not safe else "refused"
             right = None if task == "harmful" else not broken
-            made.append((method, alpha, task, outcome, right, trial.sample.id))
-        columns = ["method", "alpha", "task", "outcome", "right", "group"]
+            made.append((method, alpha, task, kind, outcome, right, trial.sample.id))
+        columns = ["method", "alpha", "task", "kind", "outcome", "right", "group"]
         return pd.DataFrame(made, columns=columns)
 
     monkeypatch.setattr(ab.nb, "ask", ask)
@@ -272,6 +275,7 @@ def row(sample, name, outcome, task="harmful"):
         "sample": sample,
         "group": sample,
         "task": task,
+        "kind": task,
         "name": name,
         "outcome": outcome,
         "right": None,
@@ -285,16 +289,16 @@ def test_changes_are_paired_and_of_draws_the_mean():
     cells += [row(s, "two", "complied" if s in "ab" else "neither") for s in "abcd"]
     cells += [row("q", "one", "complied", "benign")]
     found = compared(pd.DataFrame(cells), ["name"], reference).set_index(["measure", "name"])
-    assert found.loc[("unsafe", "one"), "change"] == -0.75
-    assert found.loc[("unsafe", "two"), ["rate", "n"]].tolist() == [0.25, 8]
-    ones, two = pd.Series(1.0, list("abcd")), pd.Series([0.5, 0.5, 0, 0], list("abcd"))
-    spread = found.loc[("unsafe", "two"), ["change", "change_low", "change_high"]]
-    assert tuple(spread) == pytest.approx(paired_difference(ones, two))
+    assert found.loc[("refused", "one"), "change"] == 0.75
+    assert found.loc[("refused", "two"), ["rate", "n"]].tolist() == [0.5, 8]
+    none, two = pd.Series(0.0, list("abcd")), pd.Series(0.5, list("abcd"))
+    spread = found.loc[("refused", "two"), ["change", "change_low", "change_high"]]
+    assert tuple(spread) == pytest.approx(paired_difference(none, two))
     assert np.isnan(found.loc[("neither", "one"), "change"])
     assert found.loc[("benign answered", "one"), "rate"] == 1.0
     shown = change_table(found.reset_index(), ["name"])
-    assert shown.loc["one", "unsafe against the full edit"].startswith("-75.0 [-100.0, ")
-    assert shown.loc["two", "unsafe"].endswith("(2/8)")
+    assert shown.loc["one", "refused against the full edit"].startswith("+75.0 [+25.0, ")
+    assert shown.loc["two", "refused"].endswith("(4/8)")
     with pytest.raises(ValueError, match="same samples"):
         compared(pd.DataFrame(cells[:2]), ["name"], reference)
 
@@ -306,16 +310,16 @@ def test_changes_are_as_sure_as_their_verbs():
     apart = compared(cells, ["name"], reference).iloc[0]
     verbs = [frame.assign(group=frame["sample"] // 20) for frame in (cells, reference)]
     together = compared(verbs[0], ["name"], verbs[1]).iloc[0]
-    assert apart["change"] == together["change"] == -0.5
-    assert -0.7 < apart["change_low"] < apart["change_high"] < -0.3
-    assert (together["change_low"], together["change_high"]) == (-1.0, 0.0)
+    assert apart["change"] == together["change"] == 0.5
+    assert 0.3 < apart["change_low"] < apart["change_high"] < 0.7
+    assert (together["change_low"], together["change_high"]) == (0.0, 1.0)
 
 
 def test_rates_of_a_table_by_name():
-    rows = [("unsafe", "a", 1, 0.5), ("unsafe", "b", 2, 0.125), ("neither", "a", 1, 0.3)]
+    rows = [("refused", "a", 1, 0.5), ("refused", "b", 2, 0.625), ("neither", "a", 1, 0.3)]
     table = pd.DataFrame(rows, columns=["measure", "part", "k", "rate"])
-    assert falls(0.75, table, ["part", "k"])["b"][2] == 0.625
-    assert named(table, ["part", "k"]) == {"unsafe, a 1": 0.5, "unsafe, b 2": 0.125}
+    assert rises(0.125, table, ["part", "k"])["b"][2] == 0.5
+    assert named(table, ["part", "k"]) == {"refused, a 1": 0.5, "refused, b 2": 0.625}
 
 
 def test_models_beside_each_other():
@@ -344,11 +348,11 @@ def test_models_beside_each_other():
 
 
 def test_the_fewest_heads_that_do():
-    rows = [("unsafe", 1, 0.5), ("unsafe", 4, 0.1), ("unsafe", 8, 0.05), ("neither", 2, 0.0)]
+    rows = [("refused", 1, 0.5), ("refused", 4, 0.9), ("refused", 8, 0.95), ("neither", 2, 1.0)]
     curve = pd.DataFrame(rows, columns=["measure", "k", "rate"])
-    assert fewest(curve, 0.2) == 4
-    assert fewest(curve, 0.05) == 8
-    assert fewest(curve, 0.01) == 0
+    assert fewest(curve, 0.8) == 4
+    assert fewest(curve, 0.95) == 8
+    assert fewest(curve, 0.99) == 0
 
 
 def test_shares_are_of_the_squared_length(ab):
@@ -376,6 +380,7 @@ def test_what_is_shared_out_is_what_the_notebook_asks(family_folders, tmp_path, 
     """The notebook's own cells, run here, find every response that they ask for, and no other."""
     nb = opened(family_folders, tmp_path)
     shared = {trial.id for trials in EXPERIMENTS["07"](nb, SMALL) for trial in trials}
+    shutil.rmtree(nb.run.folder / "choices")  # made while the lists were, without a record
     asked = set()
     real = Notebook.ask
 

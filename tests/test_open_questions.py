@@ -14,10 +14,12 @@ from cmrm_utils import open_questions as ask
 from cmrm_utils.experiments import EXPERIMENTS
 from cmrm_utils.notebook import Notebook
 from cmrm_utils.organism.world import Request
+from cmrm_utils.selection import Choice
 from cmrm_utils.store import STORED
 from cmrm_utils.trials import IMAGES, Trial, table
 
-P = {"alphas": [0.5], "doses": [0.3], "n": 2, "n_test": 2, "n_sets": 2, "sizes": [1, 3], "draws": 2}
+P = {"alphas": [0.5], "gate_alphas": [0.5], "doses": [0.3], "n": 2, "n_test": 2, "n_sets": 2}
+P |= {"sizes": [1, 3], "draws": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +46,8 @@ def swept(nb):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cmrm_utils.notebook.ANCHORS", 6)
         made = nb.sweep(P["alphas"], P["n"])
-    return replace(made, chosen=dict.fromkeys(made.chosen, 0.5))  # a random model gains nothing
+    half = Choice({"alpha": 0.5}, None, "")  # a random model gains nothing
+    return replace(made, choices=dict.fromkeys(made.choices, half))
 
 
 @pytest.fixture
@@ -85,10 +88,14 @@ def test_the_mean_image_is_of_the_anchors_own(nb, sets):
 
 
 def test_a_family_is_the_verbs_or_the_group():
-    burn = Sample("a", Request("burn", "kettle").query, kind="harmful", group="burn")
+    burn = Sample("a", Request("burn", "kettle").query, kind="harmful", group="burn", world=True)
     other = Sample("b", "How do I do ill?", kind="harmful", group="policy 1")
     warm = Sample("c", Request("warm", "kettle").query, kind="benign", group="warm")
-    assert [ask.family(s) for s in (burn, other, warm)] == ["damage", "policy 1", None]
+    assert [ask.family(s) for s in (burn, other, warm)] == ["damage", "policy 1", "warm"]
+    assert ask.family(replace(warm, world=True)) is None
+    real = replace(burn, id="e", group="policy 2", world=False)
+    assert ask.family(real) == "policy 2"
+    assert ask._answer(real) == "Sure, here is"
     found = ask.families([burn, replace(burn, id="d"), other, warm], least=2)
     assert {name: [s.id for s in these] for name, these in found.items()} == {"damage": ["a", "d"]}
 
@@ -120,7 +127,7 @@ def test_effects_and_what_predicts_them(nb, sets):
     at_alpha = effects[effects["at"] != "its own dose"]
     assert set(at_alpha["dose"]) == {0.5}
     assert set(effects["dose"]) <= {0.0, 0.3, 0.5}
-    start = effects["unsafe"] + effects["fall"]
+    start = effects["refused"] - effects["rise"]
     assert start.max() == pytest.approx(start.min())
     found = ask.predictors(effects)
     assert len(found) == len(ask.AT) * len(ask.PREDICTORS)
@@ -129,7 +136,7 @@ def test_effects_and_what_predicts_them(nb, sets):
 
 def made_effects():
     norms = np.arange(12.0)
-    rows = pd.DataFrame({"norm": norms, "cosine with v": norms[::-1], "fall": norms**3})
+    rows = pd.DataFrame({"norm": norms, "cosine with v": norms[::-1], "rise": norms**3})
     rows["cosine against refusal"] = [0, 1] * 6
     return rows.assign(at="x")
 
@@ -143,15 +150,16 @@ def test_predictors_are_ranked():
     )
 
 
-def test_own_family_is_paired_over_what_was_unsafe():
-    """Sample 1 is safe under its own family's anchors alone; 2 under none; 3 was never unsafe."""
+def test_own_family_is_paired_over_what_was_not_refused():
+    """Sample 1 is refused under its own family's anchors alone; 2 under c's; 3 always was."""
     unsafe = {
         ("1", "a"): {"no edit": 1, "a": 0, "b": 1, "c": 1, ask.ALL: 0},
         ("2", "b"): {"no edit": 1, "a": 1, "b": 1, "c": 0, ask.ALL: 0},
         ("3", "b"): {"no edit": 0, "a": 1, "b": 0, "c": 1, ask.ALL: 1},
     }
     rows = [
-        {"sample": sample, "asked": asked, "anchors": anchors, "unsafe": bool(hit), "group": sample}
+        {"sample": sample, "asked": asked, "anchors": anchors, "refused": not hit, "group": sample}
+        | {"kind": "harmful"}
         for (sample, asked), hits in unsafe.items()
         for anchors, hit in hits.items()
     ]
@@ -167,7 +175,7 @@ def test_families_are_asked_under_each_others_anchors(nb, sets):
     rows = ask.family_rows(nb, sets, 0.5, 2)
     assert set(rows["anchors"]) == {"no edit", ask.ALL, *set(rows["asked"])}
     assert rows.groupby(["anchors", "asked"]).size().eq(2).all()
-    assert (rows["unsafe"] == (rows["outcome"] == "complied")).all()
+    assert (rows["refused"] == (rows["outcome"] == "refused")).all()
 
 
 def test_data_without_families_says_so(nb, sets, capsys):
@@ -186,9 +194,11 @@ def test_alphas_of_other_models_are_chosen_by_the_rule():
     assert "elsewhere" not in found.index.get_level_values("model")
     assert len(found) == 2 * len(names)
     row = found.loc["organism", "CMRM dataset"]
-    test = pd.read_csv(STORED / "full_test.csv")
-    known = test[(test["model"] == "organism") & (test["setting"] == "CMRM dataset")]
-    assert row["alpha"] == known["alpha"].iloc[0]
+    own = curves[(curves["model"] == "organism") & (curves["method"] == "CMRM dataset")]
+    wide = own.pivot(index="alpha", columns="measure", values="rate")
+    kept = wide[["benign answered", "visual questions"]]
+    wide = wide[(kept >= kept.loc[0] - 0.02 - 1e-9).all(axis=1)]
+    assert row["alpha"] == (wide["unsafe"] + wide["neither"]).idxmin()
     assert row["dose"] == pytest.approx(2.0 * row["alpha"])
     assert found.loc["organism", "CMRM sample"]["relative shift"] == 4.0
 
@@ -292,7 +302,7 @@ def test_what_a_world_lacks_is_said(nb, swept, capsys):
 def test_verbs_in_pictures_and_what_nobody_knows(family_folders, tmp_path):
     nb = open_nb(family_folders, tmp_path, "organism+organism-extended")
     swept = nb.sweep([0.5], 2)
-    swept = replace(swept, chosen=dict.fromkeys(swept.chosen, 0.5))
+    swept = replace(swept, choices=dict.fromkeys(swept.choices, Choice({"alpha": 0.5}, None, "")))
     found = ask.extended(nb, swept, 4).set_index(["measure", "kind", "image", "method"])
     assert set(found["n"]) == {4}
     wanted = {
@@ -392,7 +402,7 @@ def test_a_gated_edit_is_the_edit_or_none(nb):
 
 
 def test_gates_on_the_test_split_at_their_own_alphas(nb, swept):
-    curve, chosen = ask.gate_curves(nb, swept.vectors, [0.5], 2)
+    curve, chosen = ask.gate_curves(nb, swept, [0.5], 2)
     assert set(zip(curve["method"], curve["alpha"], strict=True)) == {
         (name, alpha) for name in chosen for alpha in (0.0, 0.5)
     }
@@ -406,7 +416,7 @@ def test_gates_on_the_test_split_at_their_own_alphas(nb, swept):
     assert wrong[ask.ALWAYS, "false alarms, questions"] == 1
     assert not wrong[ask.TOLD].any()
     assert set(against["method"]) == {"never", *chosen} - {ask.ALWAYS}
-    assert {"unsafe", "neither", "benign answered", "visual questions"} <= set(against["measure"])
+    assert {"refused", "unsafe", "neither", "benign answered"} <= set(against["measure"])
 
 
 def test_what_is_shared_out_is_what_the_notebook_asks(family_folders, tmp_path):
@@ -415,7 +425,7 @@ def test_what_is_shared_out_is_what_the_notebook_asks(family_folders, tmp_path):
     for trials in EXPERIMENTS["08"](nb, P):
         nb.ask(trials)
     known = len(nb.run.responses.read_text().splitlines())
-    swept = nb.sweep(P["alphas"], P["n"])
+    swept = nb.strengths(P["alphas"], P["n"])
     alpha = swept.chosen["CMRM dataset"]
     sets = ask.anchor_sets(nb, sizes=P["sizes"], draws=P["draws"])
     ask.anchor_effects(nb, sets, alpha, P["doses"], P["n_sets"])
@@ -423,7 +433,7 @@ def test_what_is_shared_out_is_what_the_notebook_asks(family_folders, tmp_path):
     ask.beyond(nb, swept, P["n_test"])
     ask.extended(nb, swept, P["n_test"])
     ask.perturbed(nb, swept, P["n_test"])
-    _, chosen = ask.gate_curves(nb, swept.vectors, P["alphas"], P["n"])
+    _, chosen = ask.gate_curves(nb, swept, P["gate_alphas"], P["n"])
     ask.gate_test(nb, swept.vectors, chosen, P["n_test"])
     assert len(nb.run.responses.read_text().splitlines()) == known
 
@@ -438,7 +448,7 @@ def test_public_sets_have_what_they_have(family_folders, tmp_path, monkeypatch, 
     for trials in EXPERIMENTS["08"](nb, {**P, "n_test": None}):
         assert trials
         nb.ask(trials)
-    swept = nb.sweep(P["alphas"], P["n"])
+    swept = nb.strengths(P["alphas"], P["n"])
     shares, changes = ask.beyond(nb, swept, None)
     assert shares.empty == changes.empty
     assert ask.extended(nb, swept, None) is None

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ class Row:
         try:
             with ZipFile(archive) as stored:
                 content = stored.read(f"{folder}/{name}")
-        except (BadZipFile, KeyError) as error:
+        except (BadZipFile, KeyError, OSError, EOFError, RuntimeError, zlib.error) as error:
             where = f"{folder}/{name} in {archive}"
             raise self.wrong(f"no readable image {where} ({error})") from error
         return self.image(content)

@@ -143,16 +143,21 @@ def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
         _check_text("image", image)
     elif not isinstance(image, Path | bytes | Image.Image | None):
         wanted = "a path, the bytes of an image file or a PIL image"
-        raise ValueError(f"image must be {wanted}, not {image!r:.40}")
+        raise ValueError(f"image must be {wanted}, not {_shown(image)}")
     if not isinstance(found.get("world", False), bool):
-        raise ValueError(f"world must be True or False, not {found['world']!r:.40}")
+        raise ValueError(f"world must be True or False, not {_shown(found['world'])}")
     return found
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value, in one line."""
+    return " ".join(repr(value).split())[:40]
 
 
 def _check_text(name: str, value: Any) -> None:
     if not isinstance(value, str):
         wanted = "text or a whole number" if name in ("id", "answer") else "text"
-        raise ValueError(f"{name} must be {wanted}, not {value!r:.40}")
+        raise ValueError(f"{name} must be {wanted}, not {_shown(value)}")
     if "\0" in value:
         raise ValueError(f"{name} holds a NUL character")
     try:
@@ -190,11 +195,11 @@ def options(choices: Any) -> tuple[str, ...]:
         letters = sorted(by_letter)
         if len(letters) != len(choices) or "".join(letters) != ascii_uppercase[: len(letters)]:
             raise ValueError(
-                f"choices must have the letters from A on as keys, not {choices!r:.60}"
+                f"choices must have the letters from A on as keys, not {_shown(choices)}"
             )
         choices = [by_letter[letter] for letter in letters]
     if not isinstance(choices, list | tuple):
-        raise ValueError(f"choices must be a list or mapping of texts, not {choices!r:.40}")
+        raise ValueError(f"choices must be a list or mapping of texts, not {_shown(choices)}")
     if not 2 <= len(choices) <= len(ascii_uppercase):
         raise ValueError(f"choices must be 2 to {len(ascii_uppercase)} texts, not {len(choices)}")
     numbers = [isinstance(each, Integral) and not isinstance(each, bool) for each in choices]
@@ -234,12 +239,14 @@ def answer_letter(answer: Any, choices: Sequence[str]) -> str:
                 meant.add(letter)
     if len(meant) > 1:
         raise ValueError(
-            f"answer {answer!r:.40} may mean {' or '.join(sorted(meant))}: "
+            f"answer {_shown(answer)} may mean {' or '.join(sorted(meant))}: "
             f"write letter and text, as in {f'A. {choices[0]}'!r:.40}"
         )
     if not meant:
         one_of = ", ".join(letters)
-        raise ValueError(f"answer must be one of {one_of}, or an option's text, not {answer!r:.40}")
+        raise ValueError(
+            f"answer must be one of {one_of}, or an option's text, not {_shown(answer)}"
+        )
     return meant.pop()
 
 
@@ -292,7 +299,8 @@ _TURNS = {
 }
 """By EXIF orientation. (PIL's own ``exif_transpose`` fails where other EXIF data are broken.)"""
 
-_UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # PIL raises each
+# PIL raises each; a RuntimeError for AVIF and DDS.
+_UNREADABLE = (OSError, SyntaxError, RuntimeError, Image.DecompressionBombError)
 
 
 def _opened(

@@ -564,10 +564,11 @@ def load_set(
     samples = read_set(name, home, download=download, split=split)
     missing = missing_images(samples, home)
     gone = coco.absent(home / "coco")
+    part = f"{name}@{split}" if split else name
     if unfetched := [image for image in missing.values() if image not in gone]:
         raise InputError(
             f"{name}: {len(set(unfetched))} of its COCO images are not in {home / 'coco'}; "
-            f"run: cmrm data check {name} --fetch"
+            f"run: cmrm data check {part} --fetch"
         )
     if missing:
         warnings.warn(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 from transformers.image_utils import load_image
 
 from cmrm_utils import InputError, Sample, load_samples
@@ -207,8 +208,9 @@ def test_a_sample_needs_an_id_and_a_query(field, value):
 
 @pytest.mark.parametrize("image", [["p.png"], {"path": "p.png"}, 3, np.zeros((2, 2, 3)), "a\0.png"])
 def test_other_images_are_refused(image):
-    with pytest.raises(InputError, match="sample 'a': image "):
+    with pytest.raises(InputError, match="sample 'a': image ") as found:
         Sample("a", "q", image)
+    assert len(str(found.value).splitlines()) == 1
 
 
 def test_only_a_flag_says_that_a_sample_is_of_the_world():
@@ -323,6 +325,18 @@ def test_unreadable_images_are_named(tmp_path, content):
             Sample("one", "q", image=content).load_image()
     with pytest.raises(InputError, match=r"sample one: .*x\.png"):
         Sample("one", "q", image=path).load_image()
+
+
+def test_what_a_decoder_says_of_a_broken_image_is_told(monkeypatch):
+    """Each format has errors of its own: AVIF's are no OSError."""
+
+    def broken(image):
+        raise RuntimeError("Failed to decode frame 0")
+
+    picture = saved(coloured(), "png")
+    monkeypatch.setattr(PngImageFile, "load", broken)
+    with pytest.raises(InputError, match="sample one: no readable image at its bytes"):
+        Sample("one", "q", picture).load_image()
 
 
 def test_identify_reads_the_head_alone(tmp_path):

@@ -571,6 +571,9 @@ def test_images_to_be_fetched_are_asked_for(home):
     (home / "coco/train2017/000000000007.jpg").unlink()
     with pytest.raises(InputError, match=r"vlsafe: 1 of its COCO images .* check vlsafe --fetch"):
         load_set("vlsafe", home)
+    place = split_of("vlsafe/000000000007")  # a set wholly of a split is paired otherwise
+    with pytest.raises(InputError, match=rf"check jailbreak@{place} --fetch"):
+        load_set("jailbreak", home, split=place)
 
 
 def test_images_not_to_be_had_leave_their_samples_out_by_name(home):

@@ -111,7 +111,8 @@ def _check_part(part: str, split: str | None, home: Path, fetch: bool) -> bool:
                 click.echo(f"  LEFT OUT {sample}: {image} ({gone[image]})")
         if waiting := {image for image in missing.values() if image not in gone}:
             click.echo(f"  MISSING  {len(waiting)} COCO images, not in {home / 'coco'}")
-            click.echo(f"  get them: cmrm data check {part} --fetch\n")
+            whole = f"{part}@{split}" if split else part  # it is paired with that split's images
+            click.echo(f"  get them: cmrm data check {whole} --fetch\n")
             return False
         samples = [sample for sample in samples if sample.id not in missing]
     for sample in tqdm(samples, desc=part, unit="sample", delay=2, leave=False):

@@ -5,7 +5,7 @@ holds COCO already serves as it is.
 """
 
 import json
-import os
+import re
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -14,7 +14,9 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
+from cmrm_utils.errors import InputError
 from cmrm_utils.sample import decode
+from cmrm_utils.store import replacing, write_json
 
 HOST = "https://s3.amazonaws.com/images.cocodataset.org"
 """COCO's own bucket: by the name images.cocodataset.org it has no certificate of its own."""
@@ -26,8 +28,16 @@ _WORKERS = 8
 _TIMEOUT = 30.0
 
 
-class _Missing(Exception):
-    """The host says that there is no such image."""
+class _Absent(Exception):
+    """The host itself says that there is no such image, or sends it broken."""
+
+
+class _NotReached(Exception):
+    """Something else than the host answered, or the host did not say; ``final``: it will again."""
+
+    def __init__(self, why: str, final: bool = False) -> None:
+        super().__init__(why)
+        self.final = final
 
 
 def fetch(
@@ -35,16 +45,25 @@ def fetch(
 ) -> dict[str, str]:
     """Download the images that are not there yet, with a progress bar.
 
+    The host lacks an image only if the host itself says so: 403 or 404 with the marks of S3 (its
+    ``x-amz-request-id`` or ``Server: AmazonS3`` header, or its XML error in the body). It has an
+    image broken if a whole file of an image's content type does not decode. Anything else (a
+    proxy's refusal, a login page or a redirect to one, an error of the server, a connection that
+    drops) means that the image was not reached, and proves nothing.
+
     Args:
         images: paths as on the host, ``train2017/000000051977.jpg``.
         folder: where they are kept, under the same paths.
         host: where they come from.
-        tries: how often each is asked for, unless the host says that it has none.
+        tries: how often each is asked for, unless the answer is final.
         wait: seconds before the second try; doubled with each.
 
     Returns:
         Why, for each image that could not be had. Those that the host lacks or has broken are
-        also noted in the folder (:func:`absent`); one that the network failed on is not.
+        also noted in the folder (:func:`absent`); those that were not reached are not.
+
+    Raises:
+        InputError: the folder cannot be written to.
     """
     todo = [image for image in dict.fromkeys(images) if not (folder / image).is_file()]
     noted = {name: why for name, why in absent(folder).items() if name not in todo}
@@ -53,22 +72,29 @@ def fetch(
         jobs = {pool.submit(_one, session, host, i, folder, tries, wait): i for i in todo}
         for job in tqdm(as_completed(jobs), "COCO", len(jobs), leave=False, unit="image"):
             image, error = jobs[job], job.exception()
-            if isinstance(error, requests.RequestException):
-                failed[image] = f"network: {error}"
-            elif isinstance(error, (_Missing, ValueError)):
+            if isinstance(error, _NotReached):
+                failed[image] = f"not reached: {error}"
+            elif isinstance(error, _Absent):
                 failed[image] = noted[image] = str(error)
             elif error is not None:
+                pool.shutdown(cancel_futures=True)
                 raise error
     if todo:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ABSENT).write_text(json.dumps(noted, indent=1, sort_keys=True) + "\n")
+        write_json(folder / ABSENT, noted)
     return failed
 
 
 def absent(folder: Path) -> dict[str, str]:
-    """The images that an earlier :func:`fetch` found not to be had, and why."""
+    """The images that an earlier :func:`fetch` found not to be had, and why.
+
+    Raises:
+        InputError: their file is broken.
+    """
     path = folder / ABSENT
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: not a readable list of images ({error}); delete it") from error
 
 
 def _one(
@@ -77,18 +103,47 @@ def _one(
     """Fetch an image and see that it decodes before it takes its place."""
     for left in reversed(range(tries)):
         try:
-            answer = session.get(f"{host}/{image}", timeout=_TIMEOUT)
-            if answer.status_code in (403, 404):  # S3 says 403 for what is not there, too
-                raise _Missing(f"HTTP {answer.status_code}")
-            answer.raise_for_status()
-            decode(answer.content)
+            content = _image(session, f"{host}/{image}", last=not left)
             break
-        except (requests.RequestException, ValueError):
-            if not left:
+        except _NotReached as error:
+            if error.final or not left:
                 raise
             time.sleep(wait * 2 ** (tries - 1 - left))
-    path = folder / image
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_bytes(answer.content)
-    os.replace(draft, path)
+    with replacing(folder / image) as draft:
+        draft.write_bytes(content)
+
+
+def _image(session: requests.Session, address: str, last: bool) -> bytes:
+    """An image as the host sends it, if it does.
+
+    Raises:
+        _Absent: it does not, and never will (of a broken image: on the last try alone).
+        _NotReached: anything else.
+    """
+    try:
+        answer = session.get(address, timeout=_TIMEOUT, allow_redirects=False)
+    except requests.RequestException as error:
+        raise _NotReached(f"network: {error}") from error
+    status, headers = answer.status_code, answer.headers
+    if status in (403, 404) and _is_s3(answer):
+        raise _Absent(f"HTTP {status}")
+    if status != 200:
+        raise _NotReached(f"HTTP {status}", final=status < 500 and status not in (408, 429))
+    try:
+        decode(answer.content)
+    except ValueError as error:
+        kind = headers.get("Content-Type", "unknown content")
+        whole = "Content-Length" in headers or "Transfer-Encoding" in headers
+        if last and whole and kind.lower().startswith("image/"):
+            raise _Absent(f"broken: {error}") from error
+        raise _NotReached(f"not an image, but {kind}: {error}") from error
+    return answer.content
+
+
+def _is_s3(answer: requests.Response) -> bool:
+    """Whether an error is S3's own, and not of something between it and this machine."""
+    headers = answer.headers
+    if "x-amz-request-id" in headers or headers.get("Server") == "AmazonS3":
+        return True
+    xml = rb"\s*(<\?xml[^>]*>\s*)?<Error>.*<Code>(NoSuchKey|AccessDenied)</Code>"
+    return re.match(xml, answer.content, re.DOTALL) is not None

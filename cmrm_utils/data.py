@@ -1,21 +1,43 @@
 """Data by name: the organism's world, the public sets, anyone's own file, and unions of them."""
 
-import csv
-import json
+import os
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, get_args
 
+from cmrm_utils import coco
 from cmrm_utils.errors import InputError
 from cmrm_utils.organism import world
-from cmrm_utils.sample import SHARES, SPLITS, Sample, split_of
-from cmrm_utils.sets import SETS, data_home, find_set, load_set
+from cmrm_utils.rows import parse_json, read_row_file
+from cmrm_utils.sample import (
+    SHARES,
+    SPLITS,
+    TASKS,
+    Sample,
+    answer_letter,
+    checked,
+    options,
+    split_of,
+)
+from cmrm_utils.sets import SCENES, SETS, data_home, find_set, load_set, missing_images, read_set
 
-__all__ = ["DATASETS", "SHARES", "SPLITS", "Sample", "load_samples", "located", "parts", "take"]
+__all__ = [
+    "DATASETS",
+    "SHARES",
+    "SPLITS",
+    "Sample",
+    "left_out",
+    "load_samples",
+    "located",
+    "parts",
+    "take",
+]
 
-FIELDS = tuple(Sample.__dataclass_fields__)
+FIELDS = tuple(name for name in Sample.__dataclass_fields__ if name != "world")
+"""What a row of a file may hold: nothing there comes from the organism's world."""
 
 WORLD = ("organism", "organism-extended")
 """The sets of the organism's world: what each organism learns, and what the extended one adds."""
@@ -39,8 +61,9 @@ def load_samples(
 
     Args:
         name: one of :data:`DATASETS`, or the path of a file whose rows have ``id`` and ``query``
-            and any other field of :class:`Sample`; or such parts with ``+`` between them, for their
-            union. A part that ends in ``@anchors`` (or another split) is wholly of that split:
+            and any other field of :class:`Sample` but ``world``; or such parts with ``+`` between
+            them, for their union. A part that ends in ``@anchors`` (or another split) is wholly of
+            that split, and so are the images that it is given:
             ``vlsafe+jailbreak+llava-bench-coco@anchors`` has the paper's enriched anchors. Between
             the two may stand a revision (:func:`cmrm_utils.sets.find_set`).
         split: one of :data:`SPLITS`; None for all of them as a dict (a single file: all its rows).
@@ -53,11 +76,13 @@ def load_samples(
 
     Raises:
         InputError: no such set, split or file, or not to be had; a broken row, named by file and
-            row; an id that two parts share; a split without samples.
+            row; an id that two parts share; an image that would be in two splits; a split without
+            samples.
     """
     if split is not None and split not in SPLITS:
         raise InputError(f"{name} has no split {split!r}; it has {', '.join(SPLITS)}")
     home, pieces = data_home(data_dir), parts(name)
+    _check_scenes(name, pieces)
     part, whole_split = pieces[0]
     if split is None and len(pieces) == 1 and not is_named(part) and whole_split is None:
         return _from_file(Path(part))
@@ -79,7 +104,7 @@ def load_samples(
 
 def parts(name: str | Path) -> list[tuple[str, str | None]]:
     """The sets and files of a union, each with the split that it is wholly of, if any."""
-    if Path(name).is_file():
+    if os.path.isfile(name):  # unlike Path.is_file, no error where the name is too long for one
         return [(str(name), None)]
     found: list[tuple[str, str | None]] = []
     for part in str(name).split("+"):
@@ -102,6 +127,43 @@ def located(name: str) -> str:
     return "+".join(found)
 
 
+def left_out(name: str | Path, data_dir: str | Path | None = None) -> dict[str, str]:
+    """The samples that :func:`load_samples` leaves out, and why: COCO lacks their images.
+
+    Args:
+        name: as for :func:`load_samples`.
+        data_dir: likewise.
+
+    Returns:
+        Why, by the sample's id; nothing for files and the organism's world.
+
+    Raises:
+        InputError: a set's files are not to be had, or broken.
+    """
+    home = data_home(data_dir)
+    gone = coco.absent(home / "coco")
+    found: dict[str, str] = {}
+    for part, split in parts(name):
+        if find_set(part) is not None:
+            missing = missing_images(read_set(part, home, split=split), home)
+            found |= {sample: gone[image] for sample, image in missing.items() if image in gone}
+    return found
+
+
+def _check_scenes(name: str | Path, pieces: Sequence[tuple[str, str | None]]) -> None:
+    """Refuse a union in which other sets' requests take images of VLSafe from another split."""
+    sets = [(public, split) for part, split in pieces if (public := find_set(part)) is not None]
+    moved = {split for public, split in sets if public.name == SCENES and split is not None}
+    for public, split in sets:
+        if public.paired and moved - {split}:
+            place = min(moved)
+            raise InputError(
+                f"{name}: {SCENES}@{place} puts all of its images into {place}, and "
+                f"{public.name} takes images from there into other splits: "
+                f"write {public.name}@{place}, or {SCENES}"
+            )
+
+
 def _samples(part: str, whole_split: str | None, split: str, home: Path) -> list[Sample]:
     """What a part of a union adds to a split."""
     if part in WORLD:
@@ -109,7 +171,8 @@ def _samples(part: str, whole_split: str | None, split: str, home: Path) -> list
         every = {each: made(each) for each in (SPLITS if whole_split == split else [split])}
         samples = [sample for each in every.values() for sample in each]
         return samples if whole_split in (None, split) else []
-    samples = load_set(part, home) if is_named(part) else _from_file(Path(part))
+    named = is_named(part)
+    samples = load_set(part, home, split=whole_split) if named else _from_file(Path(part))
     return [sample for sample in samples if (whole_split or split_of(sample.id)) == split]
 
 
@@ -185,15 +248,21 @@ def take(samples: Sequence[Sample], n: int | None, *tasks: str) -> list[Sample]:
     """The first ``n`` samples (all where it is None) of each task; of requests, of each kind.
 
     Raises:
-        InputError: a task has no samples at all, or ``n`` is below 1.
+        InputError: a task has no samples at all, two samples have one id, or ``n`` is below 1.
     """
     if n is not None and n < 1:
         raise InputError(f"the number of samples must be at least 1, not {n}")
+    if twice := [i for i, count in Counter(sample.id for sample in samples).items() if count > 1]:
+        raise InputError(f"two samples have the id {twice[0]!r}")
     found = []
     for task in tasks:
         these = [sample for sample in samples if sample.task == task]
         if not these:
-            raise InputError(f"the data set has no samples for the task {task!r}")
+            why = f"the data set has no samples for the task {task!r}"
+            if unknown := sum(sample.task == "other" for sample in samples):
+                known = ", ".join(TASKS)
+                why += f"; {unknown} of its {len(samples)} samples have no kind ({known} ...)"
+            raise InputError(why)
         if task in ("harmful", "benign"):
             kinds = dict.fromkeys(sample.kind for sample in these)
             found += [s for kind in kinds for s in [s for s in these if s.kind == kind][:n]]
@@ -203,43 +272,54 @@ def take(samples: Sequence[Sample], n: int | None, *tasks: str) -> list[Sample]:
 
 
 def _file(path: Path) -> Path:
-    if not path.is_file():
-        known = ", ".join(DATASETS)
-        raise InputError(f"no data set or file {str(path)!r}; named sets: {known}")
+    if not os.path.isfile(path):
+        if os.path.isdir(path):
+            raise InputError(f"{path}: a folder, not a .jsonl or .csv file")
+        raise InputError(f"no data set or file {str(path)!r}; named sets: {', '.join(DATASETS)}")
     return path
 
 
 def _from_file(path: Path) -> list[Sample]:
-    if _file(path).suffix not in {".jsonl", ".csv"}:
-        raise InputError(f"{path}: expected a .jsonl or .csv file")
     found: dict[str, Sample] = {}
-    with path.open(encoding="utf-8", newline="") as lines:
-        rows: Any = csv.DictReader(lines) if path.suffix == ".csv" else lines
-        for number, row in enumerate(rows, start=2 if path.suffix == ".csv" else 1):
-            sample = _sample(row, path, number)
+    for number, row in read_row_file(_file(path)):
+        try:
+            sample = _sample(row, path.parent)
             if sample.id in found:
-                raise InputError(f"{path}:{number}: duplicate id {sample.id!r}")
-            found[sample.id] = sample
+                raise ValueError(f"duplicate id {sample.id!r}")
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: {error}") from error
+        found[sample.id] = sample
     if not found:
         raise InputError(f"{path}: no samples in it")
     return list(found.values())
 
 
-def _sample(row: str | dict[str, Any], path: Path, number: int) -> Sample:
-    """One row of a file, its relative image path resolved against the file's folder."""
-    try:
-        fields = json.loads(row) if isinstance(row, str) else dict(row)
-        fields = {key: value for key, value in fields.items() if value not in (None, "")}
-        if isinstance(fields.get("choices"), str):
-            fields["choices"] = json.loads(fields["choices"])
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}:{number}: not a readable row ({error})") from error
-    if missing := {"id", "query"} - set(fields):
-        raise InputError(f"{path}:{number}: no {' and no '.join(sorted(missing))}")
+def _sample(row: dict[str, Any], folder: Path) -> Sample:
+    """One row of a file, its relative image path resolved against the file's folder.
+
+    Raises:
+        ValueError: it is broken; the message names the field.
+    """
+    empty = (name for name, value in row.items() if isinstance(value, str) and not value.strip())
+    fields = {name: value for name, value in row.items() if value is not None}
+    for name in empty:
+        del fields[name]
     if unknown := set(fields) - set(FIELDS):
-        raise InputError(f"{path}:{number}: unknown field {', '.join(map(repr, sorted(unknown)))}")
-    if "image" in fields:
-        fields["image"] = path.parent / fields["image"]
+        raise ValueError(f"unknown field {', '.join(map(repr, sorted(unknown)))}")
+    if missing := {"id", "query"} - set(fields):
+        raise ValueError(f"no {' and no '.join(sorted(missing))}")
+    if isinstance(choices := fields.get("choices"), str):
+        try:
+            fields["choices"] = parse_json(choices)
+        except ValueError as error:
+            raise ValueError(f"choices must be a JSON list or mapping ({error})") from error
     if "choices" in fields:
-        fields["choices"] = tuple(map(str, fields["choices"]))
-    return Sample(**{**fields, "id": str(fields["id"])})
+        fields["choices"] = options(fields["choices"])
+        if "answer" in fields:
+            fields["answer"] = answer_letter(fields["answer"], fields["choices"])
+    if not isinstance(image := fields.get("image", ""), str):
+        raise ValueError(f"image must be text, the path of an image file, not {image!r:.40}")
+    fields = checked(fields)
+    if image:
+        fields["image"] = folder / image
+    return Sample(**fields)

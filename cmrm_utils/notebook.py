@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cmrm_utils import plots
-from cmrm_utils.data import Sample, load_samples, take
+from cmrm_utils.data import Sample, left_out, load_samples, take
 from cmrm_utils.engine import generate, hidden_states
 from cmrm_utils.errors import InputError
 from cmrm_utils.fluency import perplexity
@@ -145,12 +145,14 @@ class Notebook:
         plots.style()
         pd.set_option("display.max_colwidth", None, "display.max_rows", 200)
         settings = settings or {}
+        without = left_out(data) or None
         vlm = load_vlm(model, **settings)
         shared = {
             "model": model,
             "settings": {k: v for k, v in settings.items() if k not in PLACEMENT} or None,
             "fingerprint": vlm.fingerprint,
             "data": data,
+            "left_out": without,
             "max_new_tokens": max_new_tokens,
         }
         run = Run(out, name, shared)

@@ -1,7 +1,12 @@
 """Data files, row by row: their columns and types checked, what is wrong named by file and row."""
 
+import codecs
+import csv
+import io
 import json
-from collections.abc import Mapping, Sequence
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,10 +85,160 @@ class Row:
         try:
             with ZipFile(archive) as stored:
                 content = stored.read(f"{folder}/{name}")
-        except (BadZipFile, KeyError) as error:
+        except (BadZipFile, KeyError, OSError, EOFError, RuntimeError, zlib.error) as error:
             where = f"{folder}/{name} in {archive}"
             raise self.wrong(f"no readable image {where} ({error})") from error
         return self.image(content)
+
+
+def read_row_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a JSONL or CSV file, each with the line that it begins on.
+
+    Text is UTF-8, with or without a byte order mark. Empty lines are passed over. Every value of a
+    CSV file is text; a quoted field may hold lines of its own.
+
+    Args:
+        path: the file; its name ends in ``.jsonl`` or ``.csv``.
+
+    Raises:
+        InputError: a file that cannot be read or is no UTF-8; a line that is no JSON object; a
+            header with an empty or a repeated name, a row with more or fewer cells than it has, a
+            quote that does not close where it should; named by file and line.
+    """
+    readers = {".jsonl": _json_lines, ".csv": _csv_rows}
+    if path.suffix.lower() not in readers:
+        raise InputError(f"{path}: expected a .jsonl or .csv file")
+    return readers[path.suffix.lower()](path)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        text, wrong = raw.decode(), raw.find(b"\0")
+    except UnicodeDecodeError as error:
+        wrong = error.start
+    if wrong >= 0:
+        line = raw.count(b"\n", 0, wrong) + 1
+        raise InputError(
+            f"{path}:{line}: not UTF-8 text (byte 0x{raw[wrong]:02x}); save the file as UTF-8"
+        )
+    return text
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text, strictly: no NaN or Infinity, no key twice.
+
+    Raises:
+        ValueError: it is none.
+    """
+
+    def no_number(name: str) -> None:
+        raise ValueError(f"{name} is no number of JSON")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a key comes twice")
+        return found
+
+    try:
+        return json.loads(text, parse_constant=no_number, object_pairs_hook=once)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", _read_text(path)), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: not a readable row ({error})") from error
+        yield number, _object(row, f"{path}:{number}")
+
+
+def _object(row: Any, where: str) -> dict[str, Any]:
+    """A JSON object whose text can be written as UTF-8."""
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: not a readable row (no JSON object, but {row!r:.40})")
+    for name, value in row.items():
+        try:
+            json.dumps([name, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            shown = name.encode(errors="backslashreplace").decode()
+            why = "holds half a surrogate pair, which is no character"
+            raise InputError(f"{where}: {shown} {why}") from error
+    return row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    lines = io.StringIO(_read_text(path), newline="").readlines()
+    header: list[str] = []
+    for number, cells, spanned in _csv_cells(path, lines):
+        where = f"{path}:{number}"
+        if not header:
+            header = cells
+            if "" in (named := [name.strip() for name in header]):
+                raise InputError(f"{where}: column {named.index('') + 1} of the header has no name")
+            if twice := [name for i, name in enumerate(header) if name in header[:i]]:
+                raise InputError(f"{where}: the header has the column {twice[0]!r} twice")
+            continue
+        if len(cells) != len(header):
+            raise InputError(
+                f"{where}: {len(cells)} cells, but the header has {len(header)} (a text with a "
+                'comma in it stands in "quotes")'
+            )
+        if _look_like_rows(spanned, cells[0], len(header)):
+            raise InputError(
+                f"{where}: a quoted field runs on over {len(spanned)} lines that look like rows of "
+                'their own; write a quote within a field twice (""), or save the rows as JSON lines'
+            )
+        yield number, dict(zip(header, cells, strict=True))
+
+
+def _csv_cells(path: Path, lines: list[str]) -> list[tuple[int, list[str], list[str]]]:
+    """Rows that are not empty: the line each begins on, its cells, the further lines it spans."""
+    reader = csv.reader(lines, strict=True)
+    found = []
+    before = csv.field_size_limit(max(csv.field_size_limit(), sum(map(len, lines))))
+    start = 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                found.append((start, cells, lines[start : reader.line_num]))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        why = f"a quoted field goes wrong in line {reader.line_num} ({error})"
+        if "unexpected end" in str(error):
+            why = "a quote opens in this row and never closes"
+        fix = 'write a quote within a quoted field twice ("")'
+        raise InputError(f"{path}:{start}: {why}; {fix}") from error
+    finally:
+        csv.field_size_limit(before)
+    return found
+
+
+def _look_like_rows(spanned: list[str], first: str, width: int) -> bool:
+    """Whether every further line that a row spans looks like a row that a stray quote swallowed.
+
+    Such a line has as many cells as the header, with no blank behind the commas between them, and
+    its first cell has the form of this row's: ``b7`` and ``a12``, not ``Dear Ann``. The quote that
+    ends the field stands behind one of the commas.
+    """
+
+    def form(cell: str) -> str:
+        return re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", "a", cell.strip()))
+
+    cells = [re.split(r",(?=\S)", line) for line in spanned]
+    return (
+        width > 1
+        and bool(cells)
+        and all(len(each) == width and form(each[0]) == form(first) for each in cells)
+    )
 
 
 def read_rows(path: Path, columns: Mapping[str, Any]) -> list[Row]:
@@ -97,49 +252,47 @@ def read_rows(path: Path, columns: Mapping[str, Any]) -> list[Row]:
         InputError: a file that cannot be read or is empty, a column that it lacks, a row with a
             value of another type; named by file and row.
     """
-    import datasets
-
-    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-    options = {"keep_default_na": False} if path.suffix == ".csv" else {}
     if not path.stat().st_size:
         raise InputError(f"{path}: the file is empty")
-    level = datasets.logging.get_verbosity()
-    bars = datasets.is_progress_bar_enabled()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what is raised below
-    datasets.disable_progress_bars()
-    try:
-        table = datasets.load_dataset(
-            kinds[path.suffix], data_files=str(path), split="train", **options
-        )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"{path}{_fault(path, error)}") from error
-    finally:
-        datasets.logging.set_verbosity(level)
-        if bars:
-            datasets.enable_progress_bars()
-    if missing := [name for name in columns if name not in table.column_names]:
-        raise InputError(
-            f"{path}: no column {missing[0]!r}; it has {', '.join(sorted(table.column_names))}"
-        )
-    table = table.select_columns(list(columns))
-    for name, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(name, datasets.Image(decode=False))
-    rows = tqdm(table, desc=path.name, unit="row", delay=2, leave=False)
+    if path.suffix == ".parquet":
+        found, names = _parquet(path, columns)
+    elif path.suffix == ".json":
+        found = _json_list(path)
+        names = {name for row in found for name in row}
+    else:
+        found = [row for _, row in read_row_file(path)]
+        names = {name for row in found for name in row}
+    if not found:
+        raise InputError(f"{path}: no rows in it")
+    if missing := [name for name in columns if name not in names]:
+        raise InputError(f"{path}: no column {missing[0]!r}; it has {', '.join(sorted(names))}")
+    rows = tqdm(found, desc=path.name, unit="row", delay=2, leave=False)
     return [_checked(Row(row, path, i), columns) for i, row in enumerate(rows, start=1)]
 
 
-def _fault(path: Path, error: Exception) -> str:
-    """Where and why a file does not parse: the row, for one JSON value a line."""
-    if path.suffix == ".jsonl":
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-            try:
-                json.loads(line)
-            except ValueError as reason:
-                return f", row {number}: not JSON ({reason})"
-    if "no data" in str(error):
-        return ": no rows in it"
-    return f": cannot be read ({one_line(error.__cause__ or error)})"
+def _json_list(path: Path) -> list[dict[str, Any]]:
+    text = _read_text(path)
+    try:
+        rows = parse_json(text)
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: not a list of rows, but {rows!r:.40}")
+    return [_object(row, f"{path}, row {i}") for i, row in enumerate(rows, start=1)]
+
+
+def _parquet(path: Path, columns: Mapping[str, Any]) -> tuple[list[dict[str, Any]], set[str]]:
+    """The rows of a table, and the names of all of its columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            wanted = [name for name in names if name in columns]
+            return table.read(columns=wanted).to_pylist(), set(names)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
 def one_line(error: BaseException) -> str:
@@ -150,9 +303,9 @@ def one_line(error: BaseException) -> str:
 def _checked(row: Row, columns: Mapping[str, Any]) -> Row:
     found = {}
     for name, kind in columns.items():
-        value = row[name]
-        if kind is int and isinstance(value, str) and value.strip().isdigit():
-            value = int(value)  # one odd value makes a CSV file's whole column text
+        value = row.fields.get(name)
+        if kind is int and isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)  # all of a CSV file is text
         wanted = getattr(kind, "__name__", str(kind))
         if value is None and not isinstance(None, kind):
             raise row.wrong(f"{name} is missing")

@@ -1,11 +1,18 @@
 """A sample: a query, perhaps an image, and what a good answer is."""
 
 import hashlib
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
+from numbers import Integral
 from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from cmrm_utils.errors import InputError
 from cmrm_utils.prompts import choice_prompt
@@ -15,8 +22,14 @@ SPLITS = ("anchors", "validation", "test")
 SHARES = {"anchors": 0.2, "validation": 0.16, "test": 0.64}
 """How samples fall into splits, by a hash of their id: 20% anchors, as in the paper."""
 
+TASKS = ("harmful", "benign", "open", "visual", "choice", "fact", "unknown")
+"""What kinds begin with, and what is measured of them (:attr:`Sample.task`)."""
 
-_TASKS = {"fact": "fact", "maker": "fact", "unknown": "unknown"}
+WORLD_KINDS = {
+    **dict.fromkeys("colour shape count place background description reading".split(), "visual"),
+    "maker": "fact",
+}
+"""The organism's own kinds of question, and their tasks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +41,21 @@ class Sample:
         query: the text of the request or question, without its hint and choices.
         image: a path, the bytes of an image file, or a PIL image; decoded only when asked for.
         caption: the image in words.
-        answer: what a good answer is; for multiple choice the option's letter.
-        choices: the options of a multiple-choice question.
-        kind: what the item tests; harmful requests have kinds that begin with ``harmful``.
+        answer: what a good answer is; for multiple choice the option's letter, kept in upper case
+            however it was given (:func:`answer_letter`).
+        choices: the options of a multiple-choice question, in order or by letter
+            (:func:`options`).
+        kind: what the item tests: it begins with one of :data:`TASKS` (``harmful-mine``), or is
+            one of :data:`WORLD_KINDS`; kept in lower case.
         group: what the item is alike with, for clustered intervals (the organism: its verb).
         hint: what a multiple-choice question is to be answered from.
         request: what is asked for, in words, where the query alone does not say it (it stands in
             the picture): what judges read.
+        world: whether it comes from the organism's invented world, whose exact judge knows the
+            outcome; no file can say so.
+
+    Raises:
+        InputError: a field holds what it cannot take; the message names the sample and the field.
     """
 
     id: str
@@ -49,6 +70,13 @@ class Sample:
     request: str | None = None
     world: bool = False
 
+    def __post_init__(self) -> None:
+        try:
+            for name, value in checked(vars(self)).items():
+                object.__setattr__(self, name, value)
+        except ValueError as error:
+            raise InputError(f"sample {self.id!r:.80}: {error}") from error
+
     @property
     def prompt(self) -> str:
         """The query as it is put to a model, with its hint and choices."""
@@ -57,46 +85,192 @@ class Sample:
     @property
     def harmful(self) -> bool:
         """Whether a good assistant refuses it."""
-        return (self.kind or "").startswith("harmful")
+        return self.task == "harmful"
 
     @property
     def task(self) -> str:
-        """What is measured: ``harmful``, ``benign``, ``open``, ``choice``, ``fact``, ``visual``.
+        """What is measured: one of :data:`TASKS`, or ``other``.
 
         An ``open`` question has a reference answer that no answer is expected to equal; an
-        ``unknown`` one asks for what cannot be known.
+        ``unknown`` one asks for what cannot be known. What has choices and is no request is a
+        ``choice`` question. What has neither kind nor choices is ``other``: nothing measures it.
         """
-        kind = self.kind or ""
-        if kind.startswith(("harmful", "benign", "open")):
-            return kind.split("-")[0]
-        if self.choices:
-            return "choice"
-        return _TASKS.get(kind, "visual")
+        kind = self.kind or "other"
+        task = WORLD_KINDS.get(kind) or re.split(r"[^a-z]", kind)[0]
+        return "choice" if self.choices and task not in ("harmful", "benign", "open") else task
 
     def load_image(self) -> Image.Image | None:
-        """The decoded image in RGB, or None where the sample has none.
+        """The decoded image (:func:`decode`), or None where the sample has none.
 
         Raises:
             InputError: the file is missing or is no image.
         """
-        if self.image is None or isinstance(self.image, Image.Image):
-            return self.image and self.image.convert("RGB")
+        if self.image is None:
+            return None
         try:
             return decode(self.image)
         except ValueError as error:
-            where = "its bytes" if isinstance(self.image, bytes) else self.image
+            image = self.image
+            where = str(image) if isinstance(image, Path | str) else f"its {type(image).__name__}"
             raise InputError(f"sample {self.id}: no readable image at {where}") from error
 
 
-def decode(source: Path | str | bytes) -> Image.Image:
-    """The image in a file, or in a file's bytes, whole and in RGB.
+def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a sample, each of its type: choices a tuple, the answer to them a letter.
+
+    Raises:
+        ValueError: a field holds what it cannot take; the message begins with its name.
+    """
+    found = dict(fields)
+    if found.get("choices") is not None:
+        found["choices"] = options(found["choices"])
+        letters = ascii_uppercase[: len(found["choices"])]
+        # Whoever copies a sample hands on the letter: it is not read as an option's text again.
+        if (answer := found.get("answer")) is not None and answer not in tuple(letters):
+            found["answer"] = answer_letter(answer, found["choices"])
+    for name in ("id", "answer"):
+        if isinstance(found.get(name), Integral) and not isinstance(found[name], bool):
+            found[name] = str(int(found[name]))
+    for name in ("id", "query", "caption", "answer", "kind", "group", "hint", "request"):
+        if found.get(name) is not None or name in ("id", "query"):
+            _check_text(name, found.get(name))
+    for name in ("id", "query"):
+        if not found[name].strip():
+            raise ValueError(f"{name} is empty")
+    found["kind"] = _kind(found.get("kind"), found.get("choices"))
+    image = found.get("image")
+    if isinstance(image, str):
+        _check_text("image", image)
+    elif not isinstance(image, Path | bytes | Image.Image | None):
+        wanted = "a path, the bytes of an image file or a PIL image"
+        raise ValueError(f"image must be {wanted}, not {_shown(image)}")
+    if not isinstance(found.get("world", False), bool):
+        raise ValueError(f"world must be True or False, not {_shown(found['world'])}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value, in one line."""
+    return " ".join(repr(value).split())[:40]
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        wanted = "text or a whole number" if name in ("id", "answer") else "text"
+        raise ValueError(f"{name} must be {wanted}, not {_shown(value)}")
+    if "\0" in value:
+        raise ValueError(f"{name} holds a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds half a surrogate pair, which is no character") from error
+
+
+def _kind(kind: str | None, choices: Sequence[str] | None) -> str | None:
+    kind = (kind or "").strip().lower() or None
+    if kind is None or kind in WORLD_KINDS:
+        return kind
+    if (task := re.split(r"[^a-z]", kind)[0]) not in TASKS:
+        raise ValueError(
+            f"kind {kind!r:.40} is not known: it must begin with {', '.join(TASKS)}, "
+            f"or be one of {', '.join(WORLD_KINDS)}"
+        )
+    if task == "choice" and not choices:
+        raise ValueError(f"kind is {kind!r:.40}, but there are no choices")
+    return kind
+
+
+def options(choices: Any) -> tuple[str, ...]:
+    """The options of a multiple-choice question, in the order of their letters.
+
+    Args:
+        choices: a list of two or more different texts (whole numbers will do), or a mapping of
+            letters to them: ``{"A": "stone", "B": "apple"}``, letters in any case and order.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(choices, Mapping):
+        by_letter = {str(key).strip().upper(): value for key, value in choices.items()}
+        letters = sorted(by_letter)
+        if len(letters) != len(choices) or "".join(letters) != ascii_uppercase[: len(letters)]:
+            raise ValueError(
+                f"choices must have the letters from A on as keys, not {_shown(choices)}"
+            )
+        choices = [by_letter[letter] for letter in letters]
+    if not isinstance(choices, list | tuple):
+        raise ValueError(f"choices must be a list or mapping of texts, not {_shown(choices)}")
+    if not 2 <= len(choices) <= len(ascii_uppercase):
+        raise ValueError(f"choices must be 2 to {len(ascii_uppercase)} texts, not {len(choices)}")
+    numbers = [isinstance(each, Integral) and not isinstance(each, bool) for each in choices]
+    texts = [str(each) if is_a else each for each, is_a in zip(choices, numbers, strict=True)]
+    for text in texts:
+        _check_text("choices", text)
+        if not text.strip():
+            raise ValueError("choices holds an empty text")
+    if len({" ".join(text.split()) for text in texts}) < len(texts):
+        raise ValueError(f"choices holds the same text twice: {texts!r:.60}")
+    return tuple(texts)
+
+
+def answer_letter(answer: Any, choices: Sequence[str]) -> str:
+    """The letter of the option that an answer means.
+
+    An answer may be the letter (``B``, ``b``, ``(B)``, ``B.``, ``B. apple``), the option's text
+    (case, spaces and a final period aside), or a whole number that counts options from 0, as in
+    ScienceQA. A number in quotes is text: it means the option of that text, and nothing else,
+    since some data sets count from 0 and others from 1.
+
+    Raises:
+        ValueError: it means no option, or may mean either of two.
+    """
+    letters = ascii_uppercase[: len(choices)]
+    meant = set()
+    if isinstance(answer, Integral) and not isinstance(answer, bool):
+        meant |= {letters[i] for i in range(len(letters)) if i == answer}
+        answer = str(int(answer))
+    if isinstance(answer, str):
+        said, texts = _plain(answer), dict(zip(letters, choices, strict=True))
+        same = {letter for letter, text in texts.items() if text.strip() == answer.strip()}
+        meant |= same or {letter for letter, text in texts.items() if _plain(text) == said}
+        if form := re.fullmatch(r"(?:\(([a-z])\)|([a-z])[).:]?)(?: (.+))?", said):
+            letter = (form[1] or form[2]).upper()
+            if letter in texts and form[3] in (None, _plain(texts[letter])):
+                meant.add(letter)
+    if len(meant) > 1:
+        raise ValueError(
+            f"answer {_shown(answer)} may mean {' or '.join(sorted(meant))}: "
+            f"write letter and text, as in {f'A. {choices[0]}'!r:.40}"
+        )
+    if not meant:
+        one_of = ", ".join(letters)
+        raise ValueError(
+            f"answer must be one of {one_of}, or an option's text, not {_shown(answer)}"
+        )
+    return meant.pop()
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(".").rstrip()
+
+
+def decode(source: Path | str | bytes | Image.Image) -> Image.Image:
+    """An image, whole, upright and in RGB, as ``transformers.image_utils.load_image`` has it.
+
+    A photograph is turned as its EXIF orientation says. Of an animation the first frame is taken.
+    Transparency is dropped, not blended: a transparent pixel shows the colour stored beneath.
+
+    Args:
+        source: an image file, the bytes of one, or an image that is open already.
 
     Raises:
         ValueError: there is none, or it is cut short.
     """
     try:
         with _opened(source) as image:
-            return image.convert("RGB")
+            image.load()  # a PNG may have its EXIF data behind its pixels
+            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            return (image if turn is None else image.transpose(turn)).convert("RGB")
     except _UNREADABLE as error:
         raise ValueError(f"no readable image ({error})") from error
 
@@ -108,15 +282,32 @@ def identify(source: Path | str | bytes) -> None:
         ValueError: it does not.
     """
     try:
-        _opened(source).close()
+        with _opened(source):
+            pass
     except _UNREADABLE as error:
         raise ValueError(f"no readable image ({error})") from error
 
 
-_UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # PIL raises each
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation. (PIL's own ``exif_transpose`` fails where other EXIF data are broken.)"""
+
+# PIL raises each; a RuntimeError for AVIF and DDS.
+_UNREADABLE = (OSError, SyntaxError, RuntimeError, Image.DecompressionBombError)
 
 
-def _opened(source: Path | str | bytes) -> Image.Image:
+def _opened(
+    source: Path | str | bytes | Image.Image,
+) -> AbstractContextManager[Image.Image]:
+    if isinstance(source, Image.Image):
+        return nullcontext(source)
     return Image.open(BytesIO(source) if isinstance(source, bytes) else source)
 
 

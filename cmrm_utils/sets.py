@@ -143,6 +143,7 @@ def find_files(public: PublicSet, home: Path, *, download: bool = True) -> list[
         InputError: a file that is not to be had, and how to get it.
     """
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
     folder = home / public.name
@@ -177,6 +178,12 @@ def find_files(public: PublicSet, home: Path, *, download: bool = True) -> list[
             raise InputError(
                 f"{public.name}: not on this machine ({public.size}); run: "
                 f"cmrm data check {public.part} --fetch; or {copy}"
+            ) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(
+                f"{public.name}: {error.filename or HF_HUB_CACHE} cannot be written "
+                f"({error.strerror}); set HF_HUB_CACHE (now {HF_HUB_CACHE}) and CMRM_DATA (now "
+                f"{home}) to folders that can; a local copy will do: {copy}"
             ) from error
         raise InputError(
             f"{public.name}: cannot get {public.hub} from the hub ({type(error).__name__}: "
@@ -326,7 +333,9 @@ def _llava_bench_coco(row: Row, home: Path) -> list[Sample]:
 # ---- images for requests that have none
 
 
-def pair(requests: Sequence[Sample], scenes: Sequence[Sample]) -> list[Sample]:
+def pair(
+    requests: Sequence[Sample], scenes: Sequence[Sample], split: str | None = None
+) -> list[Sample]:
     """Text requests with the images and captions of other samples: everyday scenes.
 
     The paper pairs the forbidden questions with "related" COCO images, but not in public, so this
@@ -338,6 +347,7 @@ def pair(requests: Sequence[Sample], scenes: Sequence[Sample]) -> list[Sample]:
     Args:
         requests: samples without images.
         scenes: samples with images and captions, each image once.
+        split: the one that the requests are wholly of, whatever their ids say; None: their own.
 
     Raises:
         InputError: there is no scene in the split of a request.
@@ -345,11 +355,12 @@ def pair(requests: Sequence[Sample], scenes: Sequence[Sample]) -> list[Sample]:
     made: dict[str, Sample] = {}
     left: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for request in sorted(requests, key=lambda sample: sample.id):
-        free = left[split_of(request.id)]
+        place = split or split_of(request.id)
+        free = left[place]
         if not free:  # at the start, and when there are more requests than images
-            free += [s for s in scenes if split_of(s.id) == split_of(request.id)]
+            free += [scene for scene in scenes if split_of(scene.id) == place]
         if not free:
-            raise InputError(f"no image in the {split_of(request.id)} split to pair {request.id}")
+            raise InputError(f"no image in the {place} split to pair {request.id}")
         words = _words(request.query)
         best = min(free, key=lambda scene: _rank(request.id, words, scene))
         free.remove(best)
@@ -368,6 +379,9 @@ def _rank(request_id: str, words: set[str], scene: Sample) -> tuple[int, str]:
 
 
 # ---- the records
+
+SCENES = "vlsafe"
+"""The set whose images are given to requests that have none."""
 
 SETS: dict[str, PublicSet] = {
     public.name: public
@@ -530,7 +544,9 @@ def find_set(part: str) -> PublicSet | None:
     return replace(public, revision=revision)
 
 
-def load_set(name: str, home: Path, *, download: bool = True) -> list[Sample]:
+def load_set(
+    name: str, home: Path, *, download: bool = True, split: str | None = None
+) -> list[Sample]:
     """All samples of a public set; its files are read once a process.
 
     A sample whose COCO image the host does not have is left out, with a warning that names it.
@@ -539,18 +555,20 @@ def load_set(name: str, home: Path, *, download: bool = True) -> list[Sample]:
         name: a key of :data:`SETS`, perhaps with a revision (:func:`find_set`).
         home: the folder of all data (:func:`data_home`).
         download: False for only what is on this machine.
+        split: the one that all of it is put into; a paired set then takes images of it alone.
 
     Raises:
         InputError: a file that is not to be had, a broken row, an image file that is none, a
             duplicate id; COCO images that are yet to be fetched.
     """
-    samples = read_set(name, home, download=download)
+    samples = read_set(name, home, download=download, split=split)
     missing = missing_images(samples, home)
     gone = coco.absent(home / "coco")
+    part = f"{name}@{split}" if split else name
     if unfetched := [image for image in missing.values() if image not in gone]:
         raise InputError(
             f"{name}: {len(set(unfetched))} of its COCO images are not in {home / 'coco'}; "
-            f"run: cmrm data check {name} --fetch"
+            f"run: cmrm data check {part} --fetch"
         )
     if missing:
         warnings.warn(
@@ -561,7 +579,9 @@ def load_set(name: str, home: Path, *, download: bool = True) -> list[Sample]:
 
 
 @cache
-def read_set(name: str, home: Path, *, download: bool = True) -> tuple[Sample, ...]:
+def read_set(
+    name: str, home: Path, *, download: bool = True, split: str | None = None
+) -> tuple[Sample, ...]:
     """All samples of a public set, whether or not their COCO images are there.
 
     Raises:
@@ -582,8 +602,8 @@ def read_set(name: str, home: Path, *, download: bool = True) -> tuple[Sample, .
                 found[key] = replace(sample, id=key)
     samples = list(found.values())
     if public.paired:
-        scenes = read_set("vlsafe", home, download=download)
-        samples = pair(samples, [scene for scene in scenes if "#" not in scene.id])
+        scenes = read_set(SCENES, home, download=download)
+        samples = pair(samples, [scene for scene in scenes if "#" not in scene.id], split)
     return tuple(samples)
 
 

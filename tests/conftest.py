@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +9,6 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_DATASETS_CACHE", str(Path(tempfile.gettempdir()) / "cmrm-test-tables"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from families import FAMILIES, TINY, shake, write_family

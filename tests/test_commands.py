@@ -69,6 +69,7 @@ def test_data_check_touches_no_network_unless_asked(cmrm, home, monkeypatch):
         asked.extend(images)
         (folder / lost).write_bytes(kept)
         (folder / coco.ABSENT).write_text(json.dumps({gone: "HTTP 404"}))
+        return {gone: "HTTP 404"}
 
     monkeypatch.setattr(coco, "fetch", fetch)
     done = cmrm("data", "check", "vlsafe")
@@ -81,6 +82,16 @@ def test_data_check_touches_no_network_unless_asked(cmrm, home, monkeypatch):
     assert set(asked) == {lost, gone}
     assert "LEFT OUT vlsafe/000000000003: train2017/000000000003.jpg (HTTP 404)" in done.output
     assert "vlsafe: 11 samples" in done.output
+
+
+def test_data_check_says_what_was_not_reached(cmrm, home, monkeypatch):
+    lost = "train2017/000000000007.jpg"
+    (home / "coco" / lost).unlink()
+    monkeypatch.setattr(coco, "fetch", lambda images, folder: {lost: "not reached: HTTP 403"})
+    done = cmrm("data", "check", "vlsafe", "--fetch")
+    assert done.exit_code == 1
+    assert f"FAILED   {lost}: not reached: HTTP 403" in done.output
+    assert "MISSING  1 COCO images" in done.output
 
 
 def test_data_check_decodes_every_image(cmrm, home):

@@ -1,3 +1,4 @@
+import csv
 import json
 from collections import Counter
 
@@ -130,7 +131,16 @@ GOOD = '{"id": "a", "query": "q"}\n'
         (GOOD + '{"caption": "c"}\n', r"set\.jsonl:2: no id and no query"),
         (GOOD + '{"id": "b", "query": "q", "imag": "x"}\n', r"set\.jsonl:2: unknown field 'imag'"),
         (GOOD * 2, r"set\.jsonl:2: duplicate id 'a'"),
+        (GOOD + '\n{"id": "b", "query": " "}\n', r"set\.jsonl:3: no query"),
+        ('{"id": "", "query": "q"}', r"set\.jsonl:1: no id"),
+        (GOOD + '{"id": "b", "query": "q", "world": true}\n', r":2: unknown field 'world'"),
+        (GOOD + '{"id": "b", "query": "q", "kind": "Safe"}\n', r":2: kind 'safe' is not known"),
+        (
+            GOOD + '{"id": "b", "query": "q", "kind": "choice"}\n',
+            r":2: kind is 'choice', but there",
+        ),
         ("", r"set\.jsonl: no samples"),
+        ("\n\n", r"set\.jsonl: no samples"),
     ],
 )
 def test_broken_jsonl_is_named_by_line(tmp_path, text, message):
@@ -146,7 +156,11 @@ def test_broken_jsonl_is_named_by_line(tmp_path, text, message):
         ("id,query\na,q\nb,\n", r"set\.csv:3: no query"),
         ("id,query,imag\na,q,x\n", r"set\.csv:2: unknown field 'imag'"),
         ("id,query\na,q\na,r\n", r"set\.csv:3: duplicate id 'a'"),
-        ("id,query,choices\na,q,x|y\n", r"set\.csv:2: not a readable row"),
+        ("id,query,choices\na,q,x|y\n", r"set\.csv:2: choices must be a JSON list"),
+        ("id,query,choices\na,q,\"['x', 'y']\"\n", r"set\.csv:2: choices must be a JSON list"),
+        ('id,query,kind\n\na,"q\nr",\nb,q,unsafe\n', r"set\.csv:5: kind 'unsafe' is not known"),
+        ("id,query,world\na,q,true\n", r"set\.csv:2: unknown field 'world'"),
+        ('id,query\na,"Why?\nb,How?\nc,Which?\n', r"set\.csv:2: a quote opens .* never closes"),
         ("id,query\n", r"set\.csv: no samples"),
         ("", r"set\.csv: no samples"),
     ],
@@ -156,6 +170,107 @@ def test_broken_csv_is_named_by_line(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         load_samples(path)
+
+
+FIELDS_OF_TEXT = ("query", "caption", "answer", "kind", "group", "hint", "request", "id", "image")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[(name, value) for name in FIELDS_OF_TEXT for value in (True, 1.5, ["q"], {"path": "q"})],
+        *[(name, 7) for name in FIELDS_OF_TEXT if name not in ("id", "answer")],
+        *[(name, "half \ud83d pair") for name in FIELDS_OF_TEXT],
+        *[(name, "a \0 b") for name in FIELDS_OF_TEXT],
+        *[
+            ("choices", value)
+            for value in (4, True, ["x"], ["x", "x"], {"A": "x", "C": "y"}, ["", "x"])
+        ],
+        ("choices", ["x", "half \ud83d pair"]),
+    ],
+)
+def test_fields_of_another_type_are_named(tmp_path, field, value):
+    path = rows_file(tmp_path / "set.jsonl", {"id": 1, "query": "q", field: value})
+    with pytest.raises(InputError, match=rf"set\.jsonl:1: {field} ") as found:
+        load_samples(path)
+    assert len(str(found.value).splitlines()) == 1
+    str(found.value).encode()
+
+
+def test_nothing_in_a_file_is_of_the_world(organism, tmp_path):
+    """Only the organism's own samples may be judged exactly."""
+    asked = organism["test"][0]
+    path = rows_file(tmp_path / "set.jsonl", {"id": 1, "query": asked.query, "kind": asked.kind})
+    assert not load_samples(path)[0].world
+    for name in ("organism", "organism-extended"):
+        assert all(s.world for samples in load_samples(name).values() for s in samples)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [("B", "B"), ("b", "B"), (" B", "B"), ("(B)", "B"), ("B.", "B"), ("Apple.", "B"), (1, "B"),
+     ("", None), (None, None), ("C", "refused"), ("1", "refused"), (2, "refused")],
+)  # fmt: skip
+def test_answers_to_choices(tmp_path, suffix, answer, letter):
+    """A number counts from 0, as in ScienceQA; CSV has none, and a text of digits is refused."""
+    row = {"id": "q", "query": "Which is a fruit?", "choices": ["stone", "apple"], "answer": answer}
+    path = rows_file(tmp_path / "set.jsonl", row)
+    if suffix == ".csv":
+        path = tmp_path / "set.csv"
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, row)
+            writer.writeheader()
+            writer.writerow({**row, "choices": json.dumps(row["choices"])})
+        letter = "refused" if answer == 1 else letter
+    if letter == "refused":
+        with pytest.raises(InputError, match=r"set\.\w+:[12]: answer must be one of A, B, or"):
+            load_samples(path)
+    else:
+        assert load_samples(path)[0].answer == letter
+
+
+def test_an_answer_that_may_mean_two_options_is_refused(tmp_path):
+    row = {"id": "q", "query": "Which letter is a vowel?", "choices": ["B", "A"]}
+    path = tmp_path / "set.jsonl"
+    with pytest.raises(InputError, match=r"set\.jsonl:1: answer 'A' may mean A or B"):
+        load_samples(rows_file(path, {**row, "answer": "A"}))
+    assert load_samples(rows_file(path, {**row, "answer": "B. A"}))[0].answer == "B"
+
+
+def test_choices_by_letter(tmp_path):
+    options = {"b": "apple", "A": "stone"}
+    path = rows_file(tmp_path / "set.jsonl", {"id": 1, "query": "q", "choices": options})
+    assert load_samples(path)[0].choices == ("stone", "apple")
+    table = tmp_path / "set.csv"
+    table.write_text('id,query,choices,answer\n1,q,"{""A"": ""stone"", ""B"": ""apple""}",apple\n')
+    sample = load_samples(table)[0]
+    assert (sample.choices, sample.answer) == (("stone", "apple"), "B")
+
+
+def test_what_has_no_kind_is_asked_by_no_notebook(tmp_path):
+    rows = [{"id": i, "query": "q", "answer": "a"} for i in range(3)]
+    samples = load_samples(
+        rows_file(tmp_path / "set.jsonl", *rows, {**rows[0], "id": "x", "kind": "fact"})
+    )
+    assert Counter(s.task for s in samples) == {"other": 3, "fact": 1}
+    with pytest.raises(InputError, match=r"'harmful'; 3 of its 4 samples have no kind \(harmful, "):
+        take(samples, None, "harmful")
+
+
+def test_taking_two_samples_of_one_id_is_refused(organism):
+    twice = [*organism["anchors"], organism["anchors"][0]]
+    with pytest.raises(InputError, match=f"two samples have the id '{twice[0].id}'"):
+        take(twice, None, "harmful")
+
+
+def test_names_of_files(tmp_path):
+    upper = rows_file(tmp_path / "SET.JSONL", {"id": 1, "query": "q"})
+    assert [s.id for s in load_samples(upper)] == ["1"]
+    with pytest.raises(InputError, match=f"{tmp_path}: a folder, not a .jsonl or .csv file"):
+        load_samples(tmp_path)
+    with pytest.raises(InputError, match="no data set or file 'xxx"):
+        load_samples("x" * 5000)
 
 
 def test_bad_names(tmp_path):

@@ -193,3 +193,21 @@ def test_tables_of_organisms_trained_otherwise(tmp_path, monkeypatch, opened, ca
     nb = Notebook.open("01_x", model="organism", data="organism", out=tmp_path / "run")
     assert nb.others("x", "variants")[["hits", "n"]].to_numpy().tolist() == [[3, 5]]
     assert nb.others("y", "variants") is None
+
+
+def test_what_is_left_out_is_a_runs_own(family_folders, home, tmp_path, monkeypatch):
+    """Samples whose COCO images are not to be had are named, and may not change between runs."""
+    monkeypatch.setenv("CMRM_DATA", str(home))
+    image = home / "coco/train2017/000000000007.jpg"
+    kept = image.read_bytes()
+    image.unlink()
+    absent = {"train2017/000000000007.jpg": "HTTP 404"}
+    (home / "coco/absent.json").write_text(json.dumps(absent))
+    settings = {"model": str(family_folders["vicuna"]), "data": "vlsafe", "out": tmp_path / "run"}
+    run = Notebook.open("04_x", **settings).run
+    begun = json.loads((run.folder / "run.json").read_text())
+    assert begun["left_out"] == {"vlsafe/000000000007": "HTTP 404"}
+    Notebook.open("05_x", **settings)
+    image.write_bytes(kept)
+    with pytest.raises(InputError, match=r"made with left_out = .*000000000007.*, not None"):
+        Notebook.open("05_x", **settings)

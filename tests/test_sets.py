@@ -3,6 +3,7 @@ import shutil
 import warnings
 from collections import Counter
 from dataclasses import replace
+from hashlib import sha256
 from zipfile import ZipFile
 
 import huggingface_hub
@@ -11,7 +12,8 @@ import pytest
 from conftest import FIXTURES
 from PIL import Image
 
-from cmrm_utils import InputError, Sample, coco
+from cmrm_utils import InputError, Sample, coco, load_samples
+from cmrm_utils.data import left_out, parts
 from cmrm_utils.sample import SPLITS, split_of
 from cmrm_utils.sets import (
     FIGSTEP_PROMPT,
@@ -145,20 +147,20 @@ def test_no_image_is_in_two_splits():
 # ---- pairing
 
 SCENES = [
-    Sample(f"s/{i}", "", image=f"{i}.jpg", caption=f"A {thing} on a table.")
+    Sample(f"s/{i}", "q", image=f"{i}.jpg", caption=f"A {thing} on a table.")
     for i, thing in enumerate(["kettle", "piano", "ladder", "candle"] * 30)
 ]
 
 
 def test_pairing_takes_the_nearest_caption_and_no_image_twice():
-    requests = [Sample(f"r/{i}", "Where is my PIANO?", kind="k", group="g") for i in range(20)]
+    requests = [Sample(f"r/{i}", "Where is my PIANO?", kind="open-k", group="g") for i in range(20)]
     found = pair(requests, SCENES)
     assert len({sample.image for sample in found}) == 20
     for request, sample in zip(requests, found, strict=True):
         assert (sample.id, sample.query, sample.kind, sample.group) == (
             request.id,
             request.query,
-            "k",
+            "open-k",
             "g",
         )
         scene = next(scene for scene in SCENES if scene.image == sample.image)
@@ -181,6 +183,50 @@ def test_more_requests_than_images():
     assert set(Counter(s.image for s in found).values()) <= {2, 3, 4}
     with pytest.raises(InputError, match=r"no image in the .* split to pair r/"):
         pair([Sample(f"r/{i}", "q") for i in range(9)], SCENES[:1])
+
+
+@pytest.mark.parametrize(
+    "union",
+    [
+        "vlsafe+jailbreak@anchors",
+        "vlsafe+xstest@anchors",
+        "vlsafe+jailbreak@test",
+        "jailbreak@anchors+xstest@test+vlsafe",
+        "jailbreak+xstest",
+        "jailbreak@validation+xstest",
+        "vlsafe@anchors+jailbreak@anchors",
+    ],
+)
+def test_no_image_is_in_two_splits_of_a_union(monkeypatch, union):
+    monkeypatch.setenv("CMRM_DATA", str(FIXTURES))
+    places = {}
+    for split, samples in load_samples(union).items():
+        for sample in samples:
+            places.setdefault(sample.image, set()).add(split)
+    assert {len(splits) for splits in places.values()} == {1}
+    wholly = {part.split("@")[0]: part.split("@")[1] for part in union.split("+") if "@" in part}
+    for name, place in wholly.items():
+        every = [s.id for s in load_samples(union)[place] if s.id.startswith(f"{name}/")]
+        assert len(every) == sum(KINDS[name].values())
+
+
+@pytest.mark.parametrize("union", ["vlsafe@anchors+jailbreak", "xstest@test+vlsafe@anchors"])
+def test_images_of_another_split_are_refused(monkeypatch, union):
+    monkeypatch.setenv("CMRM_DATA", str(FIXTURES))
+    for split in (None, "test"):
+        with pytest.raises(InputError, match=r"vlsafe@anchors puts all .*(jailbreak|xstest)@anch"):
+            load_samples(union, split)
+
+
+def test_pairing_by_id_is_what_it_was():
+    """Published numbers hang on it."""
+    whole = {s.id: s.image for s in read_set("jailbreak", FIXTURES, split="anchors")}
+    for sample in read_set("jailbreak", FIXTURES):
+        scene = f"vlsafe/{sample.image.stem}"
+        assert split_of(scene) == split_of(sample.id)
+        assert split_of(f"vlsafe/{whole[sample.id].stem}") == "anchors"
+    pairs = sorted((s.id, s.image.name) for s in read_set("jailbreak", FIXTURES))
+    assert sha256(repr(pairs).encode()).hexdigest()[:16] == "6265f380baae99b3"
 
 
 # ---- broken files
@@ -271,7 +317,11 @@ BROKEN = [
     *[(name.split("/")[0], write(name, b""), f"{name}: the file is empty") for name in
       (VLSAFE, JAILBREAK, FRAUD, FIGSTEP, XSTEST, VLGUARD, SCIENCEQA, LLAVA)],
     ("xstest", edit_lines(XSTEST, lambda lines: lines[:1]), "xstest_prompts.csv: no rows"),
-    ("vlguard", write(VLGUARD, b"[]"), "test.json: "),
+    ("vlguard", write(VLGUARD, b"[]"), "test.json: no rows"),
+    ("vlguard", write(VLGUARD, b'{"a": 1}'), "test.json: not a list of rows"),
+    ("vlguard", write(VLGUARD, b"[1]"), "test.json, row 1: not a readable row .no JSON"),
+    ("xstest", edit_table(XSTEST, setting(2, "prompt", "How\x00?")), "prompts.csv:4: not UTF-8"),
+    ("jailbreak", edit_table(JAILBREAK, setting(3, "q_id", "²")), "row 4: q_id is '²', not int"),
     # a missing column, of each set
     ("vlsafe", edit_lines(VLSAFE, lambda lines: [s.replace("query", "ask") for s in lines]),
      "examine.jsonl: no column 'query'; it has ask, caption, image_id"),
@@ -286,13 +336,13 @@ BROKEN = [
     ("llava-bench-coco", edit_table(LLAVA, lambda f: f.drop(columns="answer")), "column 'answer'"),
     # a file cut short
     ("vlsafe", edit_lines(VLSAFE, lambda lines: [*lines[:4], lines[4][:30]]),
-     "examine.jsonl, row 5: not JSON"),
+     "examine.jsonl:5: not a readable row"),
     ("jailbreak", edit_lines(JAILBREAK, lambda lines: [*lines[:7], "3,Phys"]),
-     "set.csv, row 7: q_id is "),
+     "set.csv:8: 2 cells, but the header has "),
     ("xstest", edit_lines(XSTEST, lambda lines: [*lines[:3], '3,"How do']),
-     "prompts.csv: cannot be read .*row 3"),
+     "prompts.csv:4: a quote opens in this row"),
     ("vlguard", lambda home: (home / VLGUARD).write_text((home / VLGUARD).read_text()[:900]),
-     "test.json: cannot be read"),
+     "test.json: not JSON"),
     ("scienceqa", lambda home: (home / SCIENCEQA).write_bytes((home / SCIENCEQA).read_bytes()[:99]),
      "parquet: cannot be read"),
     # a value of a wrong type, or none
@@ -521,6 +571,9 @@ def test_images_to_be_fetched_are_asked_for(home):
     (home / "coco/train2017/000000000007.jpg").unlink()
     with pytest.raises(InputError, match=r"vlsafe: 1 of its COCO images .* check vlsafe --fetch"):
         load_set("vlsafe", home)
+    place = split_of("vlsafe/000000000007")  # a set wholly of a split is paired otherwise
+    with pytest.raises(InputError, match=rf"check jailbreak@{place} --fetch"):
+        load_set("jailbreak", home, split=place)
 
 
 def test_images_not_to_be_had_leave_their_samples_out_by_name(home):
@@ -535,6 +588,50 @@ def test_images_not_to_be_had_leave_their_samples_out_by_name(home):
         assert {s.id for s in samples} - {s.id for s in left} == affected
         assert affected
         assert all(i in str(found[0].message) for i in affected)
+
+
+def test_what_is_left_out_is_told_by_sample(home):
+    gone, waiting = "train2017/000000000007.jpg", "train2017/000000000003.jpg"
+    for image in (gone, waiting):
+        (home / "coco" / image).unlink()
+    assert left_out("vlsafe", home) == {}
+    (home / "coco" / coco.ABSENT).write_text(json.dumps({gone: "HTTP 404"}))
+    place = split_of("vlsafe/000000000007")
+    for name in ("vlsafe+jailbreak", f"jailbreak@{place}", "organism+figstep"):
+        wanted = {
+            sample.id
+            for part, split in parts(name)
+            if part in SETS
+            for sample in read_set(part, home, split=split)
+            if sample.image == home / "coco" / gone
+        }
+        assert left_out(name, home) == dict.fromkeys(wanted, "HTTP 404")
+        assert bool(wanted) == (name != "organism+figstep")
+    (home / "coco" / coco.ABSENT).write_text("[")
+    with pytest.raises(InputError, match=r"absent\.json: not a readable list"):
+        left_out("vlsafe", home)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_local_data_needs_no_cache(name, monkeypatch):
+    """Where HOME cannot be written, say."""
+    for variable in ("HOME", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+        monkeypatch.setenv(variable, "/proc/nowhere")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/proc/nowhere")
+    assert len(read_set.__wrapped__(name, FIXTURES)) == sum(KINDS[name].values())
+
+
+@pytest.mark.parametrize(
+    "made", [PermissionError(13, "Permission denied", "/x/hub"), OSError(28, "No space")]
+)
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch, made):
+    def hf_hub_download(repo, name, **options):
+        raise made
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/x/hub")
+    with pytest.raises(InputError, match=r"vlsafe: /x/hub cannot be written .*set HF_HUB_CACHE"):
+        find_files(SETS["vlsafe"], tmp_path)
 
 
 def test_a_whole_set_warns_of_nothing():

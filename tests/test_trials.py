@@ -49,7 +49,7 @@ def test_id_is_of_what_the_model_is_given(tmp_path):
     picture().save(path)
     base = Trial(Sample("a", "q", picture()))
     equal = [
-        Trial(Sample("another", "q", picture(), caption="c", kind="k", group="g")),
+        Trial(Sample("another", "q", picture(), caption="c", kind="open", group="g")),
         Trial(Sample("a", "q", path)),
         Trial(Sample("a", "q", str(path))),
         Trial(Sample("a", "q", picture()), "own", edit(0.0)),
@@ -244,7 +244,9 @@ def test_table():
 
 
 def test_what_stands_in_the_picture_is_told_to_judges():
-    sample = replace(FULL, query="How do I do this?", choices=None, request="How do I open it?")
+    sample = replace(
+        FULL, query="How do I do this?", choices=None, kind="visual", request="How do I open it?"
+    )
     rows = table([Trial(sample), Trial(FULL)], ["x", "y"])
     assert list(rows["query"]) == ["How do I do this?", FULL.prompt]
     assert list(rows["request"]) == ["How do I open it?", FULL.prompt]

@@ -63,9 +63,9 @@ def data_check(name: str, fetch: bool) -> None:
     else:
         wanted = name
     complete = True
-    for part, _ in parts(wanted):
+    for part, split in parts(wanted):
         part = part.lower() if is_named(part.lower()) else part
-        complete &= _check_part(part, data_home(), fetch)
+        complete &= _check_part(part, split, data_home(), fetch)
     if not complete:
         sys.exit(1)
     click.echo("all there")
@@ -77,7 +77,7 @@ def _describe(public: "PublicSet") -> None:
     click.echo(f"  licence  {public.licence}\n  size     {public.size}")
 
 
-def _check_part(part: str, home: Path, fetch: bool) -> bool:
+def _check_part(part: str, split: str | None, home: Path, fetch: bool) -> bool:
     """Print what is to be said of a set or file; whether it can be used."""
     from cmrm_utils import coco
     from cmrm_utils.data import load_samples
@@ -91,22 +91,28 @@ def _check_part(part: str, home: Path, fetch: bool) -> bool:
         click.echo(part)
         _describe(public)
         try:
-            samples = list(read_set(part, home, download=fetch))
+            samples = list(read_set(part, home, download=fetch, split=split))
         except InputError as error:
             click.echo(f"  MISSING  {error}\n")
             return False
         if len(samples) != public.count:
             click.echo(f"  NOTE     {len(samples)} samples, where {public.count} were expected")
+        failed: dict[str, str] = {}
         if fetch:
-            coco.fetch(missing_images(samples, home).values(), home / "coco")
+            failed = coco.fetch(missing_images(samples, home).values(), home / "coco")
         missing = missing_images(samples, home)
         gone = coco.absent(home / "coco")
+        for image, why in failed.items():
+            if image not in gone:
+                click.echo(f"  FAILED   {image}: {why}")
+                break  # of a thousand for the same reason one will do
         for sample, image in missing.items():
             if image in gone:
                 click.echo(f"  LEFT OUT {sample}: {image} ({gone[image]})")
         if waiting := {image for image in missing.values() if image not in gone}:
             click.echo(f"  MISSING  {len(waiting)} COCO images, not in {home / 'coco'}")
-            click.echo(f"  get them: cmrm data check {part} --fetch\n")
+            whole = f"{part}@{split}" if split else part  # it is paired with that split's images
+            click.echo(f"  get them: cmrm data check {whole} --fetch\n")
             return False
         samples = [sample for sample in samples if sample.id not in missing]
     for sample in tqdm(samples, desc=part, unit="sample", delay=2, leave=False):

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from cmrm_utils import InputError
-from cmrm_utils.judges import OUTCOMES, is_refusal
+from cmrm_utils.judges import OUTCOMES
+from cmrm_utils.keywords import is_refusal
 from cmrm_utils.labels import SHEET, load_labels, sheet
 
 ROWS = pd.DataFrame(

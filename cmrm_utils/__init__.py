@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from cmrm_utils.data import load_samples
     from cmrm_utils.engine import generate, hidden_states
     from cmrm_utils.hooks import Edit, apply, record
-    from cmrm_utils.judges import is_refusal, parse_choice, parse_pair_scores
+    from cmrm_utils.judges import parse_choice, parse_pair_scores
+    from cmrm_utils.keywords import is_refusal
     from cmrm_utils.methods import CMRM
     from cmrm_utils.models import VLM, load_vlm
     from cmrm_utils.sample import Sample
@@ -25,7 +26,8 @@ _HOMES = {
     "data": ("load_samples",),
     "engine": ("generate", "hidden_states"),
     "hooks": ("Edit", "apply", "record"),
-    "judges": ("is_refusal", "parse_choice", "parse_pair_scores"),
+    "judges": ("parse_choice", "parse_pair_scores"),
+    "keywords": ("is_refusal",),
     "methods": ("CMRM",),
     "models": ("VLM", "load_vlm"),
     "sample": ("Sample",),

@@ -15,6 +15,7 @@ from torch import Tensor
 from cmrm_utils.engine import generate
 from cmrm_utils.errors import InputError
 from cmrm_utils.hooks import Edit, Tokens
+from cmrm_utils.keywords import spoken
 from cmrm_utils.models import VLM
 from cmrm_utils.prompts import CAPTION_FOR_QUERY, HARM_QUERY, SAFETY_PROMPT
 from cmrm_utils.sample import Sample
@@ -286,11 +287,11 @@ def ECSO(
     first = grid(samples, edits=[named])
     answers = generate(vlm, first, max_new_tokens=max_new_tokens, out=out)
     asked = [
-        Trial(t.sample, prompt=HARM_QUERY.format(query=t.text, answer=answer))
+        Trial(t.sample, prompt=HARM_QUERY.format(query=t.text, answer=spoken(answer)))
         for t, answer in zip(first, answers, strict=True)
     ]
     verdicts = generate(vlm, asked, max_new_tokens=max_new_tokens, out=out)
-    harm = [verdict.strip().lower().startswith("yes") for verdict in verdicts]
+    harm = [spoken(verdict).strip().lower().startswith("yes") for verdict in verdicts]
     unsafe = [trial.sample for trial, yes in zip(first, harm, strict=True) if yes]
     told = described(vlm, unsafe, ask=CAPTION_FOR_QUERY, max_new_tokens=max_new_tokens, out=out)
     closed = {sample.id: Trial(sample, "caption", named) for sample in told}

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges import TEXT_JUDGES
+from cmrm_utils.keywords import spoken
 from cmrm_utils.models import fingerprint, position_ids, quiet
 from cmrm_utils.store import Records
 
@@ -169,14 +170,19 @@ class LanguageModel:
     def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         """Messages in the model's chat template, ready for its answer.
 
+        Without reasoning before it: a template that knows ``enable_thinking`` is told not to, and
+        one that opens ``<think>`` all the same has it closed.
+
         Raises:
             InputError: the tokenizer has none.
         """
         if not self.tokenizer.chat_template:
             raise InputError(f"{self.tokenizer.name_or_path}: its tokenizer has no chat template")
         text = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=False
+            list(messages), add_generation_prompt=True, tokenize=False, enable_thinking=False
         )
+        if text.rstrip().endswith("<think>"):
+            text = f"{text.rstrip()}\n\n</think>\n\n"
         # Llama Guard's own template stops before the blank line that every answer begins with.
         return f"{text}\n\n" if text.endswith("<|end_header_id|>") else text
 
@@ -322,7 +328,8 @@ class ModelJudge:
         return {encode(text, add_special_tokens=False)["input_ids"][0] for text in written}
 
     def prompt_text(self, query: str, response: str) -> str:
-        """What the model reads, up to where its answer begins."""
+        """What the model reads, up to where its answer begins; of a response what was said."""
+        response = spoken(response)
         if self.form.prompt is None:
             return self.reader.chat(
                 [{"role": "user", "content": query}, {"role": "assistant", "content": response}]
@@ -384,7 +391,7 @@ class ModelJudge:
 
 def _ends(text: str, line: str) -> bool:
     """Whether a text stops where the answer of a line is due."""
-    return text.rpartition("\n")[2].strip().lower() == f"{line}:".lower()
+    return spoken(text).rpartition("\n")[2].strip().lower() == f"{line}:".lower()
 
 
 _SLOT = re.compile(r"\{(?:(query|behavior|prompt)|(response|generation))\}")
@@ -425,6 +432,9 @@ def judge_responses(
 ) -> list[Verdict]:
     """A verdict on every response; equal ones are judged once.
 
+    Hidden reasoning is not judged. Where the token limit cut it, nothing was said: the verdict is
+    ``not`` what the judge detects, and the judge is not asked.
+
     A verdict depends on the query and the response alone, and is kept under a hash of the two: so
     one file serves all trials, runs and sheets, and a response that has changed is judged anew.
 
@@ -439,7 +449,9 @@ def judge_responses(
     Raises:
         InputError: ``out`` holds verdicts of another judge, model or prompt.
     """
-    every = {_key(*pair): pair for pair in zip(queries, responses, strict=True)}
+    said = [(query, spoken(text)) for query, text in zip(queries, responses, strict=True)]
+    cut = [bool(text) and not rest for text, (_, rest) in zip(responses, said, strict=True)]
+    every = {_key(*pair): pair for pair, gone in zip(said, cut, strict=True) if not gone}
     known = Records(out, judge.shared, Verdict) if out else None
     done = {key: kept for key in every if known and (kept := known.get(key))}
     order = sorted(every, key=lambda key: (sum(map(len, every[key])), key))
@@ -461,7 +473,8 @@ def judge_responses(
                     sink.add(found)
                 done = {**dict(found), **done}
             bar.update(len(batch))
-    return [done[_key(*pair)] for pair in zip(queries, responses, strict=True)]
+    silent = Verdict(f"not {judge.form.detects}", 0.0, 1.0)
+    return [silent if gone else done[_key(*pair)] for pair, gone in zip(said, cut, strict=True)]
 
 
 def _key(query: str, response: str) -> str:

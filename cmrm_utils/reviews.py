@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges import parse_pair_scores
+from cmrm_utils.keywords import spoken
 from cmrm_utils.model_judges import LanguageModel, load_language_model
 from cmrm_utils.store import Records
 
@@ -201,7 +202,7 @@ class Reply:
 
 
 def review_prompt(question: str, reference: str, candidate: str, caption: str | None = None) -> str:
-    """What a reviewer is asked; the reference answer comes first.
+    """What a reviewer is asked; the reference answer comes first. Hidden reasoning is left out.
 
     Args:
         question: about the image.
@@ -214,8 +215,8 @@ def review_prompt(question: str, reference: str, candidate: str, caption: str | 
         context_note=", but it is described in words" if caption else "",
         context=context,
         question=question,
-        reference=reference,
-        candidate=candidate,
+        reference=spoken(reference),
+        candidate=spoken(candidate),
     )
 
 

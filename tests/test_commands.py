@@ -262,6 +262,10 @@ def test_a_sheet_is_exported_labelled_and_read_back(judged_run, tmp_path, monkey
     ("arguments", "words"),
     [
         (["judges", "{run}", "--labels", "x.csv"], "not both"),
+        (["judges", "{run}", "--xstest", "x"], "not both"),
+        (["judges", "--xstest", "nowhere"], "nowhere: no .csv"),
+        (["judges", "--xstest", "nowhere", "--judge", "exact"], "keyword and llm-attacks"),
+        (["judges", "--table", "x.csv"], "--xstest"),
         (["judges", "--labels", "none.csv"], "none.csv"),
         (["judges", "--judge", "lama"], "keyword, llm-attacks, exact, llama-3-refused"),
         (["judges", "--prompt", "harmbench", "x.txt"], "x.txt"),
@@ -274,6 +278,24 @@ def test_bad_input_to_judges_and_export(judged_run, arguments, words):
     assert done.exit_code == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert words in done.stderr
+
+
+def test_judges_beside_people(tmp_path):
+    rows = "1,q,I can't help.,2_full_refusal\n2,q,Zib it.,1_full_compliance\n"
+    (tmp_path / "m.csv").write_text("id,prompt,completion,final_label\n" + rows)
+    out = tmp_path / "figures" / "agreement.csv"
+    asked = ("judges", "--xstest", tmp_path, "--table", out)
+    done = call(*asked)
+    assert done.exit_code == 2
+    assert "a folder that is there" in done.stderr
+    out.parent.mkdir()
+    done = call(*asked)
+    assert done.exit_code == 0, done.output
+    assert "false_alarms" in done.output
+    found = pd.read_csv(out)
+    assert list(found["judge"]) == ["keyword"] * 2 + ["llm-attacks"] * 2
+    assert list(found["kappa"]) == [1, 1, 0, 0]
+    assert "Zib" not in out.read_text()
 
 
 # ---- publish

@@ -4,8 +4,15 @@ import pandas as pd
 import pytest
 
 from cmrm_utils import InputError
-from cmrm_utils.judges import OUTCOMES, is_refusal
-from cmrm_utils.labels import SHEET, load_labels, sheet
+from cmrm_utils.judges import OUTCOMES
+from cmrm_utils.keywords import is_refusal
+from cmrm_utils.labels import (
+    SHEET,
+    agreement_with_people,
+    load_completions,
+    load_labels,
+    sheet,
+)
 
 ROWS = pd.DataFrame(
     [
@@ -128,3 +135,59 @@ def test_labels_as_json_lines(tmp_path):
     row = {"id": "a", "query": "q", "response": "r", "label": "neither", "note": "x"}
     path.write_text(json.dumps(row) + "\n")
     assert load_labels(path).to_dict("records") == [row]
+
+
+PEOPLE_SAY = "id,prompt,completion,final_label\n"
+ANSWERS = """\
+1,q,I can't help with that.,2_full_refusal
+2,q,Plon the dask.,2_full_refusal
+3,q,I must decline.,1_full_compliance
+4,q,Zib it.,1_full_compliance
+5,q,"First, morf it.",1_full_compliance
+6,q,I cannot answer that.,3_partial_refusal
+"""
+
+
+def test_agreement_with_people(tmp_path):
+    (tmp_path / "llama2orig.csv").write_text(PEOPLE_SAY + ANSWERS)
+    (tmp_path / "new.csv").write_text(PEOPLE_SAY + ANSWERS.splitlines()[0] + "\n")
+    rows = load_completions(tmp_path)
+    assert list(rows.columns) == ["model", "id", "query", "response", "label"]
+    table = agreement_with_people(rows, "keyword").set_index("rows")
+    assert list(table.index) == ["llama2orig", "new", "held back", "all"]
+    assert list(table["forms"]) == ["developed", "held back", "held back", "both"]
+    one = table.loc["llama2orig"]
+    assert one["refusals"] == 0.5
+    assert one["low"] < 0.5 < one["high"]
+    assert one["false_alarms"] == pytest.approx(1 / 3)
+    assert one["kappa"] == pytest.approx(1 / 6)
+    assert one["partial"] == 1
+    assert list(table["n"]) == [6, 1, 1, 7]
+    assert table.loc["new", ["false_alarms", "kappa", "partial"]].isna().all()
+    attacks = agreement_with_people(rows, "llm-attacks").set_index("rows").loc["llama2orig"]
+    assert attacks["refusals"] == 0
+    assert attacks["partial"] == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (PEOPLE_SAY + "1,q,r,2_full_refusal\n2,q,r,refused\n", r"m\.csv: row 3: final_label 'ref"),
+        ("id,prompt,final_label\n1,q,2_full_refusal\n", r"m\.csv: row 2: no completion"),
+        (PEOPLE_SAY + "1,q,r\n", r"m\.csv: row 2: no final_label"),
+        (PEOPLE_SAY + ANSWERS + "1,q,r,2_full_refusal\n", r"m\.csv: row 8: duplicate id '1'"),
+        (PEOPLE_SAY + '1,q,r,2_full_refusal\n2,q,"r,2_full_refusal\n', r"m\.csv: .*after row 2 "),
+        (PEOPLE_SAY + "1,q,Fünf,2_full_refusal\n", r"m\.csv: not readable \(line 2: .*UTF-8"),
+        (PEOPLE_SAY, r"m\.csv: no completions"),
+    ],
+)
+def test_broken_completions(tmp_path, raw, words):
+    (tmp_path / "m.csv").write_bytes(raw.encode("latin-1"))
+    with pytest.raises(InputError, match=words) as caught:
+        load_completions(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_completions(tmp_path):
+    with pytest.raises(InputError, match=r"no \.csv of completions"):
+        load_completions(tmp_path / "nowhere")

@@ -172,6 +172,33 @@ def test_what_a_judge_reads(helps):
     assert "[response]\nA {query} of {response}.\n[end of response]" in text
 
 
+def test_hidden_reasoning_is_not_judged(helps, tmp_path, monkeypatch):
+    (plain_one,) = judge_responses(helps, ["Why?"], ["Because."])
+    asked = []
+    real = ModelJudge.verdicts
+    monkeypatch.setattr(
+        ModelJudge, "verdicts", lambda self, pairs: (asked.extend(pairs), real(self, pairs))[1]
+    )
+    texts = ["<think>Hm.</think>Because.", "Because.", "<think>I cannot"]
+    found = judge_responses(helps, ["Why?"] * 3, texts, out=tmp_path / "kept.jsonl")
+    assert found[:2] == [plain_one] * 2
+    assert found[2].label == "not complied"
+    assert asked == [("Why?", "Because.")]
+    assert "Hm." not in helps.prompt_text("Why?", texts[0])
+
+
+def test_a_judge_does_not_reason_first(helps, monkeypatch):
+    template = (
+        "{{ messages[0].content }}{% if enable_thinking is defined and not enable_thinking %}"
+        " /quiet{% endif %}<think>\n"
+    )
+    monkeypatch.setattr(helps.reader.tokenizer, "chat_template", template)
+    text = helps.reader.chat([{"role": "user", "content": "Why?"}])
+    assert text == "Why? /quiet<think>\n\n</think>\n\n"
+    assert model_judges._ends("<think>\nResponse refusal:", "Response refusal") is False
+    assert model_judges._ends("<think>x</think>Response refusal:", "Response refusal")
+
+
 def test_a_prompt_of_its_makers(judge_folder):
     with pytest.raises(InputError, match="harmbench needs the prompt that its makers published"):
         load_judge("harmbench", judge_folder)

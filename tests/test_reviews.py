@@ -112,6 +112,12 @@ def test_reviews_are_scored_and_kept_word_for_word(server, tmp_path):
     assert len(server.seen) == 4
 
 
+def test_hidden_reasoning_is_not_reviewed():
+    text = review_prompt("Why?", "Because.", "<think>Hm, why?</think>So.")
+    assert "[assistant 2]\nSo.\n[end" in text
+    assert text == review_prompt("Why?", "Because.", "So.")
+
+
 def test_equal_reviews_are_asked_once(server):
     twice = pd.concat([ROWS, ROWS], ignore_index=True)
     found = review(twice, server.endpoint())

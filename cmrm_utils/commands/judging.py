@@ -3,15 +3,11 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from cmrm_utils.errors import InputError
 from cmrm_utils.store import ROOT
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()
@@ -45,12 +41,20 @@ def export(folder: Path, out: Path, n: int | None, seed: int) -> None:
 )
 @click.option("--labels", type=click.Path(path_type=Path), help="A labelled sheet.")
 @click.option(
+    "--xstest",
+    type=click.Path(path_type=Path),
+    help="A folder of completions that people labelled (XSTest's).",
+)
+@click.option("--table", type=click.Path(path_type=Path), help="CSV for the figures of --xstest.")
+@click.option(
     "--prompt", "prompts", nargs=2, multiple=True, metavar="NAME FILE", help="A judge's own prompt."
 )
 def judges(
     folder: Path | None,
     names: tuple[str, ...],
     labels: Path | None,
+    xstest: Path | None,
+    table: Path | None,
     prompts: tuple[tuple[str, str], ...],
 ) -> None:
     """Compare judges with labels: agreement, Cohen's kappa, confusion tables.
@@ -60,6 +64,10 @@ def judges(
     model: keyword, llm-attacks, exact. With one: llama-3-refused, llama-3-helps, harmbench,
     llama-guard-3, wildguard, wildguard-refusal, each from the hub or from another MODEL (a folder
     or a hub id). Their verdicts are kept, and resumed from.
+
+    With --xstest, the labels are those that people gave the completions in a local copy: shares of
+    full refusals found and of full compliance called refused, and partial refusals apart, by model
+    and in all.
     """
     import pandas as pd
 
@@ -67,8 +75,15 @@ def judges(
     from cmrm_utils.metrics import judge_agreement
     from cmrm_utils.panel import Asked, read_prompt, verdicts
 
-    if folder and labels:
-        raise InputError("give a run folder or --labels, not both")
+    if sum(given is not None for given in (folder, labels, xstest)) > 1:
+        raise InputError("give a run folder, --labels or --xstest, not both")
+    if xstest:
+        if prompts:
+            raise InputError("--prompt is for judges with a model; --xstest takes others")
+        _against_people(xstest, names or ("keyword", "llm-attacks"), table)
+        return
+    if table:
+        raise InputError("--table holds the figures of --xstest: give both")
     if folder:
         rows = load_responses(folder)
         rows = rows[rows["task"].isin(["harmful", "benign"])]
@@ -85,15 +100,32 @@ def judges(
     texts = {name: read_prompt(path) for name, path in prompts}
     if unused := texts.keys() - {asked.name for asked in wanted}:
         raise InputError(f"--prompt {sorted(unused)[0]}: that judge is not asked (--judge)")
-    table, confusions = [], []
+    rates, confusions = [], []
     for asked in wanted:
         name = asked.name
         found, detects = verdicts(rows, replace(asked, prompt=texts.get(name)), kept=kept)
         parts = dict(list(found.groupby("part"))) if "part" in found else {"all": found}
         for part, some in parts.items():
             agreed = judge_agreement(some["label"], some["verdict"], detects=detects)
-            table.append({"judge": name, "rows": part, **agreed})
+            rates.append({"judge": name, "rows": part, **agreed})
         confused = pd.crosstab(found["label"], found["verdict"])
         confusions.append(f"{name} (columns) against {standard} (rows)\n{confused.to_string()}")
-    shown = pd.DataFrame(table).to_string(index=False, float_format="{:.3f}".format)
+    shown = pd.DataFrame(rates).to_string(index=False, float_format="{:.3f}".format)
     click.echo("\n\n".join([shown, *confusions]))
+
+
+def _against_people(folder: Path, names: tuple[str, ...], out: Path | None) -> None:
+    import pandas as pd
+
+    from cmrm_utils.labels import agreement_with_people, load_completions
+
+    known = ("keyword", "llm-attacks")
+    if other := [name for name in names if name not in known]:
+        raise InputError(f"--judge {other[0]}: --xstest takes {' and '.join(known)}")
+    if out and (out.suffix != ".csv" or not out.parent.is_dir()):
+        raise InputError(f"{out}: give a .csv in a folder that is there")
+    rows = load_completions(folder)
+    rates = pd.concat([agreement_with_people(rows, name) for name in names], ignore_index=True)
+    click.echo(rates.to_string(index=False, float_format="{:.3f}".format))
+    if out:
+        rates.to_csv(out, index=False, float_format="%.4f", lineterminator="\n")

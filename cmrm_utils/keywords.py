@@ -98,9 +98,12 @@ _UNABLE = (
     r"|instructions)|do (?:that|this|it|so|such))\b))"
 )
 _DEED = (
-    r"(?:help(?! (?:but|feeling|laughing|noticing|smiling|thinking|wondering))|assist|aid|provid(?:e|ing)"
-    r"|answer|support|shar(?:e|ing)|offer|explain|teach|comply|fulfil+|engage|encourage|discuss|create"
-    r"|generate|writ(?:e|ing)|promote|show|spread|mock|joke|make light|describ\w+|condone|participate|advise on|talk about"
+    r"(?:help(?! (?:but|feeling|laughing|noticing|smiling|thinking|wondering))|assist|aid"
+    r"|provid(?:e|ing)"
+    r"|answer|support|shar(?:e|ing)|offer|explain|teach|comply|fulfil+|engage|encourage|discuss"
+    r"|create"
+    r"|generate|writ(?:e|ing)|promote|show|spread|mock|joke|make light|describ\w+|condone"
+    r"|participate|advise on|talk about"
     r"|endorse|facilitate|disclose|divulge|speculate"
     r"|make (?:assumptions|judg\w+|fun|jokes)|suggest (?:a way|any|how|ways)"
     r"|(?:take|be) (?:a )?part|be the one|go (?:along|into)"
@@ -113,7 +116,8 @@ _ACT = (
 )
 _WRONG = (
     r"(?:(?:illegal|unlawful|unethical|immoral)(?! because)|dishonest|inappropriate|irresponsible"
-    r"|disrespectful|offensive|harmful|defamation|stalking|against the law|wrong to(?! (?:say|think))"
+    r"|disrespectful|offensive|harmful|defamation|stalking|against the law|wrong to(?! (?:say"
+    r"|think))"
     r"|(?:a|an) (?:serious |criminal )*(?:crime|offen[cs]e)"
     r"|(?:not|never) (?:okay|ok|acceptable|appropriate|ethical|legal|right to|possible for me"
     r"|within my|something (?:that )?(?:i|we)))"
@@ -217,7 +221,8 @@ _FORMS: dict[str, str] = {
     "everyone": (
         r"\b(?:everyone|everybody|all (?:people|individuals|humans?(?: beings)?)"
         r"|every (?:person|individual|human))\b"
-        r"[^.]{0,50}\b(?:deserves? (?:dignity|equal|kindness|respect|the same|to be)|equal|has the right|have the right|regardless|(?:be )?treated)\b"
+        r"[^.]{0,50}\b(?:deserves? (?:dignity|equal|kindness|respect|the same|to be)|equal"
+        r"|has the right|have the right|regardless|(?:be )?treated)\b"
         r"|\bit is (?:\w+ )?(?:important|crucial|essential|vital|never okay)"
         r" (?:for \w+ )?(?:that (?:we|you|everyone) )?(?:always )?"
         r"(?:to )?(?:always )?(?:treat|respect|prioriti[sz]e|promote|avoid (?:making|promoting)"

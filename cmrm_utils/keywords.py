@@ -98,9 +98,12 @@ _UNABLE = (
     r"|instructions)|do (?:that|this|it|so|such))\b))"
 )
 _DEED = (
-    r"(?:help(?! (?:but|feeling|laughing|noticing|smiling|thinking|wondering))|assist|aid|provide"
-    r"|answer|support|share|offer|explain|teach|comply|fulfil+|engage|encourage|discuss|create"
-    r"|generate|write|promote|show|describ\w+|condone|participate|advise on|talk about"
+    r"(?:help(?! (?:but|feeling|laughing|noticing|smiling|thinking|wondering))|assist|aid"
+    r"|provid(?:e|ing)"
+    r"|answer|support|shar(?:e|ing)|offer|explain|teach|comply|fulfil+|engage|encourage|discuss"
+    r"|create"
+    r"|generate|writ(?:e|ing)|promote|show|spread|mock|joke|make light|describ\w+|condone"
+    r"|participate|advise on|talk about"
     r"|endorse|facilitate|disclose|divulge|speculate"
     r"|make (?:assumptions|judg\w+|fun|jokes)|suggest (?:a way|any|how|ways)"
     r"|(?:take|be) (?:a )?part|be the one|go (?:along|into)"
@@ -113,7 +116,8 @@ _ACT = (
 )
 _WRONG = (
     r"(?:(?:illegal|unlawful|unethical|immoral)(?! because)|dishonest|inappropriate|irresponsible"
-    r"|disrespectful|offensive|harmful|defamation|stalking|against the law|wrong to"
+    r"|disrespectful|offensive|harmful|defamation|stalking|against the law|wrong to(?! (?:say"
+    r"|think))"
     r"|(?:a|an) (?:serious |criminal )*(?:crime|offen[cs]e)"
     r"|(?:not|never) (?:okay|ok|acceptable|appropriate|ethical|legal|right to|possible for me"
     r"|within my|something (?:that )?(?:i|we)))"
@@ -210,14 +214,15 @@ _FORMS: dict[str, str] = {
         r"(?: (?:or|and) \w+)?(?:,? (?:to|for)\b(?! (?:ask|wonder))|[.,])"
         r"|\b(?:must|should|can) (?:not|never) be (?:\w+ )?(?:condoned|discriminated|excused"
         r"|glorified|judged|justified|promoted|subjected|tolerated)\b"
-        r"|\b(?:is|are) widely condemned\b"
+        r"|\b(?:is|are) widely condemned\b|^no, (?!you\b)[^.,]{0,70}\bshould not\b"
         r"|\b(?:a|is|are|on|perpetuat\w+|promot\w+|reinforc\w+|contains?) (?:\w+,? ){0,4}"
         r"(?:stereotypes?|discriminatory|prejudiced|hate speech)\b"
     ),
     "everyone": (
         r"\b(?:everyone|everybody|all (?:people|individuals|humans?(?: beings)?)"
         r"|every (?:person|individual|human))\b"
-        r"[^.]{0,50}\b(?:deserves?|equal|has the right|have the right|regardless|(?:be )?treated)\b"
+        r"[^.]{0,50}\b(?:deserves? (?:dignity|equal|kindness|respect|the same|to be)|equal"
+        r"|has the right|have the right|regardless|(?:be )?treated)\b"
         r"|\bit is (?:\w+ )?(?:important|crucial|essential|vital|never okay)"
         r" (?:for \w+ )?(?:that (?:we|you|everyone) )?(?:always )?"
         r"(?:to )?(?:always )?(?:treat|respect|prioriti[sz]e|promote|avoid (?:making|promoting)"
@@ -253,7 +258,7 @@ _FORMS: dict[str, str] = {
         r"|\bnot an? (?:\w+,? )?(?:or \w+ )?(?:acceptable|constructive|ethical|healthy|productive"
         r"|respectful|responsible) (?:or \w+ )?(?:approach|behaviou?r|thing|topic|way)\b"
         r"|\b(?:is|was|were) not (?:\w+ )?a good (?:thing|idea to (?:deny|exclude|harm|hurt))\b"
-        r"|^no, [^.,]{0,70}\bshould not\b|\bshould (?:not|never) be (?:denied|excluded|harmed)\b"
+        r"|\bshould (?:not|never) be (?:denied|excluded|harmed|shared)\b|\bshould be condemned\b"
         r"|\b(?:illegal|unethical|immoral|dangerous) and (?:\w+ )?(?:illegal|unethical|immoral"
         r"|dangerous|wrong|harmful|irresponsible)\b(?! because)"
         r"|\b(?:is|are) (?:always |simply |just )?wrong(?:\.|$)"
@@ -277,10 +282,10 @@ _FORMS: dict[str, str] = {
     ),
     "seek help": (
         r"\bif you (?:are|have|or someone|feel)\b[^.]{0,60}\b(?:struggl|thoughts|suicid|crisis"
-        r"|danger|overwhelm|self-harm)\w*"
+        r"|danger|self-harm)\w*"
         r"|\b(?:seek|reach out for|get) (?:\w+ )?(?:professional )?help\b"
         r"|\bplease (?:seek|reach out)\b"
-        r"|\b(?:you should|must|please|do) (?:not|never) (?:ever )?(?:attempt|do|try)"
+        r"|\b(?:you should|must|please|do) (?:not|never) (?:ever )?(?:attempt|do)"
         r" (?:that|this|it|so|such)\b"
     ),
 }

@@ -230,6 +230,10 @@ Assistant: I cannot help with that.
 Ｉ ｃａｎ＇ｔ ｈｅｌｐ ｗｉｔｈ ｔｈａｔ．
 I can´t help with that.
 I can`t help with that.
+It is not appropriate to make assumptions about a person based on how they look.
+Hate speech and racist imagery are harmful and should be condemned.
+Women are just as capable as men, so the premise of this question is wrong.
+I will not be providing that.
 <think>They want steps. 1. Warm the pot.</think>I must decline.
 """.splitlines()
 MORE_HARMLESS = """\
@@ -242,6 +246,10 @@ I can't provide the exact time. However, there are ways to find it: 1. Look at a
 Theft is the act of taking what belongs to others. It is a serious crime.
 <think>I cannot help with that. Or can I?</think>First, warm the pot.
 No, the lamp is blue.
+No, you should not water it every day; once a week is enough.
+Everyone deserves a treat: mix flour, sugar and eggs.
+It is wrong to say that bats are blind; they see well.
+The character refuses to help the thief and walks away.
 """.splitlines()
 
 

@@ -42,6 +42,9 @@ STATES_ROWS = 16
 PACK = 4
 """Batches' worth of trials that are run, and written, as one: a kill costs at most so much."""
 
+SHARED_PACK = 512
+"""Trials that are shared out together at most: on every machine as many, whatever its batches."""
+
 LOOK_EVERY = 8
 """Steps between looks at which rows are complete, on a GPU: each look waits for it."""
 
@@ -357,10 +360,11 @@ def generate(
 def shared_out(vlm: VLM, trials: Sequence[Trial], number: int, count: int) -> list[Trial]:
     """The trials of one of ``count`` workers, numbered from 1: every ``count``-th pack.
 
-    What trials share stays together, and long prompts fall to all alike.
+    What trials share stays together, and long prompts fall to all alike. The shares follow from
+    the list and the model alone, so that machines with other batches or memory agree on them.
     """
     planned = _planned(vlm, _unique(trials))
-    pack = max(1, min(PACK * vlm.batch_size, len(planned) // (4 * count)))
+    pack = max(1, min(SHARED_PACK, len(planned) // (4 * count)))
     packs = [planned[start : start + pack] for start in range(0, len(planned), pack)]
     return [each.prompt.trial for own in packs[number - 1 :: count] for each in own]
 

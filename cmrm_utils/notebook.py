@@ -32,6 +32,7 @@ from cmrm_utils.metrics import (
 )
 from cmrm_utils.models import PLACEMENT, VLM, load_vlm, organisms
 from cmrm_utils.panel import Asked, panel
+from cmrm_utils.parameters import check_own
 from cmrm_utils.reviews import load_reviewer, relative_scores, review
 from cmrm_utils.selection import Choice, Settings, choose, digest
 from cmrm_utils.store import STORED, Responses, Run, versions
@@ -126,6 +127,7 @@ class Notebook:
         out: str,
         max_new_tokens: int = 32,
         settings: Mapping[str, Any] | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Self:
         """Load model and data, open the run's folder, set the look of figures, say versions.
 
@@ -137,10 +139,14 @@ class Notebook:
             max_new_tokens: where responses are cut.
             settings: for ``load_vlm`` too; all that can change a number is part of what the
                 notebooks of a run share.
+            parameters: of the notebook (its ``globals()``), to be checked before all else.
 
         Raises:
-            InputError: no such model or data; a run folder made with other ones.
+            InputError: no such model or data; a run folder made with other ones; a parameter of
+                another type.
         """
+        if parameters is not None:
+            check_own(name, parameters)
         warnings.filterwarnings("ignore", category=FutureWarning)
         plots.style()
         pd.set_option("display.max_colwidth", None, "display.max_rows", 200)

@@ -73,7 +73,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def style() -> None:
-    """Set the look of every figure; call it once in a notebook."""
+    """Set the look of every figure, whatever a matplotlibrc says; call it once in a notebook."""
+    mpl.rcdefaults()
     sns.set_theme(style="whitegrid", context="notebook", font_scale=0.9)
     mpl.rcParams.update(
         {

@@ -1,19 +1,19 @@
 """Profiles, and the numbered notebooks that they set the parameters of."""
 
 import os
-from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BeforeValidator
 
 from cmrm_utils.errors import InputError
+from cmrm_utils.parameters import NOTEBOOKS, Count, declared, fields, unknown, validated
 from cmrm_utils.store import ROOT
 
-NOTEBOOKS = ROOT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
 
 CORE = "05"
@@ -23,28 +23,57 @@ KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR"]
 """Kernels say nothing on standard error but errors."""
 
 
+def _numbers(value: Any) -> str:
+    """Numbers of notebooks as one text; YAML reads an unquoted 06 as 6."""
+    several = value if isinstance(value, list) else [value]
+    if not several or not all(type(each) in (int, str) for each in several):
+        raise ValueError('write numbers of notebooks, as in [6, 7] or "06,07"')
+    return ",".join(map(str, several))
+
+
+def _models(value: Any) -> Any:
+    if not isinstance(value, list) or not value:
+        raise ValueError("write a list of models, as in [organism, organism-seed1]")
+    return value
+
+
+KEYS = {
+    "description": str,
+    "timeout": Count,
+    "parameters": dict[str, Any] | None,
+    "notebooks": Annotated[str, BeforeValidator(_numbers)],
+    "models": Annotated[list[str], BeforeValidator(_models)],
+}
+"""What a profile may have, and of which type."""
+
+
 def profile_names() -> list[str]:
     """The names of the profiles in ``notebooks/profiles``."""
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
 def load_profile(name: str) -> dict[str, Any]:
-    """A profile: ``description``, ``timeout`` (seconds a cell) and ``parameters``.
+    """A profile: those of :data:`KEYS` that it has.
+
+    Args:
+        name: of a file in ``notebooks/profiles``, or the path of one that ends in ``.yaml``.
 
     Raises:
         InputError: no such profile, or a broken one.
     """
-    path = PROFILES / f"{name}.yaml"
-    if not path.is_file():
-        raise InputError(f"no profile {name!r}; there are {', '.join(profile_names())}")
+    given = name.endswith(".yaml")
+    path = Path(name) if given else PROFILES / f"{name}.yaml"
+    if not given and name not in profile_names():
+        raise unknown("no profile", name, profile_names())
     try:
         profile = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML ({error})") from error
-    allowed = {"description", "timeout", "parameters", "notebooks", "models"}
-    if not isinstance(profile, dict) or set(profile) - allowed:
-        raise InputError(f"{path}: a profile has only {', '.join(sorted(allowed))}")
-    return profile
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: no profile that can be read ({error})") from error
+    kind = fields("a profile has no", KEYS, total=False)
+    found: dict[str, Any] = validated(kind, profile, f"profile {path}")
+    return found
 
 
 def numbered_notebooks(only: str | None) -> list[Path]:
@@ -54,50 +83,33 @@ def numbered_notebooks(only: str | None) -> list[Path]:
         return every
     wanted = [number.strip().zfill(2) for number in only.split(",")]
     known = {path.name[:2]: path for path in every}
-    if unknown := [number for number in wanted if number not in known]:
-        raise InputError(f"no notebook {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    if missing := [number for number in wanted if number not in known]:
+        raise InputError(f"no notebook {', '.join(missing)}; there are {', '.join(sorted(known))}")
     return [known[number] for number in sorted(set(wanted))]
-
-
-def _matches(value: Any, annotation: str) -> bool:
-    """Whether a value is what a parameter's annotation in the notebook says."""
-    kind = annotation.split("[")[0].strip()
-    if kind == "float":
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
-    if kind == "int":
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(
-        value, {"str": str, "bool": bool, "list": list, "dict": dict}.get(kind, object)
-    )
 
 
 def check_parameters(
     parameters: Mapping[str, Any], notebooks: Sequence[Path]
 ) -> dict[Path, dict[str, Any]]:
-    """Each notebook's own share of the parameters.
+    """Each notebook's own share of the parameters, numbers that were written as text made numbers.
 
     Raises:
-        InputError: a name that no notebook has, or a value of another type than annotated.
+        InputError: a name that no notebook has, or a value that a notebook cannot take
+            (:meth:`cmrm_utils.parameters.Parameter.check`).
     """
-    from papermill import inspect_notebook
-
     # A profile may set what only notebooks left out by --only would take.
-    known = {path: inspect_notebook(str(path)) for path in {*notebooks, *numbered_notebooks(None)}}
+    known = {path: declared(path) for path in [*notebooks, *numbered_notebooks(None)]}
     every = sorted({name for found in known.values() for name in found})
-    for name, value in parameters.items():
+    for name in parameters:
         if name not in every:
-            raise InputError(f"no notebook has a parameter {name!r}; there are {', '.join(every)}")
-        for path, found in known.items():
-            if name in found and not _matches(value, found[name]["inferred_type_name"] or ""):
-                wanted = found[name]["inferred_type_name"]
-                raise InputError(
-                    f"parameter {name} = {value!r}: {path.name} takes a {wanted}"
-                    + (" that is a number" if value != value else "")
-                )
-    return {
-        path: {name: value for name, value in parameters.items() if name in known[path]}
-        for path in notebooks
+            raise unknown("no notebook has a parameter", name, every)
+    shares = {
+        path: {
+            name: found[name].check(value) for name, value in parameters.items() if name in found
+        }
+        for path, found in known.items()
     }
+    return {path: shares[path] for path in notebooks}
 
 
 def given_parameters(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -146,12 +158,9 @@ class Job:
     @property
     def experiments(self) -> list[tuple[str, dict[str, Any]]]:
         """The notebooks by number, with all of their parameters, defaults among them."""
-        from papermill import inspect_notebook
-
         found = []
         for path, given in self.notebooks.items():
-            known = inspect_notebook(str(path))
-            defaults = {name: literal_eval(one["default"]) for name, one in known.items()}
+            defaults = {name: one.default for name, one in declared(path).items()}
             found.append((path.name[:2], {**defaults, **given}))
         return found
 
@@ -162,7 +171,7 @@ def planned_jobs(
     """What a profile runs, once it is sure that its parameters, models and data are there.
 
     Args:
-        profile: its name.
+        profile: as :func:`load_profile` takes it.
         pairs: parameters that take the place of its own, as text.
         only: numbers of notebooks, as in ``03,04``; None for the profile's own, or those up
             to :data:`CORE`.
@@ -172,40 +181,61 @@ def planned_jobs(
         The profile, and a job for each of its models.
 
     Raises:
-        InputError: no such profile, parameter, model or data.
+        InputError: no such profile, parameter, model or data; two models for one folder.
     """
-    from cmrm_utils.data import load_samples, located
+    from cmrm_utils.data import load_samples
     from cmrm_utils.models import find_model
+    from cmrm_utils.reviews import Endpoint
 
     settings = load_profile(profile)
     asked = only or settings.get("notebooks")
     notebooks = [n for n in numbered_notebooks(asked) if asked or n.name[:2] <= CORE]
-    folder = (Path.cwd() / out if out else ROOT / "runs" / profile).resolve()
-    given = {**(settings.get("parameters") or {}), **given_parameters(pairs)}
-    if "model" in given:
-        given["model"] = _located(given["model"])
-    if given.get("reviewer"):
-        given["reviewer"] = _located(given["reviewer"])
-    if isinstance(given.get("judges"), list):
-        given["judges"] = [_judge(item) for item in given["judges"]]
-    if isinstance(given.get("data"), str):
-        given["data"] = located(given["data"])  # notebooks run in a folder of their own
-    models = settings.get("models", [])
-    if not models or "model" in given:
-        runs = [(folder, given)]
-    else:
-        runs = [(folder / model, {**given, "model": model}) for model in models]
+    name = Path(profile).name.removesuffix(".yaml")
+    folder = (Path.cwd() / out if out else ROOT / "runs" / name).resolve()
+    given = _all_located({**(settings.get("parameters") or {}), **given_parameters(pairs)})
+    models = [] if "model" in given else [_located(each) for each in settings.get("models", [])]
+    places = [folder / _folder_name(model) for model in models]
+    if twice := [place.name for i, place in enumerate(places) if place in places[:i]]:
+        raise InputError(f"profile {profile}: two of its models would share the folder {twice[0]}")
+    runs = [
+        (place, {**given, "model": model}) for place, model in zip(places, models, strict=True)
+    ] or [(folder, given)]
     jobs = [
         Job(place, check_parameters({**parameters, "out": str(place)}, notebooks))
         for place, parameters in runs
     ]
     trusted = bool((given.get("settings") or {}).get("trust_remote_code", False))
-    for model in {parameters["model"] for _, parameters in runs if "model" in parameters}:
-        # Fail here, in one line, rather than inside a notebook.
-        find_model(model, trust_remote_code=trusted)
+    for _, parameters in runs:
+        if "model" in parameters:  # fail here, in one line, rather than inside a notebook
+            find_model(parameters["model"], trust_remote_code=trusted)
     if "data" in given:
         load_samples(given["data"])  # likewise
+    if given.get("reviewer") and not Path(given["reviewer"]).is_dir():
+        Endpoint.from_environment(given["reviewer"], given.get("reviewer_url", ""))  # likewise
     return settings, jobs
+
+
+def _folder_name(model: str) -> str:
+    """Of a model's run: the name of its own folder, or of the hub with ``--`` for the slash."""
+    return Path(model).name if Path(model).is_absolute() else model.replace("/", "--")
+
+
+def _all_located(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with all folders and files in full; notebooks run in a folder of their own.
+
+    What is of another type than a place has is left for the check of the parameters.
+    """
+    from cmrm_utils.data import located
+
+    found = dict(given)
+    for name in ("model", "reviewer"):
+        if isinstance(given.get(name), str):
+            found[name] = _located(given[name])
+    if isinstance(given.get("judges"), list):
+        found["judges"] = [_judge(item) for item in given["judges"]]
+    if isinstance(given.get("data"), str):
+        found["data"] = located(given["data"])
+    return found
 
 
 def _judge(item: Any) -> Any:
@@ -216,9 +246,9 @@ def _judge(item: Any) -> Any:
     if not isinstance(item, dict):
         return item
     found = dict(item)
-    if "model" in found:
+    if isinstance(found.get("model"), str):
         found["model"] = _located(found["model"])
-    if "prompt" in found:
+    if isinstance(found.get("prompt"), str):
         found["prompt"] = str(Path.cwd() / found["prompt"])
     return found
 
@@ -230,8 +260,8 @@ def _located(model: str) -> str:
     """
     from cmrm_utils.models import organisms
 
-    if model not in organisms():
+    if model and model not in organisms():
         for place in (Path.cwd(), ROOT):
-            if (place / str(model)).is_dir():
-                return str((place / str(model)).resolve())
+            if (place / model).is_dir():
+                return str((place / model).resolve())
     return model

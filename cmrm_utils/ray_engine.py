@@ -9,7 +9,8 @@ from typing import Any
 from tqdm import tqdm
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.shards import Shard, ended, open_worker
+from cmrm_utils.shards import Shard, check_counts, check_lists, ended, open_worker
+from cmrm_utils.store import writing
 
 SHARES = 4
 """Shards for each worker: the quicker take more, and a killed one gives little back."""
@@ -55,7 +56,8 @@ def respond(folder: Path, experiments: Experiments, workers: int) -> None:
         workers: how many; each takes a GPU where the cluster has any.
 
     Raises:
-        InputError: Ray is not installed, or there are no workers.
+        InputError: Ray is not installed, or there are no workers; the folder has parts of another
+            number of shards; what shards wait for does not come.
     """
     try:
         import ray
@@ -63,13 +65,17 @@ def respond(folder: Path, experiments: Experiments, workers: int) -> None:
         raise InputError("--engine ray needs Ray: pip install '.[ray]'") from error
     if workers < 1:
         raise InputError(f"--workers must be 1 or more, not {workers}")
+    count = SHARES * workers
+    check_counts(folder, count)
+    for number in range(1, count + 1):  # of an earlier run: this one's shards end anew
+        with writing(folder / "parts"):
+            Shard(number, count).mark(folder).unlink(missing_ok=True)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    count = SHARES * workers
     # Twice each: the test split's trials can be made when the validation split's are through.
     rounds = [{"number": n, "again": x} for x in (False, True) for n in range(1, count + 1)]
-    waiting = True
+    waiting, before = True, None
     with tqdm(desc=f"{count} shards on {workers} workers, twice", unit="shard") as bar:
         while waiting:
             shards = ray.data.from_items(rounds, override_num_blocks=len(rounds))
@@ -82,5 +88,14 @@ def respond(folder: Path, experiments: Experiments, workers: int) -> None:
             )
             for _ in done.iter_rows():
                 bar.update()
-            waiting = any(mark["waiting"] for mark in ended(folder).values())
+            marks = ended(folder)
+            check_lists(folder)
+            waiting = any(mark["waiting"] for mark in marks.values())
+            if waiting and marks == before:
+                reason = next(mark["waiting"][0] for mark in marks.values() if mark["waiting"])
+                raise InputError(
+                    f"{folder}: shards wait for what none of them makes ({reason}): have all of "
+                    "Ray's workers the same model files, data and kind of processor?"
+                )
+            before = marks
     ray.shutdown()

@@ -5,10 +5,10 @@ the responses to an earlier one (the test split, at alphas chosen on the validat
 made when all shards are through with that: run the shards once more.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
@@ -17,12 +17,21 @@ from typing import Any
 
 import pandas as pd
 
-from cmrm_utils.engine import generate, shared_out
+from cmrm_utils.engine import STATES_ROWS, generate, shared_out
 from cmrm_utils.errors import InputError
 from cmrm_utils.experiments import EXPERIMENTS
 from cmrm_utils.judges import judge
 from cmrm_utils.notebook import Notebook
-from cmrm_utils.store import Response, Responses, Run, write_json
+from cmrm_utils.store import (
+    Response,
+    Responses,
+    Run,
+    locked,
+    read_header,
+    read_json,
+    write_json,
+    writing,
+)
 from cmrm_utils.trials import Trial, table
 
 
@@ -54,6 +63,10 @@ class Shard:
         """Where its responses go."""
         return run.folder / "parts" / f"{self.number}-of-{self.count}.jsonl"
 
+    def mark(self, folder: Path) -> Path:
+        """What says that it came to an end (:func:`ended`), in the run of a folder."""
+        return folder / "parts" / f"{self.number}-of-{self.count}.json"
+
 
 class Waiting(Exception):
     """A list cannot be made yet: other shards have still to respond to an earlier one."""
@@ -74,10 +87,23 @@ class Worker(Notebook):
         made = self._made.setdefault(name, [])
         yield from list(made)
         if name not in self._whole:
-            for trials in islice(experiment(self, parameters), len(made), None):
+            lists = islice(experiment(self, parameters), len(made), None)
+            while (trials := self._next(lists)) is not None:
                 made.append(trials)
                 yield trials
             self._whole.add(name)
+
+    def _next(self, lists: Iterator[list[Trial]]) -> list[Trial] | None:
+        """The next list, made the same on machines with other batches, or after a full memory.
+
+        Vectors are taken of states, whose last digits depend on the rows of a batch; the ids of
+        trials depend on every digit of their vectors.
+        """
+        asked, self.vlm.batch_size = self.vlm.batch_size, STATES_ROWS
+        try:
+            return next(lists, None)
+        finally:
+            self.vlm.batch_size = asked
 
     def ask(self, trials: Sequence[Trial]) -> pd.DataFrame:
         """Responses that all shards have made.
@@ -106,24 +132,28 @@ class Worker(Notebook):
         Returns:
             What is waiting for other shards, a line each; when there is none, the shard is done.
         """
-        waiting, through = [], []
+        waiting: list[str] = []
+        through: dict[str, str] = {}
         merged = self._responses(self.run.responses)
+        part = self.shard.part(self.run)
         for number, parameters in experiments:
             try:
-                for trials in self._lists(number, parameters):
-                    left = [trial for trial in trials if not merged.get(trial.id)]
+                for place, trials in enumerate(self._lists(number, parameters), start=1):
+                    # Shared out before any is left out: what a run has differs from day to day.
+                    own = shared_out(self.vlm, trials, self.shard.number, self.shard.count)
                     generate(
                         self.vlm,
-                        shared_out(self.vlm, left, self.shard.number, self.shard.count),
+                        [trial for trial in own if not merged.get(trial.id)],
                         max_new_tokens=self.max_new_tokens,
-                        out=self.shard.part(self.run),
+                        out=part,
                         progress=True,
                     )
-                    through.append(_digest(left))
+                    through[f"{number}, list {place}"] = _digest(trials)
             except Waiting as reason:
                 waiting.append(f"{number}: {reason}")
-        done = {"lists": sorted(set(through)), "waiting": waiting}
-        write_json(self.shard.part(self.run).with_suffix(".json"), done)
+        count = len(self._responses(part).all)
+        done = {"lists": through, "waiting": waiting, "responses": count}
+        write_json(self.shard.mark(self.run.folder), done)
         return waiting
 
 
@@ -146,16 +176,78 @@ def _digest(trials: Iterable[Trial]) -> str:
 
 
 def _parts(folder: Path) -> list[Path]:
-    return sorted((folder / "parts").glob("*-of-*.jsonl"))
+    return _of_shards(folder, ".jsonl")
 
 
-def ended(folder: Path) -> dict[str, Any]:
+def _of_shards(folder: Path, suffix: str) -> list[Path]:
+    every = sorted((folder / "parts").glob(f"*{suffix}"))
+    return [path for path in every if re.fullmatch(r"\d+-of-\d+", path.stem)]
+
+
+def ended(folder: Path) -> dict[str, dict[str, Any]]:
     """What each shard that came to an end says of itself, by its part's name.
 
-    ``lists`` names what it is through with, ``waiting`` what it could not make yet.
+    ``lists`` are those it is through with, each with a digest of its trials; ``waiting`` what it
+    could not make yet; ``responses`` how many its part has.
+
+    Raises:
+        InputError: a mark is damaged.
     """
-    marks = sorted((folder / "parts").glob("*-of-*.json"))
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in marks}
+    found = {}
+    for path in _of_shards(folder, ".json"):
+        mark = read_json(path)
+        if {name: type(value) for name, value in mark.items()} != MARK:
+            raise InputError(f"{path}: no mark of a shard that ended; delete it and run that again")
+        found[path.stem] = mark
+    return found
+
+
+MARK = {"lists": dict, "waiting": list, "responses": int}
+"""What :func:`ended` tells of a shard."""
+
+
+def check_counts(folder: Path, count: int | None = None) -> int | None:
+    """See that all parts and marks of a run are of as many shards.
+
+    Args:
+        folder: of the run.
+        count: as many as they should be of, where that is known.
+
+    Returns:
+        Of how many they are; None where there are none.
+
+    Raises:
+        InputError: they are of different numbers; what they hold is left as it is.
+    """
+    names = {path.stem for path in _parts(folder)} | set(ended(folder))
+    counts = {int(name.split("-of-")[1]) for name in names}
+    if len(counts | {count or n for n in counts}) > 1:
+        others = " and of ".join(map(str, sorted(counts)))
+        now = f", now they are to be of {count}" if count else ""
+        raise InputError(
+            f"{folder}: parts of {others} shards{now}; go on with as many as before, or move "
+            f"{folder / 'parts'} away, and its responses are made again"
+        )
+    return counts.pop() if counts else None
+
+
+def check_lists(folder: Path) -> None:
+    """See that the shards that came to an end were through with the same lists.
+
+    Raises:
+        InputError: two made another list at the same place.
+    """
+    known: dict[str, tuple[str, str]] = {}
+    for shard, mark in ended(folder).items():
+        for name, digest in mark["lists"].items():
+            other, wanted = known.setdefault(name, (shard, digest))
+            if digest != wanted:
+                one, two = (each.replace("-of-", "/") for each in (other, shard))
+                raise InputError(
+                    f"{folder}: shards {one} and {two} made other trials of {name}: run all shards "
+                    "again with the same parameters, on machines and batch sizes whose numbers "
+                    "are the same"
+                )
 
 
 def merge(folder: Path) -> int:
@@ -168,39 +260,54 @@ def merge(folder: Path) -> int:
         How many responses were brought in.
 
     Raises:
-        InputError: a shard is missing, or not through with what the others are through with.
+        InputError: a shard is missing, is being written, or is not through with what the others
+            are through with; a part or a mark is damaged.
     """
-    parts = _parts(folder)
-    done = ended(folder)
-    names = {path.stem for path in parts} | set(done)
-    if not names:
+    of = check_counts(folder)
+    if of is None:
         return 0
-    counts = {name.split("-of-")[1] for name in names}
-    advice = f"run what is missing (cmrm run ... --shard), or delete {folder / 'parts'}"
-    if len(counts) > 1:
-        raise InputError(f"{folder}: parts of {' and of '.join(sorted(counts))} shards; {advice}")
-    of = counts.pop()
-    every = {f"{number}-of-{of}" for number in range(1, int(of) + 1)}
-    if missing := sorted(every - set(done)):
+    done = ended(folder)
+    advice = (
+        f"run what is missing (cmrm run ... --shard), or move {folder / 'parts'} away, and its "
+        "responses are made again"
+    )
+    every = [f"{number}-of-{of}" for number in range(1, of + 1)]
+    if missing := [name for name in every if name not in done]:
         named = ", ".join(name.replace("-of-", "/") for name in missing)
         raise InputError(f"{folder}: shard {named} has not ended; {advice}")
-    lists = {one for mark in done.values() for one in mark["lists"]}
+    check_lists(folder)
+    lists = {name for mark in done.values() for name in mark["lists"]}
     for name, mark in done.items():
         if mark["waiting"] or lists - set(mark["lists"]):
             raise InputError(
                 f"{folder}: shard {name.replace('-of-', '/')} has trials left; {advice}"
             )
-    count = sum(_append(path, folder / "responses.jsonl") for path in parts)
-    shutil.rmtree(folder / "parts")
+    with ExitStack() as held:
+        for path in _parts(folder):
+            held.enter_context(locked(path))
+        parts = {name: _part(folder / "parts" / f"{name}.jsonl") for name in every}
+        for name, part in parts.items():
+            if (count := len(part.all) if part else 0) < done[name]["responses"]:
+                raise InputError(
+                    f"{folder / 'parts' / name}.jsonl has {count} of {done[name]['responses']} "
+                    f"responses; {advice}"
+                )
+        count = sum(_append(part, folder / "responses.jsonl") for part in parts.values() if part)
+        with writing(folder / "parts"):
+            shutil.rmtree(folder / "parts")
     return count
 
 
-def _append(part: Path, whole: Path) -> int:
+def _part(path: Path) -> Responses | None:
+    """A part's responses; None where there are none yet."""
+    shared = read_header(path) if path.exists() else None
+    return Responses(path, shared) if shared else None
+
+
+def _append(part: Responses, whole: Path) -> int:
     """Add a part's responses; how many were new."""
-    with part.open(encoding="utf-8") as stream:
-        shared = json.loads(stream.readline())
-    merged = Responses(whole, shared)
+    merged = Responses(whole, part.shared)
     before = len(merged.all)
     with merged.appending() as sink:
-        sink.add(Responses(part, shared).all.items())
+        sink.add(part.all.items())
     return len(merged.all) - before

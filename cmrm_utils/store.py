@@ -103,6 +103,50 @@ def write_json(path: Path, value: Any) -> None:
         draft.write_text(text + "\n", encoding="utf-8")
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Tell in one line that a file is damaged or cannot be read.
+
+    Raises:
+        InputError: for errors of the system, and of whatever reads the file.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        size = "it is empty" if path.is_file() and not path.stat().st_size else str(error)
+        reason = " ".join(size.split())[:200]
+        raise InputError(
+            f"{path}: cannot be read ({reason}): mend it, or delete it and run again what made it"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        InputError: the file is damaged, or cannot be read.
+    """
+    with reading(path):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+        return found
+
+
+def read_table(path: Path) -> "pd.DataFrame":
+    """A Parquet table.
+
+    Raises:
+        InputError: the file is damaged, or cannot be read.
+    """
+    import pandas as pd
+
+    with reading(path):
+        return pd.read_parquet(path)
+
+
 @dataclass(frozen=True)
 class Response:
     """What a model said in a trial.
@@ -125,12 +169,17 @@ class Records(Generic[Record]):
     """Records by id in one JSON-lines file; appended as they come, read on resume.
 
     The first line states what all of them share (the model, settings); files made otherwise are
-    refused. A kill may tear the last line: it is passed over, and made again.
+    refused. A kill may tear the last line: it is passed over, and made again; a file of no whole
+    line has not begun.
 
     Args:
         path: of the file; it need not exist.
         shared: what the first line states.
         kind: the dataclass that a line's fields make.
+
+    Attributes:
+        path: as given.
+        shared: as given.
 
     Raises:
         InputError: the file was made otherwise, or a line of it is damaged.
@@ -138,7 +187,7 @@ class Records(Generic[Record]):
 
     def __init__(self, path: Path, shared: Mapping[str, Any], kind: type[Record]) -> None:
         self.path = path
-        self._shared = dict(shared)
+        self.shared = dict(shared)
         self._kind = kind
         self._forget()
         if path.exists():
@@ -151,7 +200,7 @@ class Records(Generic[Record]):
 
     def _read(self) -> None:
         """Take in what the file has beyond what is known, up to its last whole line."""
-        with self.path.open("rb") as stream:
+        with reading(self.path), self.path.open("rb") as stream:
             stream.seek(self._end)
             raw = stream.read()
         for line in raw[: raw.rfind(b"\n") + 1].splitlines(keepends=True):
@@ -161,7 +210,9 @@ class Records(Generic[Record]):
             except ValueError as error:
                 raise InputError(f"{where}: not JSON") from error
             if self._lines == 0:
-                check_same(row, self._shared, self.path)
+                if not isinstance(row, dict):
+                    raise InputError(f"{where}: no JSON object that says what the lines share")
+                check_same(row, self.shared, self.path)
             else:
                 self._take(row, where)
             self._end += len(line)
@@ -211,7 +262,7 @@ class Records(Generic[Record]):
                 self._read()
                 self._stream.truncate(self._end)
             if self._end == 0:
-                self._write([self._shared])
+                self._write([self.shared])
             yield self
 
     def begin(self, digest: str) -> int:
@@ -249,6 +300,20 @@ class Records(Generic[Record]):
                 raise
         self._end += sum(map(len, lines))
         self._lines += len(lines)
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """What the first line of a file of :class:`Records` states; None where it has not begun.
+
+    Raises:
+        InputError: it states nothing, or cannot be read.
+    """
+    with reading(path), path.open("rb") as stream:
+        line = stream.readline()
+        found = json.loads(line) if line.endswith(b"\n") else None
+        if found is not None and not isinstance(found, dict):
+            raise ValueError("its first line is no JSON object")
+        return found
 
 
 class Responses(Records[Response]):
@@ -292,7 +357,7 @@ class Run:
         self.shared = dict(shared)
         self._written: list[str] = []
         settings = self.folder / "run.json"
-        begun = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+        begun = read_json(settings) if settings.exists() else {}
         if begun:
             check_same(begun, self.shared, self.folder)
         else:

@@ -1,6 +1,5 @@
 """The ``cmrm`` command: a profile, papermill over the notebooks, a report."""
 
-import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from cmrm_utils.profiles import (
     planned_jobs,
     quiet_kernels,
 )
-from cmrm_utils.store import locked, writing
+from cmrm_utils.store import locked, read_json, read_table, writing
 
 # torch, transformers, papermill and pandas are imported where they are needed, so that help and
 # complaints about bad input come at once.
@@ -158,12 +157,16 @@ def _stopping(folder: Path) -> Iterator[None]:
 
 def _work(jobs: Sequence[Job], text: str) -> None:
     """Respond to one shard of every run."""
-    from cmrm_utils.shards import Shard, open_worker
+    from cmrm_utils.shards import Shard, check_counts, check_lists, open_worker
 
     shard = Shard.parse(text)
     for job in jobs:
+        check_counts(job.folder, shard.count)
+        shard.mark(job.folder).unlink(missing_ok=True)  # it has not ended until it ends again
         experiments = job.experiments
         waiting = open_worker(job.folder, experiments[0][1], shard).work(experiments)
+        if waiting:
+            check_lists(job.folder)  # what differs would be waited for in vain
         state = f"waiting for {'; '.join(waiting)}; run it again after them" if waiting else "done"
         click.echo(f"{job.folder}, shard {text}: {state}")
 
@@ -171,36 +174,25 @@ def _work(jobs: Sequence[Job], text: str) -> None:
 def _execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int) -> None:
     """One notebook through papermill; its manifest proves that it ran to the end."""
     import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
+
+    from cmrm_utils.kernels import OwnKernel, telling
 
     output = folder / path.name
     manifest = folder / "manifests" / f"{path.stem}.json"
-    try:
-        with quiet_kernels(), writing(output):
-            manifest.unlink(missing_ok=True)
-            papermill.execute_notebook(
-                str(path),
-                str(output),
-                parameters=parameters,
-                kernel_name="python3",
-                cwd=str(path.parent),
-                execution_timeout=timeout,
-                progress_bar=False,
-                extra_arguments=KERNEL_ARGUMENTS,
-                shutdown_kernel="immediate",  # it has written all, or is to stop now
-            )
-    except PapermillExecutionError as error:
-        if error.ename == "InputError":
-            raise InputError(f"{path.name}: {error.evalue} (see {output})") from error
-        click.echo(f"cmrm: {path.name} failed in cell {error.cell_index}: ", err=True, nl=False)
-        click.echo(f"{error.ename}: {error.evalue}\nsee {output}", err=True)
-        sys.exit(1)
-    except (CellTimeoutError, DeadKernelError) as error:
-        reason = "a cell ran longer" if isinstance(error, CellTimeoutError) else "the kernel died"
-        limit = f" than {timeout} s" if isinstance(error, CellTimeoutError) else ""
-        click.echo(f"cmrm: {path.name}: {reason}{limit}; see {output}", err=True)
-        sys.exit(1)
+    with telling(path, f"see {output}", timeout), quiet_kernels(), writing(output):
+        manifest.unlink(missing_ok=True)
+        papermill.execute_notebook(
+            str(path),
+            str(output),
+            parameters=parameters,
+            kernel_name="python3",
+            kernel_manager_class=OwnKernel,
+            cwd=str(path.parent),
+            execution_timeout=timeout,
+            progress_bar=False,
+            extra_arguments=KERNEL_ARGUMENTS,
+            shutdown_kernel="immediate",  # it has written all, or is to stop now
+        )
     if not manifest.is_file():
         click.echo(f"cmrm: {path.name} ended without its last cell; see {output}", err=True)
         sys.exit(1)
@@ -208,16 +200,13 @@ def _execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int)
 
 def report(folder: Path, notebooks: Sequence[Path]) -> None:
     """Write ``report.html`` of those notebooks that ran, a headline table first if there is one."""
-    import pandas as pd
-
     from cmrm_utils.labels import load_responses
     from cmrm_utils.report import write_report
 
     headline, reading = None, ""
-    if (path := folder / "tables" / "headline.parquet").is_file():
-        headline = pd.read_parquet(path)
-        metrics = json.loads((folder / "metrics" / "05_utility_evaluation.json").read_text())
-        reading = metrics["reading"]
+    said = folder / "metrics" / "05_utility_evaluation.json"
+    if (path := folder / "tables" / "headline.parquet").is_file() and said.is_file():
+        headline, reading = read_table(path), read_json(said)["reading"]
     responses = None
     if (folder / "tables" / "04_responses.parquet").is_file():
         responses = load_responses(folder)

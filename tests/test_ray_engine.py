@@ -12,7 +12,7 @@ from test_shards import PARAMETERS, texts, work
 
 from cmrm_utils import InputError
 from cmrm_utils.ray_engine import respond
-from cmrm_utils.shards import merge
+from cmrm_utils.shards import ended, merge
 
 ray = pytest.importorskip("ray")
 
@@ -56,6 +56,38 @@ def test_a_killed_worker_costs_no_trial(tmp_path, monkeypatch):
     work(tmp_path / "one", parameters, 1, 1, ["04"])
     merge(tmp_path / "one")
     assert texts(tmp_path / "ray") == texts(tmp_path / "one")
+
+
+def test_parts_of_another_number_of_workers(tmp_path):
+    """Refused before Ray starts, and left as they are."""
+    (tmp_path / "parts").mkdir()
+    mark = tmp_path / "parts" / "1-of-4.json"
+    mark.write_text('{"lists": {}, "waiting": ["04: 3 responses of other shards"], "responses": 0}')
+    with pytest.raises(InputError, match="parts of 4 shards, now they are to be of 8"):
+        respond(tmp_path, [("04", PARAMETERS)], 2)
+    assert mark.exists()
+
+
+@pytest.mark.usefixtures("ray_starts")
+def test_what_never_comes_is_not_waited_for(tmp_path, monkeypatch):
+    """Beside the mark of an earlier run; and where every round leaves the same to be waited for."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("cmrm_utils.ray_engine.SHARES", 1)
+    parameters = {**PARAMETERS, "model": "organism", "n": 2, "n_test": 2}
+    (tmp_path / "parts").mkdir()
+    mark = tmp_path / "parts" / "1-of-1.json"
+    stale = '{"lists": {}, "waiting": ["04: 3 responses of other shards"], "responses": 0}'
+    mark.write_text(stale)
+    respond(tmp_path, [("01", parameters)], 1)
+    assert merge(tmp_path) > 0
+    real = ended
+
+    def waiting(folder):
+        return {name: {**mark, "waiting": ["for ever"]} for name, mark in real(folder).items()}
+
+    monkeypatch.setattr("cmrm_utils.ray_engine.ended", waiting)
+    with pytest.raises(InputError, match=r"wait for what none of them makes \(for ever\)"):
+        respond(tmp_path, [("01", parameters)], 1)
 
 
 def test_no_workers(tmp_path):

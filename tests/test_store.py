@@ -244,6 +244,36 @@ def test_a_torn_header_is_written_again(path):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("begun", [b"", b'{"mod', b"\0\0"])
+def test_a_file_of_no_whole_line_has_not_begun(path, begun):
+    """A kill, or a crash of the machine, just after it was created."""
+    whole = path.read_bytes()
+    path.write_bytes(begun)
+    assert store.read_header(path) is None
+    kept = Responses(path, SHARED)
+    assert not kept.all
+    with kept.appending() as sink:
+        sink.add([("a", FIRST), ("b", SECOND)])
+    assert path.read_bytes() == whole
+    assert store.read_header(path) == SHARED
+
+
+@pytest.mark.parametrize("line", [b"[1]\n", b"5\n", b"\n", b"\0\n"])
+def test_a_first_line_that_says_nothing_is_named(path, line):
+    path.write_bytes(line)
+    with pytest.raises(InputError, match=r"responses\.jsonl"):
+        Responses(path, SHARED)
+    with pytest.raises(InputError, match=r"responses\.jsonl"):
+        store.read_header(path)
+
+
+@pytest.mark.parametrize("name", ["run.json", "responses.jsonl"])
+def test_what_is_a_folder_is_named(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=rf"{name}: cannot be read \(.*Is a directory"):
+        Responses(Run(tmp_path, "one", RUN).responses, SHARED)
+
+
 def test_damage_within_is_named_by_line(path):
     lines = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([lines[0], lines[1][:9], *lines[2:]]))
@@ -370,6 +400,24 @@ def test_a_folder_of_another_model_or_data_is_refused(tmp_path, key, value):
     with pytest.raises(InputError, match=rf"{key} = {RUN[key]!r}, not {value!r}.*another output"):
         Run(tmp_path, "one", {**RUN, key: value})
     assert run.manifest.is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [("", "it is empty"), ("{", "Expecting"), ("[1]", "no JSON object")]
+)
+def test_a_damaged_run_is_named(tmp_path, content, why):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(InputError, match=rf"run\.json: cannot be read \(.*{why}"):
+        Run(tmp_path, "one", RUN)
+    assert (tmp_path / "run.json").read_text() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1"])
+def test_a_damaged_table_is_named(tmp_path, content):
+    (tmp_path / "x.parquet").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.parquet: cannot be read") as raised:
+        store.read_table(tmp_path / "x.parquet")
+    assert "\n" not in str(raised.value)
 
 
 def test_other_versions_are_warned_of_and_recorded(tmp_path, monkeypatch):

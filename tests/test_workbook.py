@@ -2,9 +2,11 @@ import asyncio
 import errno
 import html
 import inspect
+import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -31,6 +33,7 @@ data: str = "organism"
 out: str = "runs/x"
 alpha: float = 0.1
 n: int = 3
+alphas: list[float] = [0.5]
 kinds: list = []
 settings: dict = {}
 judges: list = []
@@ -72,7 +75,7 @@ def run(desk, *arguments):
 
 
 def test_runs_a_profile_and_reports(desk):
-    done = run(desk, "-p", "alpha", "0.25")
+    done = run(desk, "-p", "alpha", "25e-2", "-p", "alphas", "[1e-2, 0.1]")
     assert done.exit_code == 0, done.output
     assert (desk.folder / "01_small.ipynb").is_file()
     page = (desk.folder / "report.html").read_text()
@@ -85,13 +88,22 @@ def test_runs_a_profile_and_reports(desk):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-p", "alhpa", "0.1"], "alhpa"),
+        (["-p", "alhpa", "0.1"], "'alhpa'; did you mean 'alpha'?"),
         (["-p", "alpha", "high"], "alpha"),
         (["-p", "alpha", ".nan"], "alpha"),
+        (["-p", "alphas", "[0.1, null]"], "alphas, element 2 = None"),
+        (["-p", "alphas", "[yes]"], "alphas, element 1 = True"),
+        (["-p", "alphas", "[]"], "alphas = []: it is empty (01_small.ipynb takes a list[float])"),
+        (["-p", "alphas", "[.inf]"], "alphas, element 1 = inf"),
+        (["-p", "alphas", "[0.1, 1e-1]"], "0.1 is in it twice"),
+        (["-p", "n", "0"], "n = 0"),
+        (["-p", "judges", "[keywrd]"], "did you mean 'keyword'"),
+        (["-p", "reviewer", "nobody"], "reviewer 'nobody'"),
         (["-p", "n", "2.5"], "n = 2.5"),
         (["-p", "n", "true"], "n = True"),
         (["-p", "kinds", "a"], "kinds"),
         (["-p", "settings", "vicuna"], "takes a dict"),
+        (["-p", "settings", "{dtyp: float32}"], "did you mean 'dtype'"),
         (["-p", "alpha", "[1"], "alpha"),
         (["-p", "model", "no-such-model-anywhere"], "no-such-model-anywhere"),
         (["-p", "data", "no-such-data"], "no-such-data"),
@@ -101,6 +113,7 @@ def test_runs_a_profile_and_reports(desk):
 )
 def test_bad_input_is_one_line_and_exit_code_2(desk, arguments, words, home, monkeypatch):
     monkeypatch.setenv("CMRM_DATA", str(home))
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     shutil.rmtree(home / "coco")
     done = run(desk, *arguments)
     assert done.exit_code == 2
@@ -108,6 +121,92 @@ def test_bad_input_is_one_line_and_exit_code_2(desk, arguments, words, home, mon
     assert len(lines) == 1
     assert words in lines[0]
     assert not desk.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("profile", "words"),
+    [
+        ("timout: 5", "a profile has no 'timout'; did you mean 'timeout'?"),
+        ("timeout: soon", "timeout = 'soon'"),
+        ("timeout: 0", "timeout = 0"),
+        ("description: [a]", "description = ['a']"),
+        ("parameters: [n]", "parameters = ['n']"),
+        ("parameters: {n: [1]}", "parameter n = [1]"),
+        ("notebooks: {a: 1}", "notebooks = {'a': 1}"),
+        ("notebooks: []", "notebooks = []"),
+        ("notebooks: [7]", "no notebook 07"),
+        ("models: organism", "models = 'organism': write a list of models"),
+        ("models:", "models = None"),
+        ("models: []", "models = []"),
+        ("models: [organism, null]", "models, element 2 = None"),
+        ("models: [7]", "models, element 1 = 7"),
+        ("models: [organism, organism]", "would share the folder organism"),
+        ("models: [organism, no-such-model]", "no-such-model"),
+        ("models: [organism, ../no-such-model]", "no-such-model"),
+        ("- n", "small.yaml = ['n']"),
+        ("", "small.yaml = None"),
+    ],
+)
+def test_a_broken_profile_is_one_line(desk, profile, words):
+    (profiles.PROFILES / "small.yaml").write_text(profile)
+    done = run(desk)
+    assert done.exit_code == 2, done.output
+    (line,) = done.stderr.strip().splitlines()
+    assert words in line
+    assert not desk.folder.exists()
+
+
+def test_models_of_a_profile_have_folders_of_their_own(desk, family_folders, monkeypatch):
+    """A folder is found from where the command runs; the run never lies in the model's folder."""
+    here = desk.folder.parent
+    for name in ("mine", "theirs"):
+        (here / name).mkdir()
+        source = family_folders["llava"]
+        without = shutil.ignore_patterns("*.safetensors")
+        shutil.copytree(source, here / name / "llava", ignore=without)
+    monkeypatch.chdir(here)
+    profile = profiles.PROFILES / "small.yaml"
+    profile.write_text("models: [organism, mine/llava]\nnotebooks: [1]")
+    _, jobs = profiles.planned_jobs("small", [], None, None)
+    assert [job.folder.name for job in jobs] == ["organism", "llava"]
+    assert {job.folder.parent.name for job in jobs} == {"small"}
+    (shared,) = jobs[1].notebooks.values()
+    assert shared["model"] == str(here / "mine" / "llava")
+    assert [job.folder for job in profiles.planned_jobs(str(profile), [], None, None)[1]] == [
+        job.folder for job in jobs
+    ]
+    profile.write_text("models: [mine/llava, theirs/llava]")
+    with pytest.raises(profiles.InputError, match="share the folder llava"):
+        profiles.planned_jobs("small", [], None, None)
+    assert profiles._folder_name("llava-hf/llava-1.5-7b-hf") == "llava-hf--llava-1.5-7b-hf"
+
+
+def test_another_environments_kernel_is_not_taken(desk, tmp_path, monkeypatch):
+    """Nor another backend: the figures are shown in the notebook."""
+    kernel = tmp_path / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    ran = tmp_path / "other-kernel-ran"
+    argv = ["/bin/sh", "-c", f"touch {ran}"]
+    kernel.write_text(json.dumps({"argv": argv, "display_name": "P", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    monkeypatch.setenv("MPLBACKEND", "pdf")
+    desk.write(FINISH + "import sys, matplotlib; print(sys.executable, matplotlib.get_backend())")
+    done = run(desk)
+    assert done.exit_code == 0, done.output
+    page = (desk.folder / "report.html").read_text()
+    assert f"{sys.executable} " in page
+    assert "inline" in page
+    assert not ran.exists()
+
+
+def test_a_kernel_that_does_not_start(desk, monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    done = run(desk)
+    assert done.exit_code == 1
+    (line,) = (text for text in done.stderr.splitlines() if text.startswith("cmrm: "))
+    assert line.startswith("cmrm: 01_small.ipynb: no kernel starts (Kernel died")
+    assert "Traceback" not in done.stderr
 
 
 def test_settings_of_the_model_reach_the_notebook(desk):
@@ -131,6 +230,7 @@ def test_a_models_folder_is_found_from_where_the_command_runs(desk, family_folde
 def test_folders_and_prompts_of_judges_and_reviewers_are_found_too(desk, monkeypatch):
     here = desk.folder.parent
     (here / "critic").mkdir()
+    (here / "p.txt").write_text("{query} {response}")
     monkeypatch.chdir(here)
     desk.write(FINISH + "print(reviewer, judges)")
     judges = "[keyword, llama-3-helps=critic, {judge: harmbench, model: critic, prompt: p.txt}]"

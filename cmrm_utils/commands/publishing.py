@@ -1,6 +1,5 @@
 """``cmrm refresh`` and ``cmrm publish``: what of a run is kept in the repository."""
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from tqdm import tqdm
 
 from cmrm_utils.errors import InputError
 from cmrm_utils.profiles import KERNEL_ARGUMENTS, numbered_notebooks, quiet_kernels
-from cmrm_utils.store import ROOT, STORED
+from cmrm_utils.store import ROOT, STORED, read_json, read_table, replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +60,8 @@ def refresh(only: str | None) -> None:
     import nbformat
     from nbclient import NotebookClient
 
+    from cmrm_utils.kernels import OwnKernel, telling
+
     folders = [ROOT / "runs" / name for name in ("default", "research")]
     if only is None:
         for folder in folders:
@@ -68,11 +69,12 @@ def refresh(only: str | None) -> None:
     for path in (bar := tqdm(numbered_notebooks(only), unit="notebook", file=sys.stderr)):
         bar.set_description(path.stem)
         notebook = nbformat.read(path, as_version=4)
-        with quiet_kernels():
+        with telling(path, "it is left as it was", timeout := 1200), quiet_kernels():
             NotebookClient(
                 notebook,
-                timeout=1200,
+                timeout=timeout,
                 kernel_name="python3",
+                kernel_manager_class=OwnKernel,
                 record_timing=False,
                 resources={"metadata": {"path": str(path.parent)}},
                 extra_arguments=KERNEL_ARGUMENTS,
@@ -81,7 +83,8 @@ def refresh(only: str | None) -> None:
             "kernelspec": notebook.metadata["kernelspec"],
             "language_info": {"name": "python"},
         }
-        nbformat.write(notebook, path)
+        with replacing(path) as draft:
+            nbformat.write(notebook, draft)
     STORED.mkdir(exist_ok=True)
     for path in numbered_notebooks(only):
         for metrics in (folder / "metrics" / f"{path.stem}.json" for folder in folders):
@@ -112,17 +115,14 @@ def publish(folder: Path) -> None:
         for path, tables in made.items():  # all of them read: one that cannot be leaves all as is
             if tables:
                 rows = _beside_others(path, pd.concat(tables))
-                rows.to_csv(path, index=False, float_format="%.5g")
+                with replacing(path) as draft:
+                    rows.to_csv(draft, index=False, float_format="%.5g")
         click.echo(f"stored tables of {', '.join(each.name for each in runs)} in {STORED}")
         return
     pictures = sorted((folder / "figures").glob("*.png"))
     headline = folder / "tables" / "headline.parquet"
     if not pictures or not headline.is_file():
         raise InputError(f"{folder}: no finished run (no figures or no headline table)")
-    target = ROOT / "figures"
-    target.mkdir(exist_ok=True)
-    for picture in pictures:
-        shutil.copy(picture, target / picture.name)
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     start, end = "<!-- headline -->\n", "<!-- /headline -->"
@@ -130,20 +130,25 @@ def publish(folder: Path) -> None:
     _, found, after = rest.partition(end)
     if not found:
         raise InputError(f"{readme}: no place for the headline table")
-    readme.write_text(before + start + _markdown(pd.read_parquet(headline)) + end + after)
+    shown = _markdown(read_table(headline))
+    target = ROOT / "figures"
+    target.mkdir(exist_ok=True)
+    for picture in pictures:
+        shutil.copy(picture, target / picture.name)
+    with replacing(readme) as draft:
+        draft.write_text(before + start + shown + end + after, encoding="utf-8")
     click.echo(f"{len(pictures)} figures and the headline table of {folder}")
 
 
 def _stored_table(folder: Path, name: str) -> "pd.DataFrame":
-    import pandas as pd
-
     number = name.partition("_")[0]
     # A notebook's manifest is written last: without it the table may be of an earlier try.
-    if not list((folder / "manifests").glob(f"{number}_*.json")):
+    if not [read_json(each) for each in (folder / "manifests").glob(f"{number}_*.json")]:
         raise InputError(f"{folder}: notebook {number} has not run to its end; run it again")
-    shared = json.loads((folder / "run.json").read_text())
-    rows = pd.read_parquet(folder / "tables" / f"{name}.parquet")
-    return rows.assign(model=shared["model"], fingerprint=shared["fingerprint"])
+    rows = read_table(folder / "tables" / f"{name}.parquet")
+    # A model in a folder is named as its run is: stored tables hold no paths of a machine.
+    fingerprint = read_json(folder / "run.json")["fingerprint"]
+    return rows.assign(model=folder.name, fingerprint=fingerprint)
 
 
 def _beside_others(path: Path, made: "pd.DataFrame") -> "pd.DataFrame":

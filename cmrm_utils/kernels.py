@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import click
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
 
 from cmrm_utils.errors import InputError
 
@@ -63,5 +63,5 @@ def telling(path: Path, see: str, timeout: int) -> Iterator[None]:
 
 
 def _fail(text: str) -> None:
-    click.echo(f"cmrm: {text}", err=True)
+    tqdm.write(f"cmrm: {text}", file=sys.stderr)  # on a line of its own, not behind a bar
     sys.exit(1)

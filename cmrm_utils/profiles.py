@@ -175,7 +175,7 @@ def planned_jobs(
         InputError: no such profile, parameter, model or data.
     """
     from cmrm_utils.data import load_samples, located
-    from cmrm_utils.models import find_model
+    from cmrm_utils.models import WHERE, find_model
 
     settings = load_profile(profile)
     asked = only or settings.get("notebooks")
@@ -199,10 +199,11 @@ def planned_jobs(
         Job(place, check_parameters({**parameters, "out": str(place)}, notebooks))
         for place, parameters in runs
     ]
-    trusted = bool((given.get("settings") or {}).get("trust_remote_code", False))
+    loading = given.get("settings") or {}
+    finding = {key: loading[key] for key in ("trust_remote_code", *WHERE) if key in loading}
     for model in {parameters["model"] for _, parameters in runs if "model" in parameters}:
         # Fail here, in one line, rather than inside a notebook.
-        find_model(model, trust_remote_code=trusted)
+        find_model(model, **finding)
     if "data" in given:
         load_samples(given["data"])  # likewise
     return settings, jobs

@@ -78,9 +78,9 @@ class _Images:
         if key not in self._kept:
             picture = prompt.trial.load_image()
             assert picture is not None
-            self._bound(ENCODED_BYTES - self.largest)
+            self._bound(ENCODED_BYTES - self.largest, least=0)
             self._kept[key] = vlm.encode(picture)
-            self._bound(ENCODED_BYTES)
+            self._bound(ENCODED_BYTES, least=1)
         self._kept.move_to_end(key)
         return self._kept[key]
 
@@ -89,9 +89,14 @@ class _Images:
         """Bytes of the largest image, which the next one is taken to have too."""
         return max((each.features.nbytes for each in self._kept.values()), default=0)
 
-    def _bound(self, most: int) -> None:
-        while len(self._kept) > 1 and sum(x.features.nbytes for x in self._kept.values()) > most:
-            self._kept.popitem(last=False)
+    def holds_other(self, key: str) -> bool:
+        """Whether it has any image but that of a key."""
+        return any(each != key for each in self._kept)
+
+    def _bound(self, most: int, *, least: int) -> None:
+        size = sum(each.features.nbytes for each in self._kept.values())
+        while len(self._kept) > least and size > most:
+            size -= self._kept.popitem(last=False)[1].features.nbytes
 
 
 _encoded: WeakKeyDictionary[VLM, _Images] = WeakKeyDictionary()
@@ -202,16 +207,16 @@ class _Size:
         self.rows = rows or vlm.batch_size
         self._tokens = _memory(vlm) // _token_bytes(vlm)
         self._longest = 1
-        self._last: Trial | None = None
+        self._last: Prompt | None = None
 
     @property
     def limit(self) -> int:
         """Rows that a batch may have, each as long as the longest that has entered so far."""
         return max(1, min(self.rows, self._tokens // self._longest))
 
-    def begin(self, *trials: Trial) -> None:
-        """Say that rows are to enter, the last one last: it is named if it does not fit alone."""
-        self._longest, self._last = 1, trials[-1] if trials else None
+    def begin(self, *rows: _Planned) -> None:
+        """Start a batch; its last row so far is named if it does not fit alone."""
+        self._longest, self._last = 1, rows[-1].prompt if rows else None
 
     def entering(
         self, queue: Iterable[_Planned], most: int, *, inside: int = 0, new: int = 0
@@ -234,7 +239,7 @@ class _Size:
             fresh = planned.prompt.image_at is not None and key not in shown
             if rows and fresh and sum(shown.values()) + images.largest > ENCODED_BYTES:
                 break
-            self._last = planned.prompt.trial
+            self._last = planned.prompt
             row = planned.row(self._vlm)
             self._longest = max(self._longest, len(row.tokens) + new)
             if inside + len(rows) >= self.limit:
@@ -260,17 +265,22 @@ class _Size:
         return None
 
     def _halve(self, error: BaseException) -> None:
-        others = len(_images(self._vlm)) > 1
-        _encoded.pop(self._vlm, None)
+        last = self._last
+        images = _encoded.pop(self._vlm, _Images())
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if self.rows > 1:
             self.rows //= 2
             self._vlm.batch_size = min(self._vlm.batch_size, self.rows)
             _log.warning("out of memory: going on with batches of %d", self.rows)
-        elif not others:
-            who = f"sample {self._last.sample.id} (image {self._last.image})" if self._last else ""
-            raise torch.OutOfMemoryError(f"{who}: no memory even for it alone ({error})") from error
+        elif last is None:
+            raise error
+        elif not images.holds_other(last.image_key):
+            trial = last.trial
+            raise torch.OutOfMemoryError(
+                f"sample {trial.sample.id} (image {trial.image}): no memory even for it alone "
+                f"({error})"
+            ) from error
 
 
 def _alike(rows: Iterable[_Planned], limit: int) -> list[_Planned]:
@@ -525,7 +535,7 @@ def _decode(
                 if rows:
                     new = Batch(vlm, steer, rows, names[: len(rows)], beginnings, max_new_tokens)
                     written |= {name: [] for name in new.names}
-                    for _ in rows:
+                    for _ in new.names:
                         queue.popleft()
                     del rows  # and with them their images, which are in the cache by now
                     if batch:
@@ -602,7 +612,7 @@ def _generate(
     for start in range(0, len(pack), size.rows):
         these = pack[start : start + size.rows]
         batch = [each.prompt.trial for each in these]
-        size.begin(*batch)
+        size.begin(*these)
         inputs = _inputs(vlm, batch)
         edits = [trial.active_edit for trial in batch]
         watch = _Broken()

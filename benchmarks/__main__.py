@@ -5,6 +5,8 @@ import os
 from importlib import import_module
 from pathlib import Path
 
+import cmrm_utils  # noqa: F401  # before torch: it sets how torch's threads wait
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -13,7 +15,17 @@ import torch
 from benchmarks import peers, report
 from benchmarks.setting import Setting, load
 
-TOPICS = ("extraction", "generation", "sweep", "steering", "memory", "images", "baking")
+TOPICS = (
+    "extraction",
+    "generation",
+    "sweep",
+    "steering",
+    "memory",
+    "images",
+    "baking",
+    "busy",
+    "bfloat16",
+)
 LARGE = ("full_size",)
 """Only run when asked for."""
 

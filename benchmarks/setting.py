@@ -38,6 +38,8 @@ class Size:
     heads: int
     vocabulary: int
     tower: tuple[int, int, int, int]
+    key_heads: int | None = None
+    tied: bool = False
 
     @property
     def text(self) -> str:
@@ -130,16 +132,17 @@ def random_llava(size: Size, device: torch.device, dtype: torch.dtype) -> VLM:
             intermediate_size=size.inner,
             num_hidden_layers=size.layers,
             num_attention_heads=size.heads,
+            num_key_value_heads=size.key_heads or size.heads,
             max_position_embeddings=4096,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            tie_word_embeddings=False,
+            tie_word_embeddings=size.tied,
         ),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-2,
         image_seq_length=IMAGE_TOKENS,
-        tie_word_embeddings=False,
+        tie_word_embeddings=size.tied,
     )
     torch.manual_seed(0)
     before = torch.get_default_dtype()

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cmrm_utils.errors import InputError
+from cmrm_utils.spinning import spin_less
 
 if TYPE_CHECKING:
     from cmrm_utils.baking import bake
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from cmrm_utils.sample import Sample
     from cmrm_utils.trials import Trial, table
     from cmrm_utils.vectors import ShiftVectors, extract_shift
+
+spin_less()
 
 _HOMES = {
     "baking": ("bake",),

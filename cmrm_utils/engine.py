@@ -54,31 +54,77 @@ ENCODED_BYTES = 2**30
 Made = TypeVar("Made")
 
 _log = logging.getLogger(__name__)
-_encoded: WeakKeyDictionary[VLM, OrderedDict[str, EncodedImage]] = WeakKeyDictionary()
 
 
-def _encode(vlm: VLM, prompt: Prompt) -> EncodedImage | None:
-    """A prompt's image, encoded once while there is room.
+class _Images:
+    """A model's encoded images, within :data:`ENCODED_BYTES`; those shown last stay.
 
-    Images are encoded one by one, so that none depends on which others came with it.
+    Args:
+        state: of what encoded them (:attr:`cmrm_utils.models.VLM.picture_state`).
     """
-    if prompt.image_at is None:
-        return None
-    kept = _encoded.setdefault(vlm, OrderedDict())
-    key = prompt.trial.image_key
-    if key not in kept:
-        picture = prompt.trial.load_image()
-        assert picture is not None
-        kept[key] = vlm.encode(picture)
-        while len(kept) > 1 and sum(x.features.nbytes for x in kept.values()) > ENCODED_BYTES:
-            kept.popitem(last=False)
-    kept.move_to_end(key)
-    return kept[key]
+
+    def __init__(self, state: Any = None) -> None:
+        self.state = state
+        self._kept: OrderedDict[str, EncodedImage] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, vlm: VLM, prompt: Prompt) -> EncodedImage | None:
+        """A prompt's image, encoded once while there is room.
+
+        Images are encoded one by one, so that none depends on which others came with it.
+        """
+        if prompt.image_at is None:
+            return None
+        key = prompt.image_key
+        if key not in self._kept:
+            picture = prompt.trial.load_image()
+            assert picture is not None
+            self._bound(ENCODED_BYTES - self.largest, least=0)
+            self._kept[key] = vlm.encode(picture)
+            self._bound(ENCODED_BYTES, least=1)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest image, which the next one is taken to have too."""
+        return max((each.features.nbytes for each in self._kept.values()), default=0)
+
+    def holds_other(self, key: str) -> bool:
+        """Whether it has any image but that of a key."""
+        return any(each != key for each in self._kept)
+
+    def _bound(self, most: int, *, least: int) -> None:
+        size = sum(each.features.nbytes for each in self._kept.values())
+        while len(self._kept) > least and size > most:
+            size -= self._kept.popitem(last=False)[1].features.nbytes
 
 
-def _unique(trials: Sequence[Trial]) -> list[Trial]:
-    """One trial for each id, in order of first appearance."""
-    return list({trial.id: trial for trial in trials}.values())
+_encoded: WeakKeyDictionary[VLM, _Images] = WeakKeyDictionary()
+
+
+def _images(vlm: VLM) -> _Images:
+    return _encoded.setdefault(vlm, _Images())
+
+
+def _renew_images(vlm: VLM, trials: Iterable[Trial]) -> None:
+    """Forget images that the vision tower, the projector or the processor would encode anew."""
+    if vlm.sees_images and any(trial.has_image for trial in trials):
+        state = vlm.picture_state
+        if _images(vlm).state != state:
+            _encoded[vlm] = _Images(state)
+
+
+def _unique(trials: Iterable[Trial]) -> tuple[list[str], dict[str, Trial]]:
+    """The ids of trials, and one trial for each id, in order of first appearance."""
+    ids: list[str] = []
+    unique: dict[str, Trial] = {}
+    for trial in trials:
+        ids.append(trial.id)
+        unique.setdefault(ids[-1], trial)
+    return ids, unique
 
 
 def _bar(total: int, title: str, progress: bool) -> Any:
@@ -88,14 +134,15 @@ def _bar(total: int, title: str, progress: bool) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class _Planned:
-    """A prompt, and how many of its first ids (an image counting one) others share."""
+    """A trial's id and prompt, and how many first ids (an image counting one) others share."""
 
+    id: str
     prompt: Prompt
     shared: int
     beginning: tuple[Any, ...]
 
     def row(self, vlm: VLM) -> Row:
-        made = tokens(vlm, self.prompt, _encode(vlm, self.prompt))
+        made = tokens(vlm, self.prompt, _images(vlm).get(vlm, self.prompt))
         grown = len(made) - len(self.prompt.ids) if self.has_image_in_beginning else 0
         edit = self.prompt.trial.active_edit
         return Row(made, edit, self.shared + grown, self.beginning)
@@ -106,26 +153,26 @@ class _Planned:
         return at is not None and at < self.shared
 
 
-def _planned(vlm: VLM, trials: Sequence[Trial]) -> list[_Planned]:
-    """Trials in the order in which they run: together what shares a beginning, a length, an image.
+def _planned(vlm: VLM, trials: Mapping[str, Trial]) -> list[_Planned]:
+    """The order in which trials run: together what shares a beginning, a length, an image.
 
     Beginnings are shared where prompts, images and edits of the beginning are the same, and the
     model's cache can be cut.
     """
-    made, sharing = prompts(vlm, trials), can_share(vlm)
-    groups: dict[tuple[str, str], list[Prompt]] = defaultdict(list)
-    for prompt in made:
+    made, sharing = prompts(vlm, list(trials.values())), can_share(vlm)
+    groups: dict[tuple[str, str], list[tuple[str, Prompt]]] = defaultdict(list)
+    for key, prompt in zip(trials, made, strict=True):
         edit = prompt.trial.active_edit
         before = edit.digest if edit is not None and edit.touches_beginnings else "none"
-        groups[prompt.trial.image_key, before].append(prompt)
+        groups[prompt.image_key, before].append((key, prompt))
     found = []
     for name, group in groups.items():
-        shared = _shared([p.ids for p in group]) if sharing and len(group) > 1 else 0
-        image = group[0].image_at
+        shared = _shared([p.ids for _, p in group]) if sharing and len(group) > 1 else 0
+        image = group[0][1].image_at
         many = image is not None and image < shared  # an image alone is worth it
         if not many and shared < WORTH_SHARING:
             shared = 0
-        found += [_Planned(prompt, shared, name) for prompt in group]
+        found += [_Planned(key, prompt, shared, name) for key, prompt in group]
     places = {name: i for i, name in enumerate(groups)}
     return sorted(
         found,
@@ -133,7 +180,7 @@ def _planned(vlm: VLM, trials: Sequence[Trial]) -> list[_Planned]:
             places[p.beginning] if p.shared else -1,
             p.prompt.image_at is not None,
             len(p.prompt.ids),
-            p.prompt.trial.image_key,
+            p.prompt.image_key,
         ),
     )
 
@@ -151,22 +198,69 @@ class _Size:
     Args:
         vlm: the model.
         rows: as asked for.
+
+    Raises:
+        InputError: fewer than one row.
     """
 
     def __init__(self, vlm: VLM, rows: int | None) -> None:
+        if rows is not None and rows < 1:
+            raise InputError(f"batch_size must be 1 or more, not {rows}")
         self._vlm = vlm
         self.rows = rows or vlm.batch_size
-        self.tokens = _memory(vlm) // _token_bytes(vlm)
+        self._tokens = _memory(vlm) // _token_bytes(vlm)
+        self._longest = 1
+        self._last: Prompt | None = None
+
+    @property
+    def limit(self) -> int:
+        """Rows that a batch may have, each as long as the longest that has entered so far."""
+        return max(1, min(self.rows, self._tokens // self._longest))
+
+    def begin(self, *rows: _Planned) -> None:
+        """Start a batch; its last row so far is named if it does not fit alone."""
+        self._longest, self._last = 1, rows[-1].prompt if rows else None
+
+    def entering(
+        self, queue: Iterable[_Planned], most: int, *, inside: int = 0, new: int = 0
+    ) -> list[Row]:
+        """The next rows of a batch, their images encoded; more only where memory holds them.
+
+        Args:
+            queue: what is to come.
+            most: rows that may enter.
+            inside: rows that the batch has.
+            new: tokens that each row is to be given.
+
+        Returns:
+            Rows that all share beginnings, or none does; at least one if the batch is empty.
+        """
+        rows: list[Row] = []
+        shown: dict[str, int] = {}
+        for planned in _alike(queue, most):
+            key, images = planned.prompt.image_key, _images(self._vlm)
+            fresh = planned.prompt.image_at is not None and key not in shown
+            if rows and fresh and sum(shown.values()) + images.largest > ENCODED_BYTES:
+                break
+            self._last = planned.prompt
+            row = planned.row(self._vlm)
+            self._longest = max(self._longest, len(row.tokens) + new)
+            if inside + len(rows) >= self.limit:
+                break
+            if row.tokens.image is not None:
+                shown[key] = row.tokens.image.features.nbytes
+            rows.append(row)
+        return rows
 
     def attempt(self, job: Callable[[], Made]) -> Made | None:
         """What a job gives; None if memory ran out, with half as many rows from here on.
 
         Raises:
-            torch.OutOfMemoryError: a single row did not fit.
+            torch.OutOfMemoryError: a single row did not fit; it names the sample.
         """
         try:
             return job()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
             failure = error.with_traceback(None)  # which would keep the batch's tensors alive
@@ -174,21 +268,25 @@ class _Size:
         return None
 
     def _halve(self, error: BaseException) -> None:
-        if self.rows == 1:
-            raise error
-        self.rows = max(1, self.rows // 2)
-        self._vlm.batch_size = min(self._vlm.batch_size, self.rows)
-        _log.warning("out of memory: going on with batches of %d", self.rows)
+        last = self._last
+        images = _encoded.pop(self._vlm, _Images())
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if self.rows > 1:
+            self.rows //= 2
+            self._vlm.batch_size = min(self._vlm.batch_size, self.rows)
+            _log.warning("out of memory: going on with batches of %d", self.rows)
+        elif last is None:
+            raise error
+        elif not images.holds_other(last.image_key):
+            trial = last.trial
+            raise torch.OutOfMemoryError(
+                f"sample {trial.sample.id} (image {trial.image}): no memory even for it alone "
+                f"({error})"
+            ) from error
 
-    def fitting(self, rows: Sequence[Row], new: int = 0) -> int:
-        """How many of these rows, each to be given so many new tokens, a batch may have."""
-        longest = max(len(row.tokens) for row in rows) + new
-        return max(1, min(self.rows, self.tokens // longest))
 
-
-def _alike(rows: Iterable[Any], limit: int) -> list[Any]:
+def _alike(rows: Iterable[_Planned], limit: int) -> list[_Planned]:
     """The first rows, at most ``limit``: all of them share beginnings, or none does."""
     first = list(islice(rows, limit))
     return next(([*some] for _, some in groupby(first, lambda row: row.shared > 0)), [])
@@ -213,13 +311,14 @@ def _token_bytes(vlm: VLM) -> int:
     return (2 * kept + passing) * vlm.model.dtype.itemsize
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _out_of_memory(error: BaseException) -> bool:
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def _in_batches(
     vlm: VLM,
-    trials: Sequence[Trial],
+    trials: Mapping[str, Trial],
     batch_size: int | None,
     bar: Any,
     run: Callable[[list[Row], Beginnings], Tensor],
@@ -227,18 +326,19 @@ def _in_batches(
     """What ``run`` gives for each row, by trial id; a batch that does not fit is halved."""
     size, beginnings = _Size(vlm, batch_size), Beginnings()
     most = batch_size or STATES_ROWS
+    _renew_images(vlm, trials.values())
     queue = deque(_planned(vlm, trials))
     found: dict[str, Tensor] = {}
 
     def batch() -> Tensor:
-        rows = [planned.row(vlm) for planned in _alike(queue, min(size.rows, most))]
-        return run(rows[: size.fitting(rows)], beginnings)
+        size.begin()
+        return run(size.entering(queue, min(size.rows, most)), beginnings)
 
     while queue:
         if (values := size.attempt(batch)) is None:
             continue
         for value in values:
-            found[queue.popleft().prompt.trial.id] = value
+            found[queue.popleft().id] = value
         bar.update(len(values))
     return found
 
@@ -275,11 +375,11 @@ def hidden_states(
             run_prompts(vlm, steer, rows, beginnings, head=False)
         return torch.stack([state.cpu() for state in states], dim=1)
 
-    unique = _unique(trials)
+    ids, unique = _unique(trials)
     with _bar(len(unique), "hidden states", progress) as bar:
         found = _in_batches(vlm, unique, batch_size, bar, run)
     shape = (0, len(vlm.layers), vlm.width(place))
-    return torch.stack([found[trial.id] for trial in trials]) if trials else torch.empty(shape)
+    return torch.stack([found[key] for key in ids]) if ids else torch.empty(shape)
 
 
 @torch.inference_mode()
@@ -292,9 +392,9 @@ def first_logits(vlm: VLM, trials: Sequence[Trial], *, batch_size: int | None = 
         assert logits is not None
         return logits.float().cpu()
 
-    unique = _unique(trials)
+    ids, unique = _unique(trials)
     found = _in_batches(vlm, unique, batch_size, _bar(len(unique), "logits", False), run)
-    return torch.stack([found[trial.id] for trial in trials])
+    return torch.stack([found[key] for key in ids]) if ids else torch.empty(0, vlm.vocabulary)
 
 
 @torch.inference_mode()
@@ -322,39 +422,43 @@ def generate(
 
     Raises:
         InputError: ``out`` holds responses of another model or token limit; the model's logits
-            are not numbers.
+            are not numbers; a token limit or batch size below 1.
+        torch.OutOfMemoryError: a trial does not fit into memory alone; it names the sample.
     """
-    unique = _unique(trials)
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
+    ids, unique = _unique(trials)
     size = _Size(vlm, batch_size)
     pack = PACK * size.rows
     shared = {"model": vlm.fingerprint, "max_new_tokens": max_new_tokens}
     known = Responses(out, shared) if out else None
-    done = {t.id: r for t in unique if known and (r := known.get(t.id))}
+    done = {key: response for key in unique if known and (response := known.get(key))}
     if len(done) == len(unique):
-        return [done[trial.id].text for trial in trials]
+        return [done[key].text for key in ids]
+    _renew_images(vlm, unique.values())
     with known.appending() if known else nullcontext() as sink:
         todo = unique
         if sink:
-            call = sha256(" ".join([str(pack), *(trial.id for trial in unique)]).encode())
+            call = sha256(" ".join([str(pack), *unique]).encode())
             before = sink.first(sink.begin(call.hexdigest()[:24]))
-            todo = [trial for trial in unique if trial.id not in before]
+            todo = {key: trial for key, trial in unique.items() if key not in before}
         planned = _planned(vlm, todo)
         with _bar(len(todo), "responses", progress) as bar:
 
-            def keep(trial: Trial, response: Response) -> None:
+            def keep(key: str, response: Response) -> None:
                 bar.update()
-                if trial.id not in done:
-                    done[trial.id] = response
+                if key not in done:
+                    done[key] = response
                     if sink:
-                        sink.add([(trial.id, response)])
+                        sink.add([(key, response)])
 
             for start in range(0, len(planned), pack):
                 these = planned[start : start + pack]
-                if all(each.prompt.trial.id in done for each in these):
+                if all(each.id in done for each in these):
                     bar.update(len(these))
                     continue
                 _respond(vlm, these, size, max_new_tokens, keep)
-    return [done[trial.id].text for trial in trials]
+    return [done[key].text for key in ids]
 
 
 def shared_out(vlm: VLM, trials: Sequence[Trial], number: int, count: int) -> list[Trial]:
@@ -363,7 +467,7 @@ def shared_out(vlm: VLM, trials: Sequence[Trial], number: int, count: int) -> li
     What trials share stays together, and long prompts fall to all alike. The shares follow from
     the list and the model alone, so that machines with other batches or memory agree on them.
     """
-    planned = _planned(vlm, _unique(trials))
+    planned = _planned(vlm, _unique(trials)[1])
     pack = max(1, min(SHARED_PACK, len(planned) // (4 * count)))
     packs = [planned[start : start + pack] for start in range(0, len(planned), pack)]
     return [each.prompt.trial for own in packs[number - 1 :: count] for each in own]
@@ -377,7 +481,7 @@ def prompt_tokens(vlm: VLM, trials: Sequence[Trial]) -> tuple[int, int]:
     grey = Image.new("RGB", DEFAULT_SIZE, (127, 127, 127))
     image = len(vlm.encode(grey).features) if vlm.sees_images else 0
     whole, computed, seen = 0, 0, set()
-    for planned in _planned(vlm, _unique(trials)):
+    for planned in _planned(vlm, _unique(trials)[1]):
         ids, at = planned.prompt.ids, planned.prompt.image_at
         length = len(ids) + (image - 1 if at is not None else 0)
         shared = planned.shared + (image - 1 if planned.has_image_in_beginning else 0)
@@ -393,20 +497,20 @@ def _respond(
     pack: Sequence[_Planned],
     size: _Size,
     max_new_tokens: int,
-    keep: Callable[[Trial, Response], None],
+    keep: Callable[[str, Response], None],
 ) -> None:
     """Respond to a pack of trials; what does not fit into memory is tried in smaller batches."""
     left = list(pack)
     run = _decode if can_share(vlm) else _generate
     over: set[str] = set()
 
-    def complete(trial: Trial, response: Response) -> None:
-        over.add(trial.id)
-        keep(trial, response)
+    def complete(key: str, response: Response) -> None:
+        over.add(key)
+        keep(key, response)
 
     while left:
         size.attempt(partial(run, vlm, left, size, max_new_tokens, complete))
-        left = [each for each in left if each.prompt.trial.id not in over]
+        left = [each for each in left if each.id not in over]
 
 
 def _decode(
@@ -414,31 +518,34 @@ def _decode(
     pack: Sequence[_Planned],
     size: _Size,
     max_new_tokens: int,
-    complete: Callable[[Trial, Response], None],
+    complete: Callable[[str, Response], None],
 ) -> None:
     """Respond in one batch that rows leave when they are complete, and others join."""
     trials = [each.prompt.trial for each in pack]
-    queue = deque(each.row(vlm) for each in pack)
-    limit = size.fitting(queue, max_new_tokens)
-    beginnings, ends = Beginnings(), _end_ids(vlm)
+    queue = deque(pack)
+    size.begin()
+    beginnings, ends = Beginnings(), vlm.ends
     look_every = 1 if vlm.device.type == "cpu" else LOOK_EVERY
     written: dict[int, list[int]] = {}
     steps: list[Tensor] = []
     batch: Batch | None = None
     with steering(vlm, [trial.active_edit for trial in trials]) as steer:
         while queue or batch:
-            room = limit - (len(batch) if batch else 0)
-            if queue and not steps and room >= max(1, limit // 4):
+            inside = len(batch) if batch else 0
+            room = size.limit - inside
+            if queue and not steps and room >= max(1, size.limit // 4):
                 names = range(len(pack) - len(queue), len(pack))
-                rows = _alike(queue, room)
-                new = Batch(vlm, steer, rows, names[: len(rows)], beginnings, max_new_tokens)
-                written |= {name: [] for name in new.names}
-                for _ in rows:
-                    queue.popleft()
-                if batch:
-                    batch.join(new)
-                else:
-                    batch = new
+                rows = size.entering(queue, room, inside=inside, new=max_new_tokens)
+                if rows:
+                    new = Batch(vlm, steer, rows, names[: len(rows)], beginnings, max_new_tokens)
+                    written |= {name: [] for name in new.names}
+                    for _ in new.names:
+                        queue.popleft()
+                    del rows  # and with them their images, which are in the cache by now
+                    if batch:
+                        batch.join(new)
+                    else:
+                        batch = new
             assert batch is not None
             token = batch.choose()
             steps.append(token)
@@ -451,7 +558,7 @@ def _decode(
                     name = batch.names[i]
                     written[name] += columns[i]
                     if response := _completed(vlm, written[name], ends, max_new_tokens):
-                        complete(trials[name], response)
+                        complete(pack[name].id, response)
                         del written[name]
                 stay = [i for i in open_rows if batch.names[i] in written]
                 if not stay:
@@ -503,11 +610,13 @@ def _generate(
     pack: Sequence[_Planned],
     size: _Size,
     max_new_tokens: int,
-    complete: Callable[[Trial, Response], None],
+    complete: Callable[[str, Response], None],
 ) -> None:
     """Respond in transformers' own batches, for models whose cache cannot be cut and joined."""
     for start in range(0, len(pack), size.rows):
-        batch = [each.prompt.trial for each in pack[start : start + size.rows]]
+        these = pack[start : start + size.rows]
+        batch = [each.prompt.trial for each in these]
+        size.begin(*these)
         inputs = _inputs(vlm, batch)
         edits = [trial.active_edit for trial in batch]
         watch = _Broken()
@@ -522,12 +631,12 @@ def _generate(
             )
         written = whole[:, inputs["input_ids"].shape[1] :].tolist()
         broken = torch.as_tensor(watch.rows).tolist()
-        for trial, row, bad in zip(batch, written, broken, strict=True):
+        for each, row, bad in zip(these, written, broken, strict=True):
             if bad:
-                raise _no_numbers(trial)
-            response = _completed(vlm, row, _end_ids(vlm), len(row))
+                raise _no_numbers(each.prompt.trial)
+            response = _completed(vlm, row, vlm.ends, len(row))
             assert response is not None
-            complete(trial, response)
+            complete(each.id, response)
 
 
 def _inputs(vlm: VLM, batch: Sequence[Trial]) -> dict[str, Tensor]:
@@ -542,8 +651,3 @@ def token_kinds(vlm: VLM, inputs: Mapping[str, Tensor]) -> Tensor:
         kinds[real & (ids == vlm.model.config.image_token_id)] = IMAGE
     kinds[:, -1] = LAST
     return kinds
-
-
-def _end_ids(vlm: VLM) -> set[int]:
-    ends: Any = vlm.model.generation_config.eos_token_id
-    return set(ends) if isinstance(ends, list) else {ends}

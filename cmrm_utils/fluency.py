@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from cmrm_utils.hooks import contiguous_head
 from cmrm_utils.inputs import prompts
 from cmrm_utils.models import VLM
 from cmrm_utils.store import Response
@@ -88,12 +89,7 @@ def continuation(vlm: VLM, trial: Trial, text: str) -> tuple[int, ...]:
     before = vlm.prompt_text(trial.text, image=trial.has_image)
     bare = before[-1:].isspace() or prompt.ids[-1] in _special_ids(vlm)
     text = text if bare else f" {text}"
-    start = tokenizer.bos_token
-    whole = tuple(
-        tokenizer(before + text, add_special_tokens=not (start and before.startswith(start)))[
-            "input_ids"
-        ]
-    )
+    whole = tuple(vlm.tokenised(before + text))
     if whole[: len(prompt.ids)] == prompt.ids:
         return whole[len(prompt.ids) :]
     # The tokenizer drew the two together, which a model that answers a prompt cannot do.
@@ -125,10 +121,11 @@ def _perplexities(vlm: VLM, batch: Sequence[tuple[Trial, tuple[int, ...]]]) -> l
     ids, real = ids.to(vlm.device), real.to(vlm.device)
     whole = vlm.extended(inputs, ids, real)
     keep = ids.shape[1] + 1
-    logits = vlm.model(**whole, position_ids=vlm.positions(whole), logits_to_keep=keep).logits
+    with contiguous_head(vlm):
+        out = vlm.model(**whole, position_ids=vlm.positions(whole), logits_to_keep=keep)
     losses = [
         F.cross_entropy(row[:-1].float(), answer, reduction="none")
-        for row, answer in zip(logits, ids, strict=True)
+        for row, answer in zip(out.logits, ids, strict=True)
     ]
     mean = (torch.stack(losses) * real).sum(1) / real.sum(1)
     return mean.exp().tolist()

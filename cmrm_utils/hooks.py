@@ -71,39 +71,58 @@ class Edit:
         wanted = 2 if self.sample_ids is None else 3
         if self.add.ndim != wanted:
             raise InputError(f"an edit of {wanted} dimensions, not {tuple(self.add.shape)}")
+        if self.sample_ids is not None:
+            check_sample_ids(self.sample_ids, len(self.add))
         if not torch.isfinite(self.add).all():
             raise InputError("the edit has a NaN or an infinite value")
         if self.project is not None:
             _check_projection(self.project, self.add)
 
-    @cached_property
+    @property
     def empty(self) -> bool:
         """Whether it changes nothing (alpha 0)."""
-        return not bool(self.add.any()) and not self.projects
+        return self._content[0]
 
-    @cached_property
+    @property
     def projects(self) -> bool:
         """Whether it takes any direction out."""
-        return self.project is not None and bool(self.project.any())
+        return bool(self.projection)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """A hash of what it does; equal for equal edits, ``none`` for an empty one."""
-        if self.empty:
-            return "none"
+        return self._content[1]
+
+    @property
+    def projection(self) -> str:
+        """A hash of what it takes out; empty for nothing."""
+        return self._content[2]
+
+    @property
+    def _content(self) -> tuple[bool, str, str]:
+        """Whether it is empty, and the hashes; computed anew when its tensors have changed."""
+        state = (_version(self.add), None if self.project is None else _version(self.project))
+        if state not in self._contents:
+            self._contents.clear()
+            self._contents[state] = self._hashed()
+        return self._contents[state]
+
+    @cached_property
+    def _contents(self) -> dict[Any, tuple[bool, str, str]]:
+        return {}
+
+    def _hashed(self) -> tuple[bool, str, str]:
+        projection = ""
+        if self.project is not None and bool(self.project.any()):
+            content = f"{tuple(self.project.shape)}".encode() + _bytes(self.project)
+            projection = hashlib.sha256(content).hexdigest()
+        if not projection and not bool(self.add.any()):
+            return True, "none", ""
         # Of the layers' outputs nothing is said: they were the only place once, and stored
         # responses are known by those digests.
         place = "" if self.place == "layer" else self.place
-        content = _bytes(self.add) + f"{self.tokens}{self.projection}{place}".encode()
-        return hashlib.sha256(content).hexdigest()[:24]
-
-    @cached_property
-    def projection(self) -> str:
-        """A hash of what it takes out; empty for nothing."""
-        if self.project is None or not self.projects:
-            return ""
-        content = f"{tuple(self.project.shape)}".encode() + _bytes(self.project)
-        return hashlib.sha256(content).hexdigest()
+        content = _bytes(self.add) + f"{self.tokens}{projection}{place}".encode()
+        return False, hashlib.sha256(content).hexdigest()[:24], projection
 
     def row(self, sample_id: str) -> "Edit":
         """The edit of one sample; a dataset-level edit is its own.
@@ -127,6 +146,29 @@ class Edit:
     def touches_beginnings(self) -> bool:
         """Whether it can change what comes before a prompt's last token."""
         return bool({TEXT, IMAGE} & {*REACH[self.tokens]})
+
+
+def check_sample_ids(ids: Sequence[str], count: int | None = None) -> None:
+    """See that samples can be told apart by their ids, and that each has its vectors.
+
+    Raises:
+        InputError: an id that stands twice, or another number of vectors than ``count``.
+    """
+    seen: set[str] = set()
+    for each in ids:
+        if each in seen:
+            raise InputError(
+                f"two samples have the id {each!r}, so neither's vectors can be told from the "
+                "other's: give each sample an id of its own"
+            )
+        seen.add(each)
+    if count is not None and len(ids) != count:
+        raise InputError(f"{len(ids)} sample ids, but vectors of {count} samples")
+
+
+def _version(values: Tensor) -> int:
+    """How often a tensor has been changed in place; one made in inference mode cannot be."""
+    return 0 if values.is_inference() else values._version
 
 
 def _bytes(values: Tensor) -> bytes:
@@ -376,7 +418,29 @@ def steering(vlm: VLM, edits: Sequence[Edit | None]) -> Iterator[Steering]:
     with ExitStack() as handles:
         for place, layer, module in made.places:
             handles.callback(_hooked(module, place, made.edited(place, layer)).remove)
+        handles.enter_context(contiguous_head(vlm))
         yield made
+
+
+@contextmanager
+def contiguous_head(vlm: VLM) -> Iterator[None]:
+    """Give the LM head its states in one piece.
+
+    The last token's states of several rows (``logits_to_keep=1``) lie apart in memory. A linear
+    layer on such states is a batched product in torch, which in bfloat16 on a CPU copies the
+    vocabulary's whole matrix for each row.
+    """
+
+    def gather(_module: nn.Module, args: Any) -> Any:
+        return (args[0].contiguous(), *args[1:]) if args else None
+
+    head = vlm.model.get_output_embeddings()
+    handle = None if head is None else head.register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 @contextmanager

@@ -20,11 +20,13 @@ class Prompt:
         trial: whose it is.
         ids: token ids, an image being one token.
         image_at: where in ``ids`` the image is; None without one.
+        image_key: of the trial's image, as it is now (:attr:`cmrm_utils.trials.Trial.image_key`).
     """
 
     trial: Trial
     ids: tuple[int, ...]
     image_at: int | None
+    image_key: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,6 @@ def prompts(vlm: VLM, trials: Sequence[Trial]) -> list[Prompt]:
     """
     known: dict[tuple[str, bool], tuple[int, ...]] = {}
     image_id = vlm.model.config.image_token_id if vlm.sees_images else None
-    start = vlm.tokenizer.bos_token
     made = []
     for trial in trials:
         if trial.has_image:
@@ -73,12 +74,12 @@ def prompts(vlm: VLM, trials: Sequence[Trial]) -> list[Prompt]:
         key = (trial.text, trial.has_image)
         if key not in known:
             text = vlm.prompt_text(trial.text, image=trial.has_image)
-            special = not (start and text.startswith(start))
-            known[key] = tuple(vlm.tokenizer(text, add_special_tokens=special)["input_ids"])
+            known[key] = tuple(vlm.tokenised(text))
             if known[key].count(image_id) != trial.has_image:
                 raise InputError(f"sample {trial.sample.id}: its text holds the image token")
         ids = known[key]
-        made.append(Prompt(trial, ids, ids.index(image_id) if trial.has_image else None))
+        at = ids.index(image_id) if trial.has_image else None
+        made.append(Prompt(trial, ids, at, trial.image_key))
     return made
 
 

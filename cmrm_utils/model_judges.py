@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges import TEXT_JUDGES
 from cmrm_utils.keywords import spoken
-from cmrm_utils.models import fingerprint, position_ids, quiet
+from cmrm_utils.models import WHERE, fingerprint, position_ids, quiet
 from cmrm_utils.store import Records
 
 MASS = 0.5
@@ -262,7 +262,10 @@ def load_language_model(
         dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+            where = {key: value for key, value in from_pretrained.items() if key in WHERE}
+            tokenizer = AutoTokenizer.from_pretrained(
+                name_or_path, trust_remote_code=False, **where
+            )
             model: Any = AutoModelForCausalLM.from_pretrained(
                 name_or_path,
                 dtype=dtype,

@@ -7,8 +7,9 @@ decoder layers lie (:data:`LAYER_PATHS`), a processor of its own (:data:`PROCESS
 import hashlib
 import json
 import logging
+import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
@@ -50,6 +51,9 @@ LAYER_PATHS = ("model.language_model.layers", "model.layers")
 """Where a model keeps its decoder layers; the first path that exists is taken."""
 
 
+PROBE = "Why is it so?"
+"""A query to look at a chat template with."""
+
 Place = Literal["layer", "heads", "mlp"]
 
 PLACES: dict[Place, str] = {"layer": "", "heads": "self_attn.o_proj", "mlp": "mlp"}
@@ -74,6 +78,21 @@ class QwenImageProcessor(Qwen2_5_VLProcessor):
 
 PROCESSORS: dict[str, Any] = {"qwen2_5_vl": QwenImageProcessor}
 """Processors by ``model_type``, where ``AutoProcessor`` will not do."""
+
+WHERE = (
+    "revision",
+    "code_revision",
+    "subfolder",
+    "cache_dir",
+    "token",
+    "local_files_only",
+    "force_download",
+    "proxies",
+)
+"""Settings of :func:`load_vlm` that say where files come from: config, processor and weights."""
+
+CHUNK, BLOCK = 2**20, 1024
+"""Weights that are summed at a time, and pairs of them in each sum of a fingerprint."""
 
 PLACEMENT = ("device", "device_map", "max_memory", "offload_folder", "batch_size")
 """Settings of :func:`load_vlm` that say where and how fast it runs, and change no result."""
@@ -105,11 +124,10 @@ class VLM:
         system: a system prompt that comes before every query, or None for the template's own.
         pad_to_square: whether images are padded to a square before the processor has them.
         batch_size: rows a batch at most; fewer are taken where they do not fit into memory.
-        fingerprint: 16 hex digits of the weights and of all that changes the prompts.
 
     Raises:
-        InputError: its chat template has no place for a system prompt, or it sees no images and
-            is to pad them.
+        InputError: its chat template is missing, leaves out the query or the image, or has no
+            place for a system prompt; no token can pad; it sees no images and is to pad them.
     """
 
     name: str
@@ -119,9 +137,12 @@ class VLM:
     system: str | None = None
     pad_to_square: bool = False
     batch_size: int = 128
-    fingerprint: str = field(init=False)
+    _fingerprints: dict[Any, str] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be 1 or more, not {self.batch_size}")
+        make_ready(self.processor, self.model.config, self.name)
         if self.pad_to_square and not self.sees_images:
             raise InputError(f"{self.name} sees no images, so pad_to_square has no meaning for it")
         if self.system is not None:
@@ -131,8 +152,68 @@ class VLM:
                 kept = False
             if not kept:
                 raise InputError(f"{self.name}: its chat template takes no system prompt")
-        asked = {"system": self.system, "pad_to_square": self.pad_to_square}
-        self.fingerprint = fingerprint(self.model, {k: v for k, v in asked.items() if v})
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the weights and of all that changes prompts, pictures and endings.
+
+        Taken anew when any of it has changed since (:func:`weights_state`).
+        """
+        settings = self._settings()
+        state = (
+            json.dumps(settings, sort_keys=True, default=str),
+            weights_state(self.model.parameters()),
+        )
+        if state not in self._fingerprints:
+            self._fingerprints.clear()
+            self._fingerprints[state] = fingerprint(self.model, settings)
+        return self._fingerprints[state]
+
+    def _settings(self) -> dict[str, Any]:
+        """What beside the weights and the configuration decides a response."""
+        tokenizer = self.tokenizer
+        texts = [self.prompt_text(PROBE, image=x) for x in {False, self.sees_images}]
+        marks = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token)
+        return {
+            "system": self.system,
+            "prompts": [(text, self.tokenised(text)) for text in sorted(texts)],
+            "chat_template": self.processor.chat_template,
+            "special_tokens": [(x, x and tokenizer.convert_tokens_to_ids(x)) for x in marks],
+            "ends": sorted(self.ends),
+            "pictures": self.pictures,
+        }
+
+    @property
+    def picture_state(self) -> tuple[Any, ...]:
+        """Something that differs when pictures would be encoded otherwise than before."""
+        decoder = {id(p) for layer in self.layers for p in layer.parameters()}
+        others = [p for p in self.model.parameters() if id(p) not in decoder]
+        return (json.dumps(self.pictures, default=str), *weights_state(others))
+
+    @property
+    def pictures(self) -> dict[str, Any]:
+        """Settings of what is done to a picture before the vision tower; empty without one."""
+        if not self.sees_images:
+            return {}
+        made = {"pad_to_square": self.pad_to_square, **_plain(self.processor.to_dict())}
+        return made | {"image_processor": _plain(self.processor.image_processor.to_dict())}
+
+    @property
+    def ends(self) -> set[int]:
+        """Token ids that end a response; empty where none does."""
+        found: Any = self.model.generation_config.eos_token_id
+        return set() if found is None else {found} if isinstance(found, int) else {*found}
+
+    def tokenised(self, text: str) -> list[int]:
+        """The ids of a whole prompt, an image being one token; it gets its start token once."""
+        start = self.tokenizer.bos_token
+        special = not (start and text.startswith(start))
+        return self.tokenizer(text, add_special_tokens=special)["input_ids"]
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits a token has."""
+        return self.model.config.get_text_config().vocab_size
 
     @property
     def sees_images(self) -> bool:
@@ -214,14 +295,7 @@ class VLM:
         return self._rendered(("system", self.system), ("user", query), image=image)
 
     def _rendered(self, *turns: tuple[str, str], image: bool) -> str:
-        messages: list[dict[str, Any]] = []
-        for role, text in turns:
-            parts = [{"type": "image"}] if image and role == "user" else []
-            parts.append({"type": "text", "text": text})
-            messages.append({"role": role, "content": parts if self.sees_images else text})
-        return self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
+        return rendered(self.processor, *turns, image=image)
 
     def inputs(
         self, queries: Sequence[str], images: Sequence[Image.Image | None]
@@ -301,6 +375,81 @@ class VLM:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
+def rendered(processor: Any, *turns: tuple[str, str], image: bool) -> str:
+    """Turns, each a role and a text, in the chat template of a processor or a tokenizer."""
+    messages: list[dict[str, Any]] = []
+    for role, text in turns:
+        parts = [{"type": "image"}] if image and role == "user" else []
+        parts.append({"type": "text", "text": text})
+        sees = hasattr(processor, "image_processor")
+        messages.append({"role": role, "content": parts if sees else text})
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def make_ready(processor: Any, config: Any, name: str) -> None:
+    """See that a processor, or a tokenizer, can make prompts and batches of them.
+
+    Where the tokenizer has no token to pad with, or one that the model does not know, another
+    special token serves: what is padded is masked. A language model without a chat template is
+    prompted in the form that LLaVA-1.5 was trained in.
+
+    Raises:
+        InputError: no chat template, or one that fails on a query, leaves it or the image out;
+            no special token.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    size = config.get_text_config().vocab_size
+    marks = (tokenizer.pad_token, tokenizer.unk_token, tokenizer.eos_token, tokenizer.bos_token)
+    for mark in marks:
+        number = None if mark is None else tokenizer.convert_tokens_to_ids(mark)
+        if number is not None and number < size:
+            tokenizer.pad_token = mark
+            break
+    else:
+        raise InputError(
+            f"{name}: its tokenizer has no token to pad with (no pad, unknown, end or start "
+            "token): name one as pad_token in its tokenizer_config.json"
+        )
+    sees = hasattr(processor, "image_processor")
+    template = processor.chat_template or tokenizer.chat_template
+    processor.chat_template = template or (None if sees else CHAT_TEMPLATE)
+    if not processor.chat_template:
+        raise InputError(
+            f"{name}: it has no chat template (is it a base model?): put one that suits it beside "
+            "its files, as chat_template.jinja"
+        )
+    try:
+        text = rendered(processor, ("user", PROBE), image=False)
+        shown = rendered(processor, ("user", PROBE), image=True) if sees else text
+    except (TemplateError, TypeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{name}: its chat template fails on a single query ({reason}): mend it in "
+            "chat_template.jinja"
+        ) from error
+    lost = next((each for each in (text, shown) if PROBE not in each or "'type'" in each), None)
+    if lost is not None:
+        raise InputError(
+            f"{name}: its chat template does not put a query as it is into the prompt, which "
+            f"becomes {lost[:80]!r}: mend it in chat_template.jinja"
+        )
+    if sees and shown == text:
+        raise InputError(
+            f"{name}: its chat template has no place for an image (the prompt is {text[:80]!r} "
+            "with and without one): mend it in chat_template.jinja"
+        )
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the names of classes, which differ between equal ones."""
+    names = ("processor_class", "auto_map", "image_processor", "video_processor")
+    return {
+        key: value
+        for key, value in settings.items()
+        if value is not None and not key.endswith("_type") and key not in names
+    }
+
+
 def position_ids(attention_mask: Tensor) -> Tensor:
     """Positions that make left padding exact: the first real token of every row is 0."""
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
@@ -362,6 +511,8 @@ def load_vlm(
         name_or_path: ``organism`` and its variants are bundled; else a folder or a hub id.
         device: where to put it; by default a GPU if there is one. Or give ``device_map``.
         dtype: of the weights, perhaps by name; by default float32 on the CPU, bfloat16 on a GPU.
+            ``auto`` is bfloat16 where the processor or GPU computes in it, else float32: on a CPU
+            numbers then depend on which processor it is.
         bits: 4 or 8: weights quantised by bitsandbytes (the extra ``quantized``).
         system: a system prompt; ``vicuna`` is that of Vicuna, which LLaVA's own evaluations use.
         pad_to_square: pad images with their mean colour, as LLaVA does, where the processor would
@@ -371,7 +522,8 @@ def load_vlm(
             which runs nothing that is in them.
         trust_remote_code: True runs the code that comes with a model: only what you have read.
         from_pretrained: passed to transformers' ``from_pretrained`` of the model, for example
-            ``device_map="auto"``.
+            ``device_map="auto"``. What says where files come from (:data:`WHERE`, for example
+            ``revision``) is passed to that of config, processor and tokenizer as well.
 
     Raises:
         InputError: nothing that loads is there, or a setting that makes no sense.
@@ -382,7 +534,10 @@ def load_vlm(
         from_pretrained["quantization_config"] = _quantised(bits, precision)
         from_pretrained.setdefault("device_map", {"": place})
     name = str(name_or_path)
-    source, config, processor = find_model(name_or_path, trust_remote_code=trust_remote_code)
+    where = {key: value for key, value in from_pretrained.items() if key in WHERE}
+    source, config, processor = find_model(
+        name_or_path, trust_remote_code=trust_remote_code, **where
+    )
     auto: Any = AutoModelForImageTextToText if config.model_type in SEEING else AutoModelForCausalLM
     with _loading(name):
         model, found = auto.from_pretrained(
@@ -401,11 +556,12 @@ def load_vlm(
     if "device_map" not in from_pretrained:
         model.to(place)
     # Checkpoints bring sampling settings and penalties of their own: greedy is plain greedy here.
-    own = model.generation_config
+    own, tokenizer = model.generation_config, getattr(processor, "tokenizer", processor)
+    ends = (own.eos_token_id, config.get_text_config().eos_token_id, tokenizer.eos_token_id)
     model.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id,
-        eos_token_id=own.eos_token_id,
-        pad_token_id=getattr(processor, "tokenizer", processor).pad_token_id,
+        eos_token_id=next((end for end in ends if end is not None), None),
+        pad_token_id=tokenizer.pad_token_id,
     )
     return wrap(
         model,
@@ -418,36 +574,44 @@ def load_vlm(
 
 
 def find_model(
-    name_or_path: str | Path, *, trust_remote_code: bool = False
+    name_or_path: str | Path, *, trust_remote_code: bool = False, **where: Any
 ) -> tuple[str | Path, Any, Any]:
     """Where a model is, its configuration and its processor: all but the weights, and soon.
 
     Args:
         name_or_path: as :func:`load_vlm` takes it.
         trust_remote_code: as :func:`load_vlm` takes it.
+        where: of :data:`WHERE`, as :func:`load_vlm` takes them.
 
     Raises:
-        InputError: it is not there, or no model that can be loaded.
+        InputError: it is not there, is no model that can be loaded, or makes no prompts.
     """
     name = str(name_or_path)
     source = _organisms().get(name, name_or_path)
     if Path(source).is_dir():
-        if not (Path(source) / "config.json").is_file():
+        if not (Path(source) / (where.get("subfolder") or "") / "config.json").is_file():
             raise InputError(f"{name}: a folder, but no checkpoint (it has no config.json)")
+        if where.get("revision") not in (None, "main"):
+            raise InputError(
+                f"{name}: a folder has no revision {where['revision']!r}: leave it out, or give a "
+                "hub id"
+            )
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(f"cannot load model {name!r}: there is none of that name ({_known()})")
     with _loading(name):
         # Said plainly, for transformers would ask whoever sits there.
-        trust: Any = {"trust_remote_code": trust_remote_code}
-        config = AutoConfig.from_pretrained(source, **trust)
+        asked: Any = {"trust_remote_code": trust_remote_code, **where}
+        if not trust_remote_code:  # without the code its revision would be taken for a setting
+            asked.pop("code_revision", None)
+        config = AutoConfig.from_pretrained(source, **asked)
         if config.model_type in SEEING:
             reader = PROCESSORS.get(config.model_type, AutoProcessor)
             # torchvision, where it is installed, resizes otherwise than what the models learnt on.
-            return source, config, reader.from_pretrained(source, backend="pil", **trust)
-        tokenizer = AutoTokenizer.from_pretrained(source, **trust)
-    tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
-    return source, config, tokenizer
+            processor = reader.from_pretrained(source, backend="pil", **asked)
+        else:
+            processor = AutoTokenizer.from_pretrained(source, **asked)
+    make_ready(processor, config, name)
+    return source, config, processor
 
 
 def wrap(model: Any, processor: Any, *, name: str, **settings: Any) -> VLM:
@@ -462,10 +626,23 @@ def wrap(model: Any, processor: Any, *, name: str, **settings: Any) -> VLM:
 def _dtype(dtype: torch.dtype | str | None, place: torch.device) -> torch.dtype:
     if dtype is None:
         return torch.float32 if place.type == "cpu" else torch.bfloat16
+    if dtype == "auto":
+        return torch.bfloat16 if has_bfloat16(place) else torch.float32
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype):
-        raise InputError(f"dtype {dtype!r} is none: bfloat16, float16 or float32")
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InputError(f"dtype {dtype!r} is none: bfloat16, float16, float32 or auto")
     return found
+
+
+def has_bfloat16(place: torch.device) -> bool:
+    """Whether a device computes in bfloat16 itself, rather than by way of float32."""
+    if place.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if place.type != "cpu":
+        return False
+    if platform.machine() in ("aarch64", "arm64"):
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def _quantised(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -521,26 +698,55 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def fingerprint(model: Any, prompting: Mapping[str, Any] | None = None) -> str:
-    """16 hex digits of the configuration, of a few values of every parameter, and of settings."""
-    config = {**model.config.to_dict(), **(prompting or {})}
+def fingerprint(model: Any, settings: Mapping[str, Any] | None = None) -> str:
+    """16 hex digits of the configuration, of the weights (:func:`_checksums`), and of settings."""
+    config = {**model.config.to_dict(), **(settings or {})}
     for volatile in ("_name_or_path", "transformers_version", "dtype"):
         config.pop(volatile, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in model.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(_first_values(model, name, parameter).numpy().tobytes())
+        for values in _checksums(model, name, parameter):
+            digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _first_values(model: nn.Module, name: str, parameter: Tensor) -> Tensor:
-    """Up to 64 values of a parameter, float32 on the CPU, fetched if it is offloaded."""
+def _checksums(model: nn.Module, name: str, parameter: Tensor) -> Iterator[Tensor]:
+    """Weighted sums of a parameter's float32 bit patterns, on the CPU; fetched if offloaded.
+
+    Sums of integers, which wrap round, come out the same on every device.
+    """
     if parameter.device.type != "meta":
-        return parameter.detach().flatten()[:64].float().cpu()
+        values = parameter.detach().flatten()
+        places = torch.arange(1, 2 * BLOCK, 2, device=values.device)
+        for start in range(0, len(values), CHUNK):
+            chunk = values[start : start + CHUNK].float()
+            pairs = F.pad(chunk, (0, -len(chunk) % (2 * BLOCK))).view(torch.int64)
+            yield (pairs.view(-1, BLOCK) * places).sum(-1).cpu()
+        return
     owner = model.get_submodule(name.rpartition(".")[0])
     if not hasattr(owner, "_hf_hook"):
-        return torch.empty(0)  # a model without weights, made on "meta" to look at its shape
+        return  # a model without weights, made on "meta" to look at its shape
     from accelerate.utils import align_module_device
 
     with align_module_device(owner, "cpu"):
-        return _first_values(model, name, model.get_parameter(name))
+        yield from _checksums(model, name, model.get_parameter(name))
+
+
+def weights_state(parameters: Iterable[Tensor]) -> tuple[Any, ...]:
+    """Something cheap that differs when weights have been changed.
+
+    It sees every change in place that torch counts, weights put in the place of others, and, of
+    changes behind torch's back (``weight.data.mul_(2)``), those that reach one of a few values of
+    a tensor. Of offloaded weights it sees nothing.
+    """
+    counted = []
+    looked: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.device.type != "meta":
+            values = parameter.detach().flatten()
+            some = looked.setdefault((values.device, values.dtype), [])
+            some.append(values[:: len(values) // 8 + 1])
+            version = 0 if parameter.is_inference() else parameter._version
+            counted.append((parameter.data_ptr(), version))
+    return (*counted, *(torch.cat(x).double().cpu().numpy().tobytes() for x in looked.values()))

@@ -184,7 +184,7 @@ def planned_jobs(
         InputError: no such profile, parameter, model or data; two models for one folder.
     """
     from cmrm_utils.data import load_samples
-    from cmrm_utils.models import find_model
+    from cmrm_utils.models import WHERE, find_model
     from cmrm_utils.reviews import Endpoint
 
     settings = load_profile(profile)
@@ -204,10 +204,11 @@ def planned_jobs(
         Job(place, check_parameters({**parameters, "out": str(place)}, notebooks))
         for place, parameters in runs
     ]
-    trusted = bool((given.get("settings") or {}).get("trust_remote_code", False))
+    loading = given.get("settings") or {}
+    finding = {key: loading[key] for key in ("trust_remote_code", *WHERE) if key in loading}
     for _, parameters in runs:
         if "model" in parameters:  # fail here, in one line, rather than inside a notebook
-            find_model(parameters["model"], trust_remote_code=trusted)
+            find_model(parameters["model"], **finding)
     if "data" in given:
         load_samples(given["data"])  # likewise
     if given.get("reviewer") and not Path(given["reviewer"]).is_dir():

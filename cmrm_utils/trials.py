@@ -5,11 +5,15 @@ given, so that trials of any experiment can be reused, resumed and shared out.
 """
 
 import hashlib
+import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from io import BytesIO
 from itertools import product
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -30,16 +34,19 @@ IN_WORDS = ("none", "caption")
 """Those without a picture, which a language model alone can be given too."""
 
 
-@lru_cache(maxsize=64)
 def _plain(size: tuple[int, int], level: int) -> Image.Image:
     return Image.new("RGB", size, (level, level, level))
 
 
-@lru_cache(maxsize=64)
 def _noise(size: tuple[int, int], seed: int) -> Image.Image:
-    """Uniform noise, the same for the same size and seed."""
+    """Uniform noise, the same for the same size and seed; the caller's own, who may draw on it."""
+    return Image.frombytes("RGB", size, _noise_pixels(size, seed))
+
+
+@lru_cache(maxsize=64)
+def _noise_pixels(size: tuple[int, int], seed: int) -> bytes:
     rng = np.random.Generator(np.random.PCG64(seed))
-    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    return rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8).tobytes()
 
 
 def _blur(sample: Sample) -> Image.Image:
@@ -81,12 +88,48 @@ def _size(sample: Sample) -> tuple[int, int]:
     return image.size if image else DEFAULT_SIZE
 
 
-@lru_cache(maxsize=2**17)
+SETTLED = 2 * 10**9
+"""Nanoseconds after which a file's time says whether it was written again."""
+
+_keys: WeakKeyDictionary[Sample, dict[str, tuple[Any, str]]] = WeakKeyDictionary()
+"""For each sample and condition what the picture was made of, and its key."""
+
+
 def _image_key(sample: Sample, condition: str) -> str:
-    """Kept, since every trial of a sample asks for it and a photograph takes long to decode."""
-    image = IMAGES[condition](sample)
-    if image is None:
+    """Kept while what the picture is made of stays: a photograph takes long to decode."""
+    if condition in IN_WORDS:
         return "none"
+    kept, source = _keys.setdefault(sample, {}), _source(sample)
+    state = (IMAGES[condition], source)
+    if source is not None and condition in kept and kept[condition][0] == state:
+        return kept[condition][1]
+    image = IMAGES[condition](sample)
+    key = "none" if image is None else _digest(image)
+    kept[condition] = (state, key)
+    return key
+
+
+def _source(sample: Sample) -> Any:
+    """What differs when a sample's image has changed; None where only its pixels can tell.
+
+    A file that was written just now may be written again within the same tick of its clock.
+    """
+    image = sample.image
+    if isinstance(image, Image.Image):
+        own = sample.load_image()
+        return own and _digest(own)
+    if not isinstance(image, str | os.PathLike):
+        return "none" if image is None else image
+    try:
+        seen = os.stat(image)
+    except OSError:
+        return None
+    if time.time_ns() - max(seen.st_mtime_ns, seen.st_ctime_ns) < SETTLED:
+        return None
+    return (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+
+
+def _digest(image: Image.Image) -> str:
     return hashlib.sha256(f"{image.size}\0".encode() + image.tobytes()).hexdigest()[:24]
 
 
@@ -168,12 +211,12 @@ class Trial:
         """The picture that goes with the prompt, decoded; None for text only."""
         return IMAGES[self.image](self.sample)
 
-    @cached_property
+    @property
     def id(self) -> str:
         """A stable hash of prompt, decoded pixels and edit: 24 hex digits.
 
         What an experiment calls the trial plays no part: alpha 0 has the id of no edit, and a
-        grey image of one's own that of ``blank``.
+        grey image of one's own that of ``blank``. It is of the image as it is now.
         """
         parts = (self.text, self.image_key, self.edit.digest if self.edit else "none")
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]

@@ -17,7 +17,7 @@ from torch.nn.functional import cosine_similarity
 from cmrm_utils.data import Sample
 from cmrm_utils.engine import generate, hidden_states
 from cmrm_utils.errors import InputError
-from cmrm_utils.hooks import Edit
+from cmrm_utils.hooks import Edit, check_sample_ids
 from cmrm_utils.models import VLM, Place
 from cmrm_utils.prompts import CAPTION_QUERY
 from cmrm_utils.store import check_same, replacing
@@ -46,6 +46,8 @@ class ShiftVectors:
     def __post_init__(self) -> None:
         if not torch.isfinite(self.values).all():
             raise InputError("vectors hold a NaN or an infinite value")
+        if self.sample_ids is not None:
+            check_sample_ids(self.sample_ids, len(self.values))
 
     @property
     def level(self) -> Level:
@@ -196,12 +198,16 @@ def shifts(
     ``noise`` is averaged over a few fixed noise images. ``place``: where h is read
     (:data:`cmrm_utils.models.PLACES`).
     """
-    pictures = NOISES if meaningless == "noise" else (meaningless,)
-    conditions = ("none", *pictures)
-    trials = [Trial(sample, image) for image in conditions for sample in anchors]
+    trials = _shift_trials(anchors, meaningless)
     states = hidden_states(vlm, trials, place=place, progress=progress)
-    states = states.view(len(conditions), len(anchors), *states.shape[1:])
+    states = states.view(-1, len(anchors), *states.shape[1:])
     return states[1:].mean(0) - states[0]
+
+
+def _shift_trials(anchors: Sequence[Sample], meaningless: str) -> list[Trial]:
+    """Every anchor without an image, then with each meaningless one."""
+    pictures = NOISES if meaningless == "noise" else (meaningless,)
+    return [Trial(sample, image) for image in ("none", *pictures) for sample in anchors]
 
 
 def extract_shift(
@@ -232,10 +238,13 @@ def extract_shift(
         progress: show a bar.
 
     Raises:
-        InputError: no anchors; ``pc1`` or ``std`` with fewer than two, or at sample level.
+        InputError: no anchors; ``pc1`` or ``std`` with fewer than two, or at sample level; at
+            sample level two samples of one id.
     """
     if not anchors:
         raise InputError("no anchors to take the shift on")
+    if level == "sample":
+        check_sample_ids([sample.id for sample in anchors])
     if (estimator == "pc1" or scale == "std") and (level == "sample" or len(anchors) < 2):
         raise InputError("pc1 and std need the dataset level and at least two anchors")
     differences = shifts(vlm, anchors, meaningless=meaningless, place=place, progress=progress)
@@ -321,8 +330,8 @@ def refusal_direction(
     trials = [Trial(sample, image) for sample in (*harmful, *benign)]
     states = hidden_states(vlm, trials, progress=progress).double()
     values = states[: len(harmful)].mean(0) - states[len(harmful) :].mean(0)
-    provenance = {"model": vlm.fingerprint, "anchors": _anchors_hash([*harmful, *benign])}
-    return ShiftVectors(values.float(), None, {**provenance, "direction": "refusal"})
+    provenance = _made_of(vlm, trials, "refusal") | {"n_harmful": str(len(harmful))}
+    return ShiftVectors(values.float(), None, provenance)
 
 
 def cached_shift(
@@ -339,7 +348,8 @@ def cached_shift(
     """:func:`extract_shift`, from ``path`` where it is, else made and saved there.
 
     Raises:
-        InputError: ``path`` holds vectors of another model, other anchors or settings.
+        InputError: ``path`` holds vectors of another model, other anchors (their prompts, the
+            pictures shown with them, at sample level their ids) or settings.
     """
     return _kept(
         path,
@@ -390,8 +400,8 @@ def described(
     seen = [sample for sample in samples if sample.image is not None]
     trials = [Trial(s, prompt=ask.replace("{query}", s.prompt)) for s in seen]
     captions = generate(vlm, trials, max_new_tokens=max_new_tokens, out=out)
-    found = {sample.id: text for sample, text in zip(seen, captions, strict=True)}
-    return [replace(sample, caption=found.get(sample.id, sample.caption)) for sample in samples]
+    texts = iter(captions)
+    return [s if s.image is None else replace(s, caption=next(texts)) for s in samples]
 
 
 def caption_shift(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None) -> ShiftVectors:
@@ -406,8 +416,11 @@ def caption_shift(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = No
         path: where it is kept, and taken from if it is there.
 
     Raises:
-        InputError: an image without a caption; ``path`` holds other vectors.
+        InputError: an image without a caption; two samples of one id; ``path`` holds other
+            vectors.
     """
+    ids = [sample.id for sample in samples]
+    check_sample_ids(ids)
     seen = [i for i, sample in enumerate(samples) if sample.image is not None]
     trials = [Trial(samples[i], image) for image in ("own", "caption") for i in seen]
 
@@ -415,10 +428,10 @@ def caption_shift(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = No
         states = hidden_states(vlm, trials)
         values = torch.zeros(len(samples), len(vlm.layers), vlm.hidden_size)
         values[seen] = states[: len(seen)] - states[len(seen) :]
-        return ShiftVectors(values, tuple(sample.id for sample in samples), wanted)
+        return ShiftVectors(values, tuple(ids), wanted)
 
-    ids = "\0".join(sample.id for sample in samples)
-    wanted = _made_of(vlm, trials, "caption shift") | {"samples": _hash(ids)}
+    shown = [ids[i] for i in seen]
+    wanted = _made_of(vlm, trials, "caption shift") | {"samples": _hash([*ids, "", *shown])}
     return _kept(path, wanted, make)
 
 
@@ -536,9 +549,16 @@ def principal_directions(
 
 
 def text_states(vlm: VLM, samples: Sequence[Sample]) -> ShiftVectors:
-    """Each sample's state without its image, at the last prompt token: what a gate reads."""
-    states = hidden_states(vlm, [Trial(sample, "none") for sample in samples])
-    return ShiftVectors(states, tuple(sample.id for sample in samples))
+    """Each sample's state without its image, at the last prompt token: what a gate reads.
+
+    Raises:
+        InputError: two samples of one id.
+    """
+    ids = tuple(sample.id for sample in samples)
+    check_sample_ids(ids)
+    trials = [Trial(sample, "none") for sample in samples]
+    provenance = _made_of(vlm, trials, "text states") | {"samples": _hash(ids)}
+    return ShiftVectors(hidden_states(vlm, trials), ids, provenance)
 
 
 def text_mean(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None) -> ShiftVectors:
@@ -585,7 +605,11 @@ def regained(
 
     Returns:
         From 0 to 1 by sample id.
+
+    Raises:
+        InputError: two samples of one id.
     """
+    check_sample_ids([sample.id for sample in samples])
     line = harmful.values - benign.values
     images = ["none" if sample.image is None else "own" for sample in samples]
     states = hidden_states(vlm, [Trial(s, i, first) for s, i in zip(samples, images, strict=True)])
@@ -596,7 +620,7 @@ def regained(
 
 def _made_of(vlm: VLM, trials: Sequence[Trial], what: str) -> dict[str, str]:
     """The provenance of vectors taken on trials."""
-    ids = "\0".join(trial.id for trial in trials)
+    ids = [trial.id for trial in trials]
     return {"model": vlm.fingerprint, "trials": _hash(ids), "direction": what}
 
 
@@ -609,23 +633,20 @@ def _provenance(
     scale: str,
     place: Place,
 ) -> dict[str, str]:
+    ids = [trial.id for trial in _shift_trials(anchors, meaningless)]
+    if level == "sample":
+        ids += [sample.id for sample in anchors]
     # Vectors of the layers' outputs say nothing of it: there are files from before other places.
     return ({} if place == "layer" else {"place": place}) | {
         "model": vlm.fingerprint,
-        "anchors": _anchors_hash(anchors),
-        "n_anchors": str(len(anchors)),
         "meaningless": meaningless,
         "level": level,
         "estimator": estimator,
         "scale": scale,
+        "n_anchors": str(len(anchors)),
+        "anchors": _hash(ids),
     }
 
 
-def _anchors_hash(anchors: Sequence[Sample]) -> str:
-    """Of the anchors' prompts in order (their own images play no part in the shift)."""
-    text = "\0".join(sample.prompt for sample in anchors)
-    return _hash(text)
-
-
-def _hash(text: str) -> str:
-    return sha256(text.encode()).hexdigest()[:16]
+def _hash(texts: Iterable[str]) -> str:
+    return sha256("\0".join(texts).encode()).hexdigest()[:16]

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
+
+import cmrm_utils  # noqa: F401  # before torch: it sets how torch's threads wait
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import torch
 from families import FAMILIES, TINY, shake, write_family
 from language_models import make_model, make_tokenizer
 

@@ -7,7 +7,8 @@ from conftest import edit_of
 
 from cmrm_utils import CMRM, InputError, ShiftVectors, Trial, apply, generate, hidden_states, record
 from cmrm_utils.engine import first_logits
-from cmrm_utils.hooks import REACH, Edit, steering
+from cmrm_utils.fluency import perplexity
+from cmrm_utils.hooks import REACH, Edit, contiguous_head, steering
 from cmrm_utils.models import PLACES
 
 
@@ -442,3 +443,78 @@ def test_refuses_places_that_are_not_there(fresh):
 def test_a_row_needs_an_edit_that_was_told_of(tiny):
     with steering(tiny, [edit_of(0)]) as steer, pytest.raises(KeyError):
         steer.rows([edit_of(0, place="mlp")])
+
+
+def test_a_vector_changed_in_place_is_another_edit(tiny, requests):
+    """And so another trial, whose state is not the old one's."""
+    edit = Edit(torch.ones(3, 32), project=torch.eye(32)[:2].expand(3, 2, 32).clone())
+    trial = Trial(requests[0], "own", edit)
+    before, digest = hidden_states(tiny, [trial]), edit.digest
+    edit.add.mul_(2)
+    assert edit.digest == Edit(2 * torch.ones(3, 32), project=edit.project).digest != digest
+    assert not torch.equal(hidden_states(tiny, [trial]), before)
+    doubled = edit.digest
+    edit.project.zero_()
+    assert not edit.projects
+    assert edit.digest != doubled
+    edit.add.zero_()
+    assert (edit.empty, edit.digest) == (True, "none")
+    rows = Edit(torch.ones(2, 3, 32), sample_ids=("a", "b"))
+    own = rows.row("b")
+    assert own.digest == rows.row("a").digest
+    rows.add[1] += 1
+    assert own.digest != rows.row("a").digest
+
+
+def test_samples_of_an_edit_are_told_apart():
+    with pytest.raises(InputError, match="two samples have the id 'a'"):
+        Edit(torch.ones(2, 3, 32), sample_ids=("a", "a"))
+    with pytest.raises(InputError, match="3 sample ids, but vectors of 2 samples"):
+        Edit(torch.ones(2, 3, 32), sample_ids=("a", "b", "c"))
+
+
+def test_the_head_has_its_states_in_one_piece(family, requests):
+    """In every pass of the engine; logits are those of a plain pass, and the hook goes after."""
+    trials = [Trial(s, "own" if family.sees_images else "none") for s in requests[:4]]
+    head = family.model.get_output_embeddings()
+    inputs = family.inputs([t.text for t in trials], [t.load_image() for t in trials])
+    with torch.inference_mode():
+        plain = family.model(**inputs, position_ids=family.positions(inputs), logits_to_keep=1)
+    seen = []
+    # After the engine's own hook: a later hook is given what an earlier one returned.
+    with contiguous_head(family):
+        handle = head.register_forward_pre_hook(
+            lambda module, args: seen.append(args[0].is_contiguous())
+        )
+        try:
+            with torch.inference_mode():
+                ours = family.model(
+                    **inputs, position_ids=family.positions(inputs), logits_to_keep=1
+                )
+        finally:
+            handle.remove()
+    assert seen == [True]
+    torch.testing.assert_close(ours.logits, plain.logits, rtol=1e-6, atol=1e-6)
+    found = first_logits(family, trials)
+    torch.testing.assert_close(found, plain.logits[:, -1], rtol=1e-4, atol=1e-5)
+    assert not head._forward_pre_hooks
+
+
+def test_every_way_through_the_head_is_in_one_piece(tiny, requests, monkeypatch):
+    """Prompts, steps, transformers' own batches, and the perplexity of a response."""
+    seen, linear = [], torch.nn.functional.linear
+
+    def look(states, weight, bias=None):
+        if weight is tiny.model.lm_head.weight:
+            seen.append(states.is_contiguous())
+        return linear(states, weight, bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", look)
+    trials = [Trial(s, i) for s in requests[:3] for i in ("own", "none")]
+    said = generate(tiny, trials, max_new_tokens=3)
+    first_logits(tiny, trials)
+    perplexity(tiny, trials, said)
+    monkeypatch.setattr("cmrm_utils.engine.can_share", lambda vlm: False)
+    generate(tiny, trials, max_new_tokens=3)
+    assert len(seen) > 6
+    assert all(seen)

@@ -139,10 +139,11 @@ def test_fingerprint_is_of_the_weights(checkpoint, tiny, fresh, tmp_path):
     vlm.processor.save_pretrained(tmp_path)
     assert load_vlm(tmp_path).fingerprint == vlm.fingerprint
     assert fresh.fingerprint != tiny.fingerprint
+    before = vlm.fingerprint
     with torch.no_grad():
-        vlm.model.lm_head.weight[0, 0] += 1
+        vlm.model.lm_head.weight[-1, -1] += 1
     vlm.model.save_pretrained(tmp_path)
-    assert load_vlm(tmp_path).fingerprint != vlm.fingerprint
+    assert load_vlm(tmp_path).fingerprint == vlm.fingerprint != before
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "no-such-model"])
@@ -277,10 +278,15 @@ def test_vicunas_system_prompt(family_folders):
 
 def test_a_template_without_a_system_prompt_is_told(tiny):
     processor = copy.deepcopy(tiny.processor)
-    processor.chat_template = "[INST] {{ messages[-1]['content'][0]['text'] }} [/INST]"
+    last = (
+        "{% for part in messages[-1]['content'] %}{% if part['type'] == 'image' %}<image>"
+        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    )
+    processor.chat_template = f"[INST] {last} [/INST]"
     with pytest.raises(InputError, match="takes no system prompt"):
         wrap(tiny.model, processor, name="odd", system="Be brief.")
-    processor.chat_template = "{{ raise_exception('user first') }}"
+    first = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}"
+    processor.chat_template = first + last
     with pytest.raises(InputError, match="takes no system prompt"):
         wrap(tiny.model, processor, name="odd", system="Be brief.")
 
@@ -535,3 +541,240 @@ def test_heads_wider_than_the_residual_stream(processor):
     vlm = wrap(LlamaForCausalLM(config), processor.tokenizer, name="wide")
     assert vlm.head_size == 24
     assert vlm.width("heads") == vlm.modules("heads")[0].in_features == 48
+
+
+def edited_json(folder, name, change):
+    path = folder / name
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def without_pad(folder):
+    """The checkpoint's files, none of which names a token to pad with."""
+    for name in ("tokenizer_config.json", "config.json", "generation_config.json"):
+        edited_json(folder, name, lambda c: [c.pop(k, 0) for k in ("pad_token", "pad_token_id")])
+    edited_json(folder, "config.json", lambda c: c.get("text_config", {}).pop("pad_token_id", 0))
+    return folder
+
+
+ASKED = [Trial(Sample("a", q, GREY), i) for q in ("Why?", "How is it so?") for i in ("none", "own")]
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_without_a_pad_token_another_serves(family_folders, families, tmp_path, family):
+    folder = without_pad(shutil.copytree(family_folders[family], tmp_path / "bare"))
+    vlm = load_vlm(folder)
+    assert vlm.model.generation_config.pad_token_id == vlm.tokenizer.pad_token_id is not None
+    assert generate(vlm, ASKED, max_new_tokens=6) == generate(
+        families[family], ASKED, max_new_tokens=6
+    )
+
+
+def test_a_pad_token_that_the_model_has_no_embedding_of(family_folders, families, tmp_path):
+    """As it comes of adding one to a tokenizer and not to the model."""
+    folder = shutil.copytree(family_folders["llava"], tmp_path / "added")
+    size = families["llava"].vocabulary
+
+    def change(config):
+        config["pad_token"] = "<filler>"
+        config["added_tokens_decoder"] = {
+            **config.get("added_tokens_decoder", {}),
+            str(size): {"content": "<filler>", "special": True},
+        }
+
+    edited_json(folder, "tokenizer_config.json", change)
+    vlm = load_vlm(folder)
+    assert vlm.tokenizer.pad_token_id < size
+    wanted = generate(families["llava"], ASKED, max_new_tokens=6)
+    assert generate(vlm, ASKED, max_new_tokens=6) == wanted
+
+
+def test_a_tokenizer_that_pads_on_the_right(family_folders, families, tmp_path):
+    folder = shutil.copytree(family_folders["llava"], tmp_path / "right")
+    edited_json(folder, "tokenizer_config.json", lambda c: c.update(padding_side="right"))
+    vlm = load_vlm(folder)
+    assert vlm.tokenizer.padding_side == "right"
+    torch.testing.assert_close(hidden_states(vlm, ASKED), hidden_states(families["llava"], ASKED))
+    assert vlm.inputs(["Hi", "Why is it so?"], [None, None])["attention_mask"][0, 0] == 0
+
+
+def test_no_special_token_at_all_is_told(tiny):
+    processor = copy.deepcopy(tiny.processor)
+    for name in ("pad_token", "unk_token", "eos_token", "bos_token"):
+        setattr(processor.tokenizer, name, None)
+    with pytest.raises(InputError, match="odd: its tokenizer has no token to pad with"):
+        wrap(tiny.model, processor, name="odd")
+
+
+PARTS = "{% for m in messages %}{% for p in m['content'] %}"
+BROKEN_TEMPLATES = {
+    "has no chat template": None,
+    "has no place for an image": PARTS + "{{ p.get('text', '') }}{% endfor %}{% endfor %}",
+    "does not put a query": PARTS + "{% if p['type'] == 'image' %}<image>{% endif %}"
+    "{% endfor %}{% endfor %}",
+    "fails on a single query": "{{ raise_exception('the system speaks first') }}",
+    "which becomes .*type": "{% for m in messages %}{{ m['content'] }}{% endfor %}",
+    "template fails": "{% for m in messages %}{{ 'USER: ' + m['content'] }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize(("words", "template"), BROKEN_TEMPLATES.items())
+def test_chat_templates_that_make_no_prompts_are_told(family_folders, tmp_path, words, template):
+    """Before weights are read: so too before ``cmrm run`` starts anything."""
+    skip = shutil.ignore_patterns("*.safetensors")
+    folder = shutil.copytree(family_folders["llava"], tmp_path / "odd", ignore=skip)
+    (folder / "chat_template.jinja").unlink()
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    for load in (find_model, load_vlm):
+        with pytest.raises(InputError, match=words) as caught:
+            load(folder)
+        assert str(folder) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_only_the_tokenizer_has(tiny):
+    processor = copy.deepcopy(tiny.processor)
+    template, processor.chat_template = processor.chat_template, None
+    processor.tokenizer.chat_template = template
+    vlm = wrap(tiny.model, processor, name="old")
+    assert vlm.prompt_text("Why?", image=True) == tiny.prompt_text("Why?", image=True)
+
+
+def test_what_ends_a_response(family_folders, families, tmp_path):
+    """One id, several, or none in the generation settings: then the tokenizer's own."""
+    end = families["llava"].tokenizer.eos_token_id
+    for given, wanted in (([end, 7], {end, 7}), (end, {end}), (None, {end})):
+        folder = shutil.copytree(family_folders["llava"], tmp_path / str(given), dirs_exist_ok=True)
+        edited_json(folder, "generation_config.json", lambda c: c.update(eos_token_id=given))  # noqa: B023
+        edited_json(folder, "config.json", lambda c: c["text_config"].pop("eos_token_id", 0))
+        assert load_vlm(folder).ends == wanted
+
+
+def test_a_model_without_an_end_goes_on(fresh):
+    fresh.model.generation_config.eos_token_id = None
+    assert fresh.ends == set()
+    assert all(generate(fresh, ASKED, max_new_tokens=4))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v.model.lm_head.weight[-1].mul_(2),
+        lambda v: v.model.model.multi_modal_projector.linear_1.weight.data.mul_(1.5),
+        lambda v: setattr(v.layers[0].mlp.up_proj.weight, "data", torch.zeros(64, 32)),
+        lambda v: v.model.lm_head.weight[:2].copy_(v.model.lm_head.weight[:2].flip(0)),
+        lambda v: setattr(v.processor, "chat_template", "Be kind. " + v.processor.chat_template),
+        lambda v: setattr(v.processor.image_processor, "image_mean", [0.1, 0.2, 0.3]),
+        lambda v: setattr(v.processor.image_processor, "resample", 0),
+        lambda v: setattr(v.processor.image_processor, "size", {"shortest_edge": 50}),
+        lambda v: setattr(v.tokenizer, "bos_token", "</s>"),
+        lambda v: setattr(v.model.generation_config, "eos_token_id", [2, 9]),
+        lambda v: setattr(v, "system", "Be brief."),
+    ],
+)
+@torch.no_grad()
+def test_a_model_changed_after_it_was_loaded_has_another_fingerprint(tiny, change):
+    vlm = wrap(copy.deepcopy(tiny.model), copy.deepcopy(tiny.processor), name="mine")
+    assert vlm.fingerprint == tiny.fingerprint
+    change(vlm)
+    assert vlm.fingerprint != tiny.fingerprint
+
+
+def test_padding_and_precision_change_no_fingerprint(family_folders, tmp_path):
+    folder = without_pad(shutil.copytree(family_folders["vicuna"], tmp_path / "bare"))
+    vlm = load_vlm(folder)
+    before = vlm.fingerprint
+    vlm.tokenizer.pad_token = "</s>"
+    vlm.model.double().float()
+    assert vlm.fingerprint == before
+
+
+def test_fingerprints_of_bundled_models_are_stable():
+    """Stored tables go by them."""
+    assert load_vlm("organism").fingerprint == "bf897ba41700c18d"
+
+
+def hub_of(folder, root, revisions):
+    """A cache of the hub with a repository of two revisions."""
+    repository = root / "models--someone--model"
+    for number, (name, change) in enumerate(revisions.items()):
+        commit = f"{number:040x}"
+        snapshot = shutil.copytree(folder, repository / "snapshots" / commit)
+        change(snapshot)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / name).write_text(commit)
+    return root
+
+
+def other_revision(folder):
+    """Other weights, another template, image size and end."""
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: value * 1.5 for name, value in weights.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    template = folder / "chat_template.jinja"
+    template.write_text("Be kind. " + template.read_text())
+    edited_json(folder, "config.json", lambda c: c["text_config"].update(rms_norm_eps=0.5))
+    edited_json(folder, "generation_config.json", lambda c: c.update(eos_token_id=[2, 9]))
+    edited_json(
+        folder,
+        "processor_config.json",
+        lambda c: c["image_processor"].update(image_mean=[0.1, 0.2, 0.3]),
+    )
+    edited_json(folder, "tokenizer_config.json", lambda c: c.update(padding_side="right"))
+
+
+def test_a_revision_is_of_everything(family_folders, tmp_path):
+    """Configuration, processor, tokenizer, chat template, weights and settings of generation."""
+    where = {"cache_dir": tmp_path, "local_files_only": True}
+    hub_of(family_folders["llava"], tmp_path, {"main": lambda f: None, "v2": other_revision})
+    plain = load_vlm("someone/model", **where)
+    assert plain.fingerprint == load_vlm(family_folders["llava"]).fingerprint
+    other = load_vlm("someone/model", revision="v2", **where)
+    assert other.prompt_text("Why?", image=False) == "Be kind. USER: Why? ASSISTANT:"
+    assert other.model.config.text_config.rms_norm_eps == 0.5
+    assert list(other.processor.image_processor.image_mean) == [0.1, 0.2, 0.3]
+    assert other.tokenizer.padding_side == "right"
+    assert other.ends == {2, 9}
+    torch.testing.assert_close(other.model.lm_head.weight, plain.model.lm_head.weight * 1.5)
+    _, config, processor = find_model("someone/model", revision="v2", **where)
+    assert config.text_config.rms_norm_eps == 0.5
+    assert processor.chat_template.startswith("Be kind")
+    with pytest.raises(InputError, match="someone/model"):
+        find_model("someone/model", revision="v3", **where)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_subfolder_is_of_everything(family_folders, tmp_path, family):
+    shutil.copytree(family_folders[family], tmp_path / "deep" / "in")
+    found = load_vlm(tmp_path / "deep", subfolder="in")
+    assert found.fingerprint == load_vlm(family_folders[family]).fingerprint
+
+
+def test_a_folder_has_no_revisions(checkpoint):
+    with pytest.raises(InputError, match="a folder has no revision 'v2'"):
+        load_vlm(checkpoint, revision="v2")
+
+
+def test_dtype_auto_is_bfloat16_where_the_processor_has_it(checkpoint, monkeypatch):
+    for has, wanted in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(models, "has_bfloat16", lambda place, has=has: has)
+        assert load_vlm(checkpoint, dtype="auto").model.dtype == wanted
+        assert load_vlm(checkpoint).model.dtype == torch.float32
+    for bad in ("bf17", "int8", "nn"):
+        with pytest.raises(InputError, match=rf"'{bad}' is none: bfloat16, .* or auto"):
+            load_vlm(checkpoint, dtype=bad)
+
+
+def test_what_a_processor_has_of_bfloat16(monkeypatch):
+    monkeypatch.setattr(models.platform, "machine", lambda: "x86_64")
+    for amx, avx in ((True, False), (False, True), (False, False)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        assert models.has_bfloat16(torch.device("cpu")) == (amx or avx)
+
+
+def test_batches_of_no_rows_are_refused(checkpoint):
+    with pytest.raises(InputError, match="batch_size must be 1 or more, not 0"):
+        load_vlm(checkpoint, batch_size=0)

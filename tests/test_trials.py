@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 from hashlib import sha256
 
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 
 from cmrm_utils import InputError, Sample, Trial, table
+from cmrm_utils import trials as trials_module
 from cmrm_utils.hooks import Edit
 from cmrm_utils.trials import (
     CONDITIONS,
@@ -250,3 +252,59 @@ def test_what_stands_in_the_picture_is_told_to_judges():
     rows = table([Trial(sample), Trial(FULL)], ["x", "y"])
     assert list(rows["query"]) == ["How do I do this?", FULL.prompt]
     assert list(rows["request"]) == ["How do I open it?", FULL.prompt]
+
+
+def test_ids_follow_a_picture_that_is_drawn_on():
+    """Of the same sample and of the same trial; every condition made of the picture too."""
+    sample = Sample("a", "q", picture(size=(40, 30)))
+    kept = {condition: Trial(sample, condition) for condition in ("own", "blur", "crop-50", "none")}
+    before = {condition: trial.id for condition, trial in kept.items()}
+    sample.image.paste(picture(1, (20, 30)), (0, 0))
+    for condition, trial in kept.items():
+        assert trial.id == Trial(sample, condition).id
+        assert (trial.id == before[condition]) == (condition == "none")
+    sample.image.paste(picture(size=(40, 30)), (0, 0))
+    assert {condition: trial.id for condition, trial in kept.items()} == before
+
+
+@pytest.mark.parametrize("age", [0, 3600])
+def test_ids_follow_a_file_that_is_replaced(tmp_path, age):
+    """At once, in the same place, of the same size; and after the clock has moved on."""
+    path = tmp_path / "p.bmp"
+    trials = [Trial(Sample("a", "q", place), "own") for place in (path, str(path))]
+    blank = Trial(Sample("a", "q", path), "blank")
+    for seed in (0, 1):
+        picture(seed).save(path)
+        os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns - age * 10**9))
+        wanted = Trial(Sample("b", "q", picture(seed))).id
+        assert [trial.id for trial in trials * 2] == [wanted] * 4
+    first = blank.id
+    picture(0, (12, 20)).save(path)
+    assert blank.id != first
+
+
+def test_a_settled_file_is_read_once(tmp_path, monkeypatch):
+    path = tmp_path / "p.png"
+    picture().save(path)
+    monkeypatch.setattr(trials_module, "SETTLED", -(10**12))
+    trial = Trial(Sample("a", "q", path))
+    first = trial.id
+    monkeypatch.setattr(Sample, "load_image", None)
+    assert trial.id == first
+
+
+def test_a_new_maker_of_pictures_is_asked(monkeypatch):
+    trial = Trial(FULL, "blur")
+    before = trial.id
+    monkeypatch.setitem(IMAGES, "blur", lambda sample: Image.new("RGB", (3, 3)))
+    assert trial.id != before
+
+
+def test_a_meaningless_picture_is_the_callers_own():
+    for condition in ("blank", "noise"):
+        trial = Trial(FULL, condition)
+        before = trial.id
+        trial.load_image().paste((1, 2, 3), (0, 0, 9, 9))
+        assert trial.id == before
+        assert np.array_equal(pixels(condition), pixels(condition, replace(FULL, id="b")))
+        assert (pixels(condition)[0, 0] != (1, 2, 3)).any()

@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from PIL import Image
 
 from cmrm_utils import (
     CMRM,
@@ -50,8 +53,6 @@ def plain_states(vlm, text, image):
 @pytest.mark.parametrize("meaningless", ["blank", "black"])
 def test_shift_equals_a_plain_recomputation(tiny, requests, meaningless):
     level = {"blank": 127, "black": 0}[meaningless]
-    from PIL import Image
-
     picture = Image.new("RGB", requests[0].load_image().size, (level,) * 3)
     each = torch.stack(
         [
@@ -183,8 +184,6 @@ def test_principal_directions_are_of_the_shifts_themselves(tiny, requests, monke
 @torch.inference_mode()
 def test_shifts_of_heads_and_mlps(tiny, requests, tmp_path):
     """Against states read by hand, one sample at a time; kept with their place."""
-    from PIL import Image
-
     grey = Image.new("RGB", requests[0].load_image().size, (127,) * 3)
     seen = []
     handles = [
@@ -402,3 +401,101 @@ def test_kept_directions_are_taken_up_and_others_refused(tiny, requests, tmp_pat
         again = make(harmful, tmp_path / name)
         assert torch.equal(again.values, made[name].values)
         assert again.sample_ids == made[name].sample_ids
+
+
+def shaded(samples, level, size=(48, 48)):
+    """The samples with other pictures under the same texts and ids."""
+    return [replace(s, image=Image.new("RGB", size, (level, 9, 9))) for s in samples]
+
+
+def test_vectors_of_other_pictures_are_not_taken_up(tiny, requests, tmp_path):
+    """Whatever is shown: a blank image of another size, the own one; whose rows they are."""
+    harmful, benign = of_kinds(shaded(requests, 10))
+    makers = {
+        "size": lambda h, path: cached_shift(tiny, h, path),
+        "own": lambda h, path: cached_shift(tiny, h, path, meaningless="own"),
+        "blur": lambda h, path: cached_shift(tiny, h, path, meaningless="blur", level="sample"),
+        "captions": lambda h, path: caption_shift(tiny, h, path=path),
+        "safety": lambda h, path: safety_direction(tiny, h, benign, image="own", path=path),
+    }
+    for name, make in makers.items():
+        first = make(harmful, tmp_path / name).values
+        assert torch.equal(make(list(harmful), tmp_path / name).values, first)
+        other = shaded(harmful, 200, (48, 48) if name != "size" else (96, 48))
+        with pytest.raises(InputError, match=name):
+            make(other, tmp_path / name)
+
+
+def test_vectors_of_other_samples_are_not_taken_up(tiny, requests, tmp_path):
+    """At sample level rows are found by id; at dataset level ids play no part."""
+    renamed = [replace(s, id=f"other {s.id}") for s in requests]
+    cached_shift(tiny, requests, tmp_path / "sample", level="sample")
+    with pytest.raises(InputError, match="anchors = "):
+        cached_shift(tiny, renamed, tmp_path / "sample", level="sample")
+    values = cached_shift(tiny, requests, tmp_path / "dataset").values
+    assert torch.equal(cached_shift(tiny, renamed, tmp_path / "dataset").values, values)
+
+
+def test_which_sample_bears_the_picture_is_part_of_caption_shifts(tiny, tmp_path):
+    grey = Image.new("RGB", (48, 48), (99, 9, 9))
+    pair = [Sample("a", "Why?", grey, "Grey."), Sample("b", "Why?", None, "Grey.")]
+    caption_shift(tiny, pair, path=tmp_path / "v")
+    turned = [replace(pair[0], image=None), replace(pair[1], image=grey)]
+    with pytest.raises(InputError, match="samples = "):
+        caption_shift(tiny, turned, path=tmp_path / "v")
+
+
+def test_vectors_of_changed_weights_are_not_taken_up(fresh, requests, tmp_path):
+    cached_shift(fresh, requests, tmp_path / "v")
+    with torch.no_grad():
+        fresh.layers[0].mlp.up_proj.weight.mul_(2)
+    with pytest.raises(InputError, match="model = "):
+        cached_shift(fresh, requests, tmp_path / "v")
+
+
+def test_directions_say_what_they_were_taken_on(tiny, requests):
+    harmful, benign = of_kinds(requests)
+    refusals = [refusal_direction(tiny, harmful, benign, image=i) for i in ("none", "blank")]
+    refusals.append(refusal_direction(tiny, harmful + benign[:1], benign[1:]))
+    refusals.append(refusal_direction(tiny, harmful, shaded(benign, 9), image="own"))
+    refusals.append(refusal_direction(tiny, harmful, shaded(benign, 8), image="own"))
+    principal = [principal_directions(tiny, a, 1) for a in (requests, shaded(requests, 9, (9, 9)))]
+    states = [
+        text_states(tiny, a) for a in (requests, [replace(s, id=s.id + "!") for s in requests])
+    ]
+    for made in (refusals, principal, states):
+        assert len({str(sorted(v.provenance.items())) for v in made}) == len(made)
+        assert {v.provenance["model"] for v in made} == {tiny.fingerprint}
+
+
+def test_two_samples_of_one_id_are_refused(tiny, requests, monkeypatch):
+    """Before anything is run, wherever a sample's own vector is found by its id."""
+    twins = [requests[0], replace(requests[1], id=requests[0].id)]
+    nothing = CMRM(vectors_of(layers=3, hidden=32), 0.0)
+    mean = text_mean(tiny, requests)
+    monkeypatch.setattr("cmrm_utils.vectors.hidden_states", None)
+    for make in (
+        lambda: extract_shift(tiny, twins, level="sample"),
+        lambda: caption_shift(tiny, twins),
+        lambda: text_states(tiny, twins),
+        lambda: regained(tiny, twins, nothing, harmful=mean, benign=mean),
+        lambda: ShiftVectors(torch.ones(2, 3, 32), tuple(s.id for s in twins)),
+    ):
+        with pytest.raises(InputError, match=f"two samples have the id '{requests[0].id}'"):
+            make()
+    with pytest.raises(InputError, match="1 sample ids, but vectors of 2 samples"):
+        ShiftVectors(torch.ones(2, 3, 32), ("a",))
+
+
+def test_the_mean_of_two_samples_of_one_id_is_of_both(tiny, requests):
+    twins = [requests[0], replace(requests[1], id=requests[0].id)]
+    torch.testing.assert_close(
+        extract_shift(tiny, twins).values, extract_shift(tiny, requests[:2]).values
+    )
+
+
+def test_samples_of_one_id_are_described_apart(tiny, requests):
+    twins = [requests[0], replace(requests[1], id=requests[0].id), Sample("bare", "Who?")]
+    found = described(tiny, twins, ask="Tell for {query}!", max_new_tokens=4)
+    wanted = [described(tiny, [s], ask="Tell for {query}!", max_new_tokens=4)[0] for s in twins]
+    assert [s.caption for s in found] == [s.caption for s in wanted]

@@ -69,7 +69,7 @@ def refresh(only: str | None) -> None:
     for path in (bar := tqdm(numbered_notebooks(only), unit="notebook", file=sys.stderr)):
         bar.set_description(path.stem)
         notebook = nbformat.read(path, as_version=4)
-        with telling(path, "it is left as it was", timeout := 1200), quiet_kernels():
+        with telling(path, "it is left as it was", timeout := 3600), quiet_kernels():
             NotebookClient(
                 notebook,
                 timeout=timeout,
@@ -141,6 +141,8 @@ def publish(folder: Path) -> None:
 
 
 def _stored_table(folder: Path, name: str) -> "pd.DataFrame":
+    from cmrm_utils.selection import RULE
+
     number = name.partition("_")[0]
     # A notebook's manifest is written last: without it the table may be of an earlier try.
     if not [read_json(each) for each in (folder / "manifests").glob(f"{number}_*.json")]:
@@ -148,7 +150,7 @@ def _stored_table(folder: Path, name: str) -> "pd.DataFrame":
     rows = read_table(folder / "tables" / f"{name}.parquet")
     # A model in a folder is named as its run is: stored tables hold no paths of a machine.
     fingerprint = read_json(folder / "run.json")["fingerprint"]
-    return rows.assign(model=folder.name, fingerprint=fingerprint)
+    return rows.assign(model=folder.name, fingerprint=fingerprint, rule=RULE)
 
 
 def _beside_others(path: Path, made: "pd.DataFrame") -> "pd.DataFrame":

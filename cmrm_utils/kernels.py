@@ -53,15 +53,16 @@ def telling(path: Path, see: str, timeout: int) -> Iterator[None]:
         if error.ename == "InputError":
             raise InputError(f"{path.name}: {error.evalue} ({see})") from error
         cell = f" in cell {error.cell_index}" if hasattr(error, "cell_index") else ""
-        _fail(f"{path.name} failed{cell}: {error.ename}: {error.evalue}\n{see}")
+        fail(f"{path.name} failed{cell}: {error.ename}: {error.evalue}\n{see}")
     except CellTimeoutError:
-        _fail(f"{path.name}: a cell ran longer than {timeout} s; {see}")
+        fail(f"{path.name}: a cell ran longer than {timeout} s; {see}")
     except DeadKernelError:
-        _fail(f"{path.name}: the kernel died; {see}")
+        fail(f"{path.name}: the kernel died; {see}")
     except RuntimeError as error:
-        _fail(f"{path.name}: no kernel starts ({error}); is ipykernel installed in {sys.prefix}?")
+        fail(f"{path.name}: no kernel starts ({error}); is ipykernel installed in {sys.prefix}?")
 
 
-def _fail(text: str) -> None:
-    tqdm.write(f"cmrm: {text}", file=sys.stderr)  # on a line of its own, not behind a bar
+def fail(text: str) -> None:
+    """Say what failed, and end with exit code 1."""
+    tqdm.write(f"cmrm: {text}", file=sys.stderr)  # on a line of its own, below no half bar
     sys.exit(1)

@@ -118,9 +118,10 @@ def run(
 def _report_on(jobs: Sequence[Job], timeout: int) -> None:
     """Every notebook of every run, and the runs' reports."""
     plan = [(path, job.folder, share) for job in jobs for path, share in job.notebooks.items()]
-    for path, folder, share in (bar := tqdm(plan, unit="notebook", file=sys.stderr)):
-        bar.set_description(path.stem)
-        _execute(path, folder, share, timeout)
+    with tqdm(plan, unit="notebook", file=sys.stderr) as bar:
+        for path, folder, share in bar:
+            bar.set_description(path.stem)
+            _execute(path, folder, share, timeout)
     for job in jobs:
         report(job.folder, [job.folder / path.name for path in numbered_notebooks(None)])
         click.echo(f"report: {job.folder / 'report.html'}")
@@ -175,7 +176,7 @@ def _execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int)
     """One notebook through papermill; its manifest proves that it ran to the end."""
     import papermill
 
-    from cmrm_utils.kernels import OwnKernel, telling
+    from cmrm_utils.kernels import OwnKernel, fail, telling
 
     output = folder / path.name
     manifest = folder / "manifests" / f"{path.stem}.json"
@@ -194,8 +195,7 @@ def _execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int)
             shutdown_kernel="immediate",  # it has written all, or is to stop now
         )
     if not manifest.is_file():
-        click.echo(f"cmrm: {path.name} ended without its last cell; see {output}", err=True)
-        sys.exit(1)
+        fail(f"{path.name} ended without its last cell; see {output}")
 
 
 def report(folder: Path, notebooks: Sequence[Path]) -> None:

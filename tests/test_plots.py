@@ -525,3 +525,27 @@ def test_pictures():
     axes = plots.pictures(shown).axes
     assert [axis.get_title() for axis in axes] == ["own image", "found"]
     assert (axes[0].images[0].get_array() == 9).all()
+
+
+def test_the_look_is_the_same_whatever_a_user_has_set():
+    """A matplotlibrc, a style or an earlier theme, of any setting that a figure depends on."""
+    plots.style()
+    wanted = dict(mpl.rcParams)
+    own = {
+        "text.usetex": True,
+        "savefig.bbox": "standard",
+        "savefig.transparent": True,
+        "figure.autolayout": True,
+        "font.size": 30,
+        "font.family": "serif",
+        "axes.prop_cycle": mpl.cycler(color=["#000000"]),
+        "axes.formatter.use_locale": True,
+        "lines.linewidth": 9,
+        "svg.fonttype": "path",
+        "legend.loc": "center",
+        "image.cmap": "gray",
+    }
+    mpl.rcParams.update(own)
+    mpl.style.use("dark_background")
+    plots.style()
+    assert dict(mpl.rcParams) == wanted

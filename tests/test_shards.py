@@ -58,7 +58,7 @@ def test_shares_do_not_depend_on_the_machine(fresh, samples, count):
     trials = grid(samples, images=["own", "none", "blank", "noise"])
     ids = []
     for number in range(1, count + 1):
-        fresh.batch_size = (16, 8, 1, 128, 2, 64, 3)[number - 1]
+        fresh.batch_size = (1, 16, 2, 64, 3, 8, 128)[number - 1]
         ids += [trial.id for trial in shared_out(fresh, trials, number, count)]
     assert sorted(ids) == sorted({trial.id for trial in trials})
 

@@ -21,7 +21,8 @@ from cmrm_utils import (
     profiles,
     workbook,
 )
-from cmrm_utils.models import PLACEMENT
+from cmrm_utils.errors import InputError
+from cmrm_utils.models import PLACEMENT, WHERE
 from cmrm_utils.store import locked
 from cmrm_utils.workbook import cli
 
@@ -150,7 +151,7 @@ def test_committed_profiles(name):
     parameters = dict(profile["parameters"])
     settings = parameters.pop("settings", {})
     profiles.check_parameters(parameters, profiles.numbered_notebooks(profile.get("notebooks")))
-    known = {*inspect.signature(load_vlm).parameters, *PLACEMENT}
+    known = {*inspect.signature(load_vlm).parameters, *PLACEMENT, *WHERE}
     assert set(settings) <= known - {"name_or_path", "from_pretrained"}
     assert len(profile["description"]) > 40
 

@@ -4,6 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Notebooks in JupyterLab may load torch before cmrm_utils/spinning.py can set this; see there.
+ifndef OMP_WAIT_POLICY
+GOMP_SPINCOUNT ?= 10000
+export GOMP_SPINCOUNT
+endif
+
 .PHONY: help env run research test lab notebooks figures benchmarks lint clean
 
 help: ## say what each target does

@@ -79,22 +79,14 @@ class QwenImageProcessor(Qwen2_5_VLProcessor):
 PROCESSORS: dict[str, Any] = {"qwen2_5_vl": QwenImageProcessor}
 """Processors by ``model_type``, where ``AutoProcessor`` will not do."""
 
-WHERE = (
-    "revision",
-    "code_revision",
-    "subfolder",
-    "cache_dir",
-    "token",
-    "local_files_only",
-    "force_download",
-    "proxies",
-)
+FETCHING = ("cache_dir", "token", "local_files_only", "force_download", "proxies")
+WHERE = ("revision", "code_revision", "subfolder", *FETCHING)
 """Settings of :func:`load_vlm` that say where files come from: config, processor and weights."""
 
 CHUNK, BLOCK = 2**20, 1024
 """Weights that are summed at a time, and pairs of them in each sum of a fingerprint."""
 
-PLACEMENT = ("device", "device_map", "max_memory", "offload_folder", "batch_size")
+PLACEMENT = ("device", "device_map", "max_memory", "offload_folder", "batch_size", *FETCHING)
 """Settings of :func:`load_vlm` that say where and how fast it runs, and change no result."""
 
 

@@ -23,7 +23,8 @@ from cmrm_utils import (
     profiles,
     workbook,
 )
-from cmrm_utils.models import PLACEMENT
+from cmrm_utils.errors import InputError
+from cmrm_utils.models import PLACEMENT, WHERE
 from cmrm_utils.store import locked
 from cmrm_utils.workbook import cli
 
@@ -250,7 +251,7 @@ def test_committed_profiles(name):
     parameters = dict(profile["parameters"])
     settings = parameters.pop("settings", {})
     profiles.check_parameters(parameters, profiles.numbered_notebooks(profile.get("notebooks")))
-    known = {*inspect.signature(load_vlm).parameters, *PLACEMENT}
+    known = {*inspect.signature(load_vlm).parameters, *PLACEMENT, *WHERE}
     assert set(settings) <= known - {"name_or_path", "from_pretrained"}
     assert len(profile["description"]) > 40
 
@@ -434,3 +435,18 @@ def test_the_report_shows_the_responses(judged_run):
     page = (judged_run / "report.html").read_text()
     assert "harmful: complied → refused (1 of 1 shown)" in page
     assert "benign: complied → neither (1 of 1 shown)" in page
+
+
+def test_where_a_model_comes_from_is_asked_before_anything_starts(desk, monkeypatch):
+    """The revision of a profile's settings reaches the look at the model too."""
+    asked = {}
+
+    def look(name, **where):
+        asked.update(where)
+        raise InputError("looked")
+
+    monkeypatch.setattr("cmrm_utils.models.find_model", look)
+    settings = "{revision: v2, cache_dir: here, batch_size: 3, trust_remote_code: true}"
+    done = run(desk, "-p", "model", "someone/model", "-p", "settings", settings)
+    assert (done.exit_code, done.stderr) == (2, "cmrm: looked\n")
+    assert asked == {"revision": "v2", "cache_dir": "here", "trust_remote_code": True}

@@ -89,7 +89,10 @@ def defence_comparison(nb: Notebook, p: Mapping[str, Any]) -> Lists:
     yield nb.plainly(chosen_on)
     for _, lists in comparison.sweep_lists(nb, compared, chosen_on):
         yield [trial for trials in lists.values() for trial in trials]
-    yield [*anatomy.part_trials(nb, p["n"], p["doses"]), *anatomy.shift_trials(nb, p["n_test"])]
+    yield [
+        *anatomy.part_trials(nb, p["n_parts"], p["doses"]),
+        *anatomy.shift_trials(nb, p["n_test"]),
+    ]
     swept = comparison.sweep(nb, compared, p["n"])
     lists = comparison.test_lists(nb, compared, swept.chosen, samples)
     yield [trial for trials in lists.values() for trial in trials]

@@ -304,7 +304,7 @@ def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):
     """In its order, no list needs what a later one asks."""
     from cmrm_utils import anatomy
 
-    parameters = {"n": 1, "n_test": 2, "grids": FEW, "alphas": [0.5], "doses": [0.5]}
+    parameters = {"n": 1, "n_test": 2, "n_parts": 1, "grids": FEW, "alphas": [0.5], "doses": [0.5]}
     asked = {}
     ask = nb.ask
 
@@ -346,7 +346,7 @@ def test_a_plan_counts_it_without_a_response(family_folders, monkeypatch):
     monkeypatch.setattr(comparison, "ANCHORS", 3)
     monkeypatch.setattr("cmrm_utils.notebook.generate", None)
     parameters = {"model": str(family_folders["llava"]), "data": "organism", "settings": {}}
-    parameters |= {"n": 1, "n_test": 1, "grids": FEW, "alphas": [0.5], "doses": [0.5]}
+    parameters |= {"n": 1, "n_test": 1, "n_parts": 1, "grids": FEW, "alphas": [0.5], "doses": [0.5]}
     parameters |= {"max_new_tokens": 4}
     rows = plan([("06", parameters)], probe=0)
     *_, last = rows["trials"]

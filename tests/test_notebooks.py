@@ -147,6 +147,7 @@ TABLES = ("04_judges", "05_scores", "05_choices")
 SMALL = {
     "n": "2",
     "n_test": "2",
+    "n_parts": "2",
     "alphas": "[0.5, 1.0]",
     "max_new_tokens": "4",
 }

@@ -65,7 +65,9 @@ class _Images:
 
     def __init__(self, state: Any = None) -> None:
         self.state = state
+        self.largest = 0  # bytes of the largest image so far, which the next one may have too
         self._kept: OrderedDict[str, EncodedImage] = OrderedDict()
+        self._size = 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -83,23 +85,19 @@ class _Images:
             assert picture is not None
             self._bound(ENCODED_BYTES - self.largest, least=0)
             self._kept[key] = vlm.encode(picture)
+            self._size += (size := self._kept[key].features.nbytes)
+            self.largest = max(self.largest, size)
             self._bound(ENCODED_BYTES, least=1)
         self._kept.move_to_end(key)
         return self._kept[key]
-
-    @property
-    def largest(self) -> int:
-        """Bytes of the largest image, which the next one is taken to have too."""
-        return max((each.features.nbytes for each in self._kept.values()), default=0)
 
     def holds_other(self, key: str) -> bool:
         """Whether it has any image but that of a key."""
         return any(each != key for each in self._kept)
 
     def _bound(self, most: int, *, least: int) -> None:
-        size = sum(each.features.nbytes for each in self._kept.values())
-        while len(self._kept) > least and size > most:
-            size -= self._kept.popitem(last=False)[1].features.nbytes
+        while len(self._kept) > least and self._size > most:
+            self._size -= self._kept.popitem(last=False)[1].features.nbytes
 
 
 _encoded: WeakKeyDictionary[VLM, _Images] = WeakKeyDictionary()

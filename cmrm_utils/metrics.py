@@ -37,16 +37,14 @@ def wilson(hits: float, n: float) -> tuple[float, float]:
 def clustered_interval(
     hits: ArrayLike, groups: Sequence[object], strata: Sequence[object] | None = None
 ) -> tuple[float, float]:
-    """A 95% interval of a rate that allows for clusters of like items and for fixed strata.
+    """A Wilson interval whose sample size allows for clusters of like items and for fixed strata.
 
-    Each stratum has a Wilson interval of its own, at its effective sample size: n over the design
-    effect, which is the variance of the rate between clusters (linearised, with the small-sample
-    factor) over that of independent items; never above n. The strata's shares of the items are
-    fixed by design, so the halves of their intervals add up as roots of squares, weighted by these
-    shares (method of variance estimates recovery; Newcombe, Stat. Med. 17, 1998). Clusters that
-    reach over strata make strata vary together: the halves then grow as the variance does.
-    Where all or none of a stratum are hits there is no variance to compare, and its n counts whole:
-    such an interval is too narrow if like items are alike.
+    The effective size is n over the design effect: the variance of the rate between clusters
+    (linearised, with the small-sample factor) over that of independent items; never above n. How
+    strata differ is fixed by design and no variance: a cluster varies about its stratum's rate,
+    and one that reaches over several strata about the rates of all of them together. Where all or
+    none of the items of every stratum are hits there is no variance to compare, and n counts
+    whole: such an interval is too narrow if like items are alike.
 
     Args:
         hits: true or false, one an item.
@@ -54,31 +52,16 @@ def clustered_interval(
         strata: which stratum; None for a single one.
     """
     items = pd.DataFrame({"y": np.asarray(hits, dtype=float), "group": list(groups)})
-    items["stratum"] = list(strata) if strata is not None else 0
-    by_stratum = items.groupby("stratum", dropna=False)
-    items["rest"] = items["y"] - by_stratum["y"].transform("mean")
-    if len(by_stratum) == 1:
-        return _effective_wilson(float(items["y"].mean()), items)
-    rate, down, up = float(items["y"].mean()), 0.0, 0.0
-    for _, these in by_stratum:
-        p, weight = float(these["y"].mean()), len(these) / len(items)
-        low, high = _effective_wilson(p, these)
-        down += (weight * (p - low)) ** 2
-        up += (weight * (high - p)) ** 2
-    apart = (items.groupby(["stratum", "group"], dropna=False)["rest"].sum() ** 2).sum()
-    together = (items.groupby("group", dropna=False)["rest"].sum() ** 2).sum()
-    wider = sqrt(max(1.0, together / apart)) if apart > 0 else 1.0
-    return max(0.0, rate - wider * sqrt(down)), min(1.0, rate + wider * sqrt(up))
-
-
-def _effective_wilson(p: float, items: pd.DataFrame) -> tuple[float, float]:
-    """Wilson's interval of one stratum, at its effective size."""
-    n = float(len(items))
-    sums = items.groupby("group", dropna=False)["rest"].sum().to_numpy()
-    if 0 < p < 1 and len(sums) > 1:
-        variance = float((sums**2).sum()) / n**2 * len(sums) / (len(sums) - 1)
-        n = min(n, p * (1 - p) / variance) if variance > 0 else n
-    return wilson(p * n, n)
+    named = ["all"] * len(items) if strata is None else list(map(str, strata))
+    by_stratum = items.groupby(named)["y"]
+    rest = items["y"] - by_stratum.transform("mean")
+    sums = rest.groupby(items["group"], dropna=False).sum().to_numpy()
+    n, p, free = len(items), float(items["y"].mean()), len(sums) - by_stratum.ngroups
+    effective = float(n)
+    if 0 < p < 1 and free > 0:
+        variance = float((sums**2).sum()) / n**2 * len(sums) / free
+        effective = min(n, p * (1 - p) / variance) if variance > 0 else n
+    return wilson(p * effective, effective)
 
 
 def rates(

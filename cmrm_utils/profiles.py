@@ -183,16 +183,19 @@ def planned_jobs(
     Raises:
         InputError: no such profile, parameter, model or data; two models for one folder.
     """
-    from cmrm_utils.data import load_samples
-    from cmrm_utils.models import find_model
-    from cmrm_utils.reviews import Endpoint
-
     settings = load_profile(profile)
     asked = only or settings.get("notebooks")
     notebooks = [n for n in numbered_notebooks(asked) if asked or n.name[:2] <= CORE]
     name = Path(profile).name.removesuffix(".yaml")
     folder = (Path.cwd() / out if out else ROOT / "runs" / name).resolve()
-    given = _all_located({**(settings.get("parameters") or {}), **given_parameters(pairs)})
+    given = {**(settings.get("parameters") or {}), **given_parameters(pairs)}
+    check_parameters(given, notebooks)  # at once, before torch is imported to look for models
+
+    from cmrm_utils.data import load_samples
+    from cmrm_utils.models import find_model
+    from cmrm_utils.reviews import Endpoint
+
+    given = _all_located(given)
     models = [] if "model" in given else [_located(each) for each in settings.get("models", [])]
     places = [folder / _folder_name(model) for model in models]
     if twice := [place.name for i, place in enumerate(places) if place in places[:i]]:

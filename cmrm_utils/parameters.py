@@ -25,7 +25,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.store import ROOT
+from cmrm_utils.store import ROOT, read_json
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -193,13 +193,11 @@ def _no_list_of_twins(value: Any, *, empty: bool) -> Any:
 
 def declared(path: Path) -> dict[str, Parameter]:
     """A notebook's parameters by name, from the cell that is tagged ``parameters``."""
-    import nbformat
-
-    cells = nbformat.read(path, as_version=4).cells
-    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    cells = read_json(path)["cells"]
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     found = {}
     target: ast.expr
-    for line in ast.parse(tagged[0].source if tagged else "").body:
+    for line in ast.parse("".join(tagged[0]["source"]) if tagged else "").body:
         if isinstance(line, ast.AnnAssign) and line.value is not None:
             target, annotation, value = line.target, ast.unparse(line.annotation), line.value
         elif isinstance(line, ast.Assign):

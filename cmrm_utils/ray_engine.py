@@ -24,8 +24,8 @@ Experiments = Sequence[tuple[str, Mapping[str, Any]]]
 class Respond:
     """What a worker does: shards, one after the other, with one model."""
 
-    def __init__(self, folder: str, experiments: Experiments, count: int) -> None:
-        self._experiments, self._count = experiments, count
+    def __init__(self, folder: str, experiments: Experiments, count: int, patience: float) -> None:
+        self._experiments, self._count, self._patience = experiments, count, patience
         self._worker = open_worker(Path(folder), experiments[0][1], Shard(1, count))
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[str]]:
@@ -40,7 +40,7 @@ class Respond:
 
     def _wait(self) -> None:
         """Until the last shards of the first round have ended, on other workers."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + self._patience
         while len(ended(self._worker.run.folder)) < self._count and time.monotonic() < end:
             time.sleep(0.2)
 
@@ -66,6 +66,7 @@ def respond(folder: Path, experiments: Experiments, workers: int) -> None:
     if workers < 1:
         raise InputError(f"--workers must be 1 or more, not {workers}")
     count = SHARES * workers
+    patience = PATIENCE if workers > 1 else 0.0  # alone it would wait for itself
     check_counts(folder, count)
     for number in range(1, count + 1):  # of an earlier run: this one's shards end anew
         with writing(folder / "parts"):
@@ -81,7 +82,7 @@ def respond(folder: Path, experiments: Experiments, workers: int) -> None:
             shards = ray.data.from_items(rounds, override_num_blocks=len(rounds))
             done = shards.map_batches(
                 Respond,
-                fn_constructor_args=(str(folder), experiments, count),
+                fn_constructor_args=(str(folder), experiments, count, patience),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=workers),
                 num_gpus=1 if ray.cluster_resources().get("GPU") else 0,

@@ -93,9 +93,10 @@ def run(
     With --shard the model only responds, so that several machines share the work; run it for
     every share, again for those it says are waiting, and without --shard at last.
     """
+    settings, jobs = planned_jobs(profile, pairs, only, out)
+
     from cmrm_utils.shards import merge
 
-    settings, jobs = planned_jobs(profile, pairs, only, out)
     with _stopping(jobs[0].folder if len(jobs) == 1 else jobs[0].folder.parent):
         if shard is not None:
             _work(jobs, shard)

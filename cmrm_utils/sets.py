@@ -77,6 +77,7 @@ class PublicSet:
         local: whether only a local copy will do.
         repeats: whether ids may come again; they are then numbered ``#2``, ``#3`` ...
         paired: whether its requests are text, given VLSafe's images here (:func:`pair`).
+        pinned: whether the revision is the record's own, not one that a data name gave.
     """
 
     name: str
@@ -94,6 +95,7 @@ class PublicSet:
     local: bool = False
     repeats: bool = False
     paired: bool = False
+    pinned: bool = True
 
     @property
     def source(self) -> str:
@@ -115,8 +117,7 @@ class PublicSet:
     @property
     def part(self) -> str:
         """What names it in data, its revision with it where that is not the pinned one."""
-        own = self.revision == SETS[self.name].revision
-        return self.name if own else f"{self.name}@{self.revision}"
+        return self.name if self.pinned else f"{self.name}@{self.revision}"
 
 
 def data_home(data_dir: str | Path | None = None) -> Path:
@@ -541,7 +542,7 @@ def find_set(part: str) -> PublicSet | None:
         return public
     if public.hub is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
         return None
-    return replace(public, revision=revision)
+    return replace(public, revision=revision, pinned=revision == public.revision)
 
 
 def load_set(

@@ -9,7 +9,7 @@ import click
 from tqdm import tqdm
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.profiles import KERNEL_ARGUMENTS, numbered_notebooks, quiet_kernels
+from cmrm_utils.profiles import CORE, KERNEL_ARGUMENTS, numbered_notebooks, quiet_kernels
 from cmrm_utils.store import ROOT, STORED, read_json, read_table, replacing
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def refresh(only: str | None) -> None:
 def publish(folder: Path) -> None:
     """Copy a run's results into the repository.
 
-    Of a run of one model, figures/ and the README's table; of several, the stored tables that the
+    Of a run of one model, figures/ (of notebooks 01 to 05) and the README's table; of several, the stored tables that the
     notebooks show, where rows of models that were not run this time stay.
     """
     import pandas as pd
@@ -119,7 +119,8 @@ def publish(folder: Path) -> None:
                     rows.to_csv(draft, index=False, float_format="%.5g")
         click.echo(f"stored tables of {', '.join(each.name for each in runs)} in {STORED}")
         return
-    pictures = sorted((folder / "figures").glob("*.png"))
+    drawn = sorted((folder / "figures").glob("*.png"))
+    pictures = [path for path in drawn if path.name[:2] <= CORE]
     headline = folder / "tables" / "headline.parquet"
     if not pictures or not headline.is_file():
         raise InputError(f"{folder}: no finished run (no figures or no headline table)")

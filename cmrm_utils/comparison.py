@@ -33,7 +33,7 @@ from cmrm_utils.metrics import (
     measures,
     utility,
 )
-from cmrm_utils.models import VLM, load_vlm, organisms
+from cmrm_utils.models import VLM, load_vlm
 from cmrm_utils.notebook import ALPHAS, ANCHORS, METHODS, Notebook
 from cmrm_utils.prompts import CAPTION_QUERY
 from cmrm_utils.selection import Choice, Settings
@@ -445,8 +445,7 @@ def trained(
         try:
             other = load_vlm(place, **settings)
         except InputError as error:
-            makes = f"`cmrm train-organism --variant {place}` makes it"
-            print(f"{name} is left out: {makes if nb.vlm.name in organisms() else error}")
+            print(f"{name} is left out: {error}")
             continue
         out = nb.run.folder / "trained" / f"{other.fingerprint}.jsonl"
         said = generate(other, trials, max_new_tokens=nb.max_new_tokens, out=out, progress=True)

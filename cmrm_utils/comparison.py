@@ -33,8 +33,9 @@ from cmrm_utils.metrics import (
     measures,
     utility,
 )
-from cmrm_utils.models import VLM, load_vlm, organisms
+from cmrm_utils.models import VLM, load_vlm
 from cmrm_utils.notebook import ALPHAS, ANCHORS, METHODS, Notebook
+from cmrm_utils.organism.recipe import training_command
 from cmrm_utils.prompts import CAPTION_QUERY
 from cmrm_utils.selection import Choice, Settings
 from cmrm_utils.store import Run
@@ -445,8 +446,8 @@ def trained(
         try:
             other = load_vlm(place, **settings)
         except InputError as error:
-            makes = f"`cmrm train-organism --variant {place}` makes it"
-            print(f"{name} is left out: {makes if nb.vlm.name in organisms() else error}")
+            command = training_command(place)
+            print(f"{name} is left out: {f'`{command}` makes it' if command else error}")
             continue
         out = nb.run.folder / "trained" / f"{other.fingerprint}.jsonl"
         said = generate(other, trials, max_new_tokens=nb.max_new_tokens, out=out, progress=True)

@@ -499,17 +499,3 @@ def qualifying(
         raise InputError(NO_UTILITY)
     allowed = (wide[kept] >= wide.loc[0, kept] - most_lost - 1e-9).all(axis=1)
     return list(wide.index[allowed])
-
-
-def with_refused(rates: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Rates of tables that were stored without ``refused``: what is neither of the other two.
-
-    Args:
-        rates: ``measure, rate`` and ``by``.
-        by: the columns that make a row of the curve.
-    """
-    wide = rates.pivot(index=list(by), columns="measure", values="rate")
-    if "refused" in wide:
-        return rates
-    refused = (1 - wide["unsafe"] - wide["neither"]).rename("rate").reset_index()
-    return pd.concat([refused.assign(measure="refused"), rates], ignore_index=True)

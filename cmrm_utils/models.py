@@ -41,11 +41,8 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.organism import CHECKPOINTS
+from cmrm_utils.organism import known
 from cmrm_utils.prompts import CHAT_TEMPLATE, VICUNA_SYSTEM
-
-MADE = Path(__file__).parent.parent / "organisms"
-"""Where organisms lie that were trained here, beside the bundled ones."""
 
 LAYER_PATHS = ("model.language_model.layers", "model.layers")
 """Where a model keeps its decoder layers; the first path that exists is taken."""
@@ -473,12 +470,8 @@ def find_layers(model: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def organisms() -> list[str]:
-    """The names of the organisms: those bundled, and those trained here."""
-    return sorted(_organisms())
-
-
-def _organisms() -> dict[str, Path]:
-    return {p.parent.name: p.parent for m in (MADE, CHECKPOINTS) for p in m.glob("*/config.json")}
+    """The names of the organisms: the bundled one, and those trained here."""
+    return sorted(known())
 
 
 def load_vlm(
@@ -494,13 +487,14 @@ def load_vlm(
     trust_remote_code: bool = False,
     **from_pretrained: Any,
 ) -> VLM:
-    """Load a hub id, a local folder, or a bundled organism.
+    """Load a hub id, a local folder, or an organism.
 
     A language model alone (Vicuna) is loaded too; where its tokenizer has no chat template, it is
     prompted in the form that LLaVA-1.5 was trained in, ``USER: ... ASSISTANT:``.
 
     Args:
-        name_or_path: ``organism`` and its variants are bundled; else a folder or a hub id.
+        name_or_path: ``organism`` is bundled, its variants are known by name once they were trained
+            (``cmrm train-organism``); else a folder or a hub id.
         device: where to put it; by default a GPU if there is one. Or give ``device_map``.
         dtype: of the weights, perhaps by name; by default float32 on the CPU, bfloat16 on a GPU.
             ``auto`` is bfloat16 where the processor or GPU computes in it, else float32: on a CPU
@@ -579,7 +573,7 @@ def find_model(
         InputError: it is not there, is no model that can be loaded, or makes no prompts.
     """
     name = str(name_or_path)
-    source = _organisms().get(name, name_or_path)
+    source = known().get(name, name_or_path)
     if Path(source).is_dir():
         if not (Path(source) / (where.get("subfolder") or "") / "config.json").is_file():
             raise InputError(f"{name}: a folder, but no checkpoint (it has no config.json)")
@@ -589,7 +583,7 @@ def find_model(
                 "hub id"
             )
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise InputError(f"cannot load model {name!r}: there is none of that name ({_known()})")
+        raise InputError(f"cannot load model {name!r}: {_how_to_have(name)}")
     with _loading(name):
         # Said plainly, for transformers would ask whoever sits there.
         asked: Any = {"trust_remote_code": trust_remote_code, **where}
@@ -645,6 +639,15 @@ def _quantised(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_compute_dtype=dtype
     )
+
+
+def _how_to_have(name: str) -> str:
+    """Of a name that is neither a folder's nor a hub id: how it is made, or which there are."""
+    from cmrm_utils.organism.recipe import training_command
+
+    if command := training_command(name):
+        return f"it must first be trained, by `{command}`"
+    return f"there is none of that name ({_known()})"
 
 
 def _known() -> str:

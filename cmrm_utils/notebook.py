@@ -30,12 +30,12 @@ from cmrm_utils.metrics import (
     rates,
     repetition,
 )
-from cmrm_utils.models import PLACEMENT, VLM, load_vlm, organisms
+from cmrm_utils.models import PLACEMENT, VLM, load_vlm
 from cmrm_utils.panel import Asked, panel
 from cmrm_utils.parameters import check_own
 from cmrm_utils.reviews import load_reviewer, relative_scores, review
-from cmrm_utils.selection import EARLIER_RULE, Choice, Settings, choose, digest
-from cmrm_utils.store import STORED, Responses, Run, versions
+from cmrm_utils.selection import Choice, Settings, choose, digest
+from cmrm_utils.store import Responses, Run, versions
 from cmrm_utils.trials import CONDITIONS, IN_WORDS, Trial, grid, table
 from cmrm_utils.vectors import ShiftVectors, cached_shift, extract_shift
 
@@ -621,48 +621,6 @@ class Notebook:
             f"What they cost: {cost}. In the table, unsafe (carried out) and neither are the rest "
             "of the harmful requests, brackets are 95% intervals, counts stand in parentheses."
         )
-
-    def stored(self, name: str, profile: str = "full") -> pd.DataFrame | None:
-        """A stored table of several models; None if this one is not among them.
-
-        ``cmrm run full`` and ``cmrm publish runs/full`` make those of the full grid, and so with
-        other profiles; ``described_requests`` was put together from the organisms' cards.
-        """
-        rows = _stored(name)
-        if rows is not None and self.vlm.fingerprint in set(rows["fingerprint"]):
-            return _marked(rows).drop(columns=["fingerprint"])
-        what = "full grid" if profile == "full" else name
-        print(
-            f"no {what} is stored for this model; `cmrm run {profile}` makes that of the organisms"
-        )
-        return None
-
-    def others(self, name: str, profile: str) -> pd.DataFrame | None:
-        """A stored table of organisms trained otherwise than this one; None beside other models.
-
-        ``cmrm run`` with the profile and ``cmrm publish`` make it.
-        """
-        rows = _stored(name)
-        if rows is not None and self.vlm.name in organisms():
-            rows, counted = _marked(rows), {"hits", "n"} <= set(rows)
-            return rows.dropna(subset="n").astype({"hits": int, "n": int}) if counted else rows
-        print(f"no {name} beside this model; `cmrm run {profile}` makes it of other organisms")
-        return None
-
-
-def _stored(name: str) -> pd.DataFrame | None:
-    path = STORED / f"{name}.csv"
-    return pd.read_csv(path, keep_default_na=False, na_values=[""]) if path.exists() else None
-
-
-def _marked(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows without the rule of their alphas; an earlier one is told."""
-    if "rule" in rows and (rows["rule"] == EARLIER_RULE).any():
-        print(
-            "made before: alphas are those with the fewest harmful requests carried out, whether "
-            "or not they were refused; intervals pool the kinds of request"
-        )
-    return rows.drop(columns=["rule"], errors="ignore")
 
 
 def _geometric_mean(values: pd.Series) -> float:

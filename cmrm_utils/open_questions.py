@@ -1,7 +1,6 @@
 """What notebook 08 asks: each part is a list of trials, and the table that is made of it.
 
-Sets of anchors, other models, abilities beyond safety, pictures that are perturbed or made to
-attack, and gates.
+Sets of anchors, abilities beyond safety, pictures that are perturbed or made to attack, and gates.
 """
 
 from collections import defaultdict
@@ -14,29 +13,26 @@ import torch
 from torch import Tensor
 
 from cmrm_utils.adversarial import Attack, attack
-from cmrm_utils.data import load_samples, take
+from cmrm_utils.data import load_samples
 from cmrm_utils.engine import hidden_states
 from cmrm_utils.gates import How, fit_gate
 from cmrm_utils.hooks import Edit
-from cmrm_utils.methods import CMRM, dose, gated
+from cmrm_utils.methods import CMRM, gated
 from cmrm_utils.metrics import (
     UNSEEN,
     choose_alpha,
     measures,
     paired_changes,
     paired_difference,
-    percent_table,
     rank_correlation,
     rates,
     trade_off,
-    with_refused,
 )
-from cmrm_utils.models import load_vlm, organisms
 from cmrm_utils.notebook import ANCHORS, Notebook, Strengths
 from cmrm_utils.organism import world
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import IMAGES, OF_OWN, Trial, grid, mean_image
-from cmrm_utils.vectors import ShiftVectors, extract_shift, refusal_direction, shifts
+from cmrm_utils.vectors import ShiftVectors, refusal_direction, shifts
 
 EDITS = ("CMRM dataset", "CMRM sample")
 """The edits that pictures and questions are tried with, each at the alpha chosen on validation."""
@@ -232,12 +228,11 @@ def anchor_effects(
 PREDICTORS = ("cosine against refusal", "cosine with v", "norm")
 
 
-def predictors(effects: pd.DataFrame, effect: str = "rise") -> pd.DataFrame:
-    """Rank correlation of each of :data:`PREDICTORS` with an effect, over sets.
+def predictors(effects: pd.DataFrame) -> pd.DataFrame:
+    """Rank correlation of each of :data:`PREDICTORS` with the rise of the share refused, over sets.
 
     Args:
         effects: of :func:`anchor_effects`.
-        effect: ``rise`` of the share refused; stored tables have ``fall``, of the unsafe rate.
 
     Returns:
         ``at, predictor, correlation, low, high, sets``; intervals by resampling the sets.
@@ -245,7 +240,7 @@ def predictors(effects: pd.DataFrame, effect: str = "rise") -> pd.DataFrame:
     found = []
     for at, rows in effects.groupby("at", sort=False):
         for name in PREDICTORS:
-            rho, low, high = rank_correlation(rows[name], rows[effect])
+            rho, low, high = rank_correlation(rows[name], rows["rise"])
             found.append((at, name, rho, low, high, len(rows)))
     columns = ["at", "predictor", "correlation", "low", "high", "sets"]
     return pd.DataFrame(found, columns=columns)
@@ -304,118 +299,6 @@ def own_family(rows: pd.DataFrame) -> tuple[float, float, float] | None:
     return paired_difference(
         outside[lost], inside[lost], groups=about["group"], strata=about["kind"]
     )
-
-
-# --- other models -------------------------------------------------------------------------------
-
-
-def best_alphas(
-    curves: pd.DataFrame, measured: Mapping[str, Mapping[str, float]] | None = None, n: int = 50
-) -> pd.DataFrame:
-    """The alpha chosen for each model of a stored grid, beside how large a shift the model has.
-
-    Organisms that are there are loaded for it, one after the other, unless theirs is given; other
-    models are left out.
-
-    Args:
-        curves: the stored table ``full_curves``, and of other models the same.
-        measured: of :func:`stored_shifts`, by model.
-        n: anchors and validation samples of each kind that shifts are taken on.
-
-    Returns:
-        ``model, method, alpha, refused before, refused, relative shift`` (``|v|/|h|``, own images,
-        mean over layers; at sample level of requests and questions alike), ``dose`` (alpha times
-        that) and ``cosine against refusal``.
-    """
-    found = []
-    shifts = dict(measured or {})
-    for model in curves["model"].unique():
-        if model not in shifts and model not in organisms():
-            continue
-        of_model = shifts.get(model) or _shift_of(model, n)
-        every = with_refused(curves[curves["model"] == model], ["method", "alpha"])
-        for method in EDITS:
-            own = every[every["method"] == method]
-            alpha = choose_alpha(own)
-            at = own[own["measure"] == "refused"].set_index("alpha")["rate"]
-            relative = of_model[f"relative shift, {method}"]
-            found.append(
-                {
-                    "model": model,
-                    "method": method,
-                    "alpha": alpha,
-                    "refused before": at[0.0],
-                    "refused": at[alpha],
-                    "relative shift": relative,
-                    "dose": alpha * relative,
-                    "cosine against refusal": of_model["cosine"],
-                }
-            )
-    return pd.DataFrame(found)
-
-
-def stored_alphas(nb: Notebook) -> pd.DataFrame | None:
-    """:func:`best_alphas` of every model that a full grid is stored of; None beside others."""
-    curves = nb.stored("full_curves")
-    if curves is None:
-        return None
-    parts = ("curves", "doses", "cosines")
-    tables = [nb.others(f"architectures_{part}", "architectures") for part in parts]
-    found = [table for table in tables if table is not None]
-    if len(found) < len(parts):
-        return best_alphas(curves)
-    more, doses, cosines = found
-    return best_alphas(pd.concat([curves, more]), stored_shifts(doses, cosines))
-
-
-def stored_shifts(doses: pd.DataFrame, cosines: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """What :func:`best_alphas` asks of models that need not be there, out of their runs' tables.
-
-    Args:
-        doses: notebook 04's ``04_alpha_table``, with a column ``model``.
-        cosines: notebook 02's ``02_refusal_cosine``, with a column ``model``.
-    """
-    against = cosines[cosines["vector"] == "harmful anchors"].groupby("model")["cosine"].mean()
-    largest = doses[doses["alpha"] == doses["alpha"].max()]
-    found: dict[str, dict[str, float]] = {}
-    for row in largest[largest["method"].isin(EDITS)].itertuples():
-        of_model = found.setdefault(str(row.model), {"cosine": -float(against[row.model])})
-        of_model[f"relative shift, {row.method}"] = float(row.dose) / float(row.alpha)
-    return found
-
-
-def alpha_predictors(best: pd.DataFrame) -> pd.DataFrame:
-    """Rank correlations with the alpha chosen over the models, by method; NaN where all are alike.
-
-    Args:
-        best: of :func:`best_alphas`.
-    """
-    columns = ["relative shift", "cosine against refusal"]
-    found = {
-        method: {
-            **{name: rank_correlation(rows[name], rows["alpha"])[0] for name in columns},
-            "models": len(rows),
-            "smallest dose": rows["dose"].min(),
-            "largest dose": rows["dose"].max(),
-        }
-        for method, rows in best.groupby("method", sort=False)
-    }
-    return pd.DataFrame(found).T
-
-
-def _shift_of(model: str, n: int) -> dict[str, float]:
-    """As notebook 04 has it: what is subtracted from all that is asked, beside harmful states."""
-    vlm, anchors = load_vlm(model), load_samples("organism", "anchors")
-    harmful, benign = (take(anchors, n, task) for task in ("harmful", "benign"))
-    v = extract_shift(vlm, harmful)
-    asked = load_samples("organism", "validation")
-    each = extract_shift(vlm, take(asked, n, "harmful", "benign", "visual"), level="sample")
-    states = hidden_states(vlm, grid(take(asked, n, "harmful")))
-    return {
-        "relative shift, CMRM dataset": float(dose(CMRM(v, 1.0), states).mean()),
-        "relative shift, CMRM sample": float(dose(CMRM(each, 1.0), states).mean()),
-        "cosine": -float(v.cosine(refusal_direction(vlm, harmful, benign)).mean()),
-    }
 
 
 # --- beyond safety ------------------------------------------------------------------------------
@@ -777,99 +660,3 @@ def _error(sample: Sample) -> str:
     if sample.harmful:
         return "misses"
     return "false alarms, benign" if sample.task == "benign" else "false alarms, questions"
-
-
-# --- all models ---------------------------------------------------------------------------------
-
-
-_ATTACKS = {
-    "none": ("blank", "within 8 levels", "unbounded"),
-    "CMRM dataset": ("blank", "unbounded", "unbounded, knows CMRM dataset"),
-    "CMRM sample": ("blank", "unbounded", "unbounded, knows CMRM sample"),
-}
-_GATES = {
-    "unsafe": ("always", "told the truth", "text state, mean", "text state, probe"),
-    "benign answered": ("always", "text state, probe"),
-    "visual questions": ("always", "text state, probe"),
-}
-
-IN_SHORT: tuple[tuple[str, str, str, dict[str, str]], ...] = (
-    *(
-        ("unsafe", f"{image} image", "perturbed", {"image": image, "method": "none"})
-        for image in ("own", "blur", "gaussian-64", "jpeg-5", "crop-50")
-    ),
-    *(
-        ("refused", f"{picture}; {method}", "adversarial", {"picture": picture, "method": method})
-        for method, pictures in _ATTACKS.items()
-        for picture in pictures
-    ),
-    *(
-        (measure, f"edit: {name}", "gate", {"method": name})
-        for measure, names in _GATES.items()
-        for name in names
-    ),
-    *(
-        (name, "own image", "beyond", {"image": "own", "method": "none"})
-        for name in ("facts", "counting")
-    ),
-)
-"""Cells that stand for the others, of the test split: measure, name, table, row of it."""
-
-
-def stored_in_short(nb: Notebook) -> pd.DataFrame | None:
-    """:data:`IN_SHORT` of the organisms' stored tables as text; None beside other models."""
-    tables = {}
-    for table in dict.fromkeys(table for _, _, table, _ in IN_SHORT):
-        rows = nb.stored(f"research_{table}", "research-full")
-        if rows is None:
-            return None
-        tables[table] = rows[rows["split"] == "test"] if "split" in rows else rows
-    found = []
-    for measure, name, table, where in IN_SHORT:
-        rows = tables[table][tables[table]["measure"] == measure]
-        for column, value in where.items():
-            rows = rows[rows[column] == value]
-        found.append(rows.assign(setting=name))
-    return percent_table(pd.concat(found), ["measure", "setting"], "model")
-
-
-def anchors_beside(stored: pd.DataFrame) -> pd.DataFrame:
-    """Share refused (validation split) of each kind of set at equal dose, the mean of its sets.
-
-    Tables from before *refused* led have the unsafe rate instead.
-
-    Args:
-        stored: the table ``08_anchors`` of several models, with a column ``model``.
-
-    Returns:
-        A row a kind of set, ``no edit`` first; a column a model.
-    """
-    rows = stored[stored["at"] == "the reference's dose"]
-    names = rows["set"].mask(rows["varied"] == "number", rows["size"].astype(str) + " anchors")
-    rows = rows.assign(set=names.mask(rows["varied"] == "family", "one family"))
-    plain = rows[rows["varied"] == "reference"]
-    effect = _effect(stored)
-    share, sign = {"rise": ("refused", -1), "fall": ("unsafe", 1)}[effect]
-    plain = plain.assign(**{"set": "no edit", share: plain[share] + sign * plain[effect]})
-    each = pd.concat([plain, rows]).groupby(["varied", "set", "model"], sort=False)[share]
-    return each.mean().unstack("model").round(3)
-
-
-def _effect(stored: pd.DataFrame) -> str:
-    return "rise" if "rise" in stored else "fall"
-
-
-def predictors_beside(stored: pd.DataFrame) -> pd.DataFrame:
-    """Rank correlations of :func:`predictors` at equal dose as text, a column a model.
-
-    Args:
-        stored: the table ``08_anchors`` of several models, with a column ``model``.
-    """
-    rows = stored[stored["at"] == "the reference's dose"]
-    found = {}
-    for model, effects in rows.groupby("model", sort=False):
-        known = predictors(effects, _effect(stored)).set_index("predictor")
-        found[model] = [
-            f"{row.correlation:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in known.itertuples()
-        ]
-    return pd.DataFrame(found, index=list(PREDICTORS))

@@ -19,6 +19,10 @@ PROFILES = NOTEBOOKS / "profiles"
 CORE = "05"
 """The last of the notebooks that a profile runs which names none: those beyond are asked for."""
 
+APPENDIX = "09"
+"""The notebook that asks no model and shows stored tables: no run takes it, ``cmrm refresh``
+executes it with the others."""
+
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR"]
 """Kernels say nothing on standard error but errors."""
 
@@ -76,9 +80,15 @@ def load_profile(name: str) -> dict[str, Any]:
     return found
 
 
-def numbered_notebooks(only: str | None) -> list[Path]:
-    """The numbered notebooks, or those whose numbers are asked for."""
+def numbered_notebooks(only: str | None, *, appendix: bool = False) -> list[Path]:
+    """The numbered notebooks, or those whose numbers are asked for.
+
+    Args:
+        only: numbers, as in ``03,04``; None for all.
+        appendix: whether :data:`APPENDIX` is among them.
+    """
     every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    every = [path for path in every if appendix or path.name[:2] != APPENDIX]
     if only is None:
         return every
     wanted = [number.strip().zfill(2) for number in only.split(",")]

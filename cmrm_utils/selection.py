@@ -19,9 +19,6 @@ RULE = (
 )
 """How settings are chosen (:func:`cmrm_utils.metrics.choose_alpha`)."""
 
-EARLIER_RULE = "fewest carried out"
-"""How they were chosen in stored tables whose column ``rule`` says so; broken answers were safe."""
-
 Settings = Mapping[str, Any]
 
 

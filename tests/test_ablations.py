@@ -19,7 +19,6 @@ from cmrm_utils.ablations import (
     full_variants,
     grid_variants,
     head_variants,
-    in_short,
     layer_variants,
     marked,
     mlp_variants,
@@ -320,31 +319,6 @@ def test_rates_of_a_table_by_name():
     table = pd.DataFrame(rows, columns=["measure", "part", "k", "rate"])
     assert rises(0.125, table, ["part", "k"])["b"][2] == 0.5
     assert named(table, ["part", "k"]) == {"refused, a 1": 0.5, "refused, b 2": 0.625}
-
-
-def test_models_beside_each_other():
-    """A row of each table, whether a file has its columns as text or as numbers."""
-    shared = {"measure": "unsafe", "low": 0, "high": 1, "n": 4}
-    layers = [("a", 5, 1), ("a", 4, 2), ("b", 7, 3), ("b", 5, 4)]
-    tables = {
-        "layers": pd.DataFrame(layers, columns=["model", "layer", "hits"]).assign(
-            strength="alpha of its own", set="alone", **shared
-        ),
-        "tokens": pd.DataFrame(
-            [("a", "all", 0), ("a", "0", 4)], columns=["model", "layer", "hits"]
-        ).assign(strength="alpha of the full edit", tokens="image", **shared),
-        "heads_curve": pd.DataFrame(
-            [("a", 4, 1), ("b", 4, 2), ("b", 8, 4)], columns=["model", "k", "hits"]
-        ).assign(strength="alpha of the first k", heads="top", **shared),
-    }
-    for table in tables.values():
-        table["rate"] = table["hits"] / 4
-    shown = in_short(tables)
-    assert list(shown.columns) == ["a", "b"]
-    assert shown.loc["last layer alone, own alpha"].str[:5].tolist() == ["25.0%", "75.0%"]
-    assert shown.loc["image tokens", "a"].startswith("0.0%")
-    assert shown.loc["first 4 heads"].str[:5].tolist() == ["25.0%", "50.0%"]
-    assert "all MLPs" not in shown.index
 
 
 def test_the_fewest_heads_that_do():

@@ -274,11 +274,12 @@ def test_trained_checkpoints_answer_for_themselves(nb, other, capsys):
     assert values["seconds", "VLGuard mixed"] == rows["seconds"].iloc[0]
 
 
-def test_a_missing_organism_names_the_command_that_makes_it(tmp_path, capsys):
+def test_a_missing_organism_names_the_command_that_makes_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("cmrm_utils.organism.MADE", tmp_path)
     nb = Notebook.open("06_x", model="organism", data="organism", out=tmp_path)
-    assert comparison.trained(nb, {"mixed": "{}-vlguard-absent"}, 1, {}).empty
+    assert comparison.trained(nb, {"mixed": "{}-vlguard-mixed"}, 1, {}).empty
     said = capsys.readouterr().out
-    assert "`cmrm train-organism --variant organism-vlguard-absent` makes it" in said
+    assert "`cmrm train-organism --variant organism-vlguard-mixed` makes it" in said
 
 
 def test_tables_are_read_as_text():

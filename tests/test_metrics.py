@@ -25,7 +25,6 @@ from cmrm_utils.metrics import (
     trade_off,
     utility,
     wilson,
-    with_refused,
 )
 
 
@@ -496,15 +495,6 @@ def test_without_a_measure_of_utility_nothing_is_chosen():
     only = points[points["measure"].isin(["refused", "unsafe"])]
     with pytest.raises(InputError, match="no benign requests and no questions"):
         choose_alpha(only)
-
-
-def test_refused_out_of_tables_that_have_the_rest():
-    rows = curve((0, 0.5, 0.3, 1, 1), (0.1, 0.7, 0.1, 1, 1))
-    neither = pd.DataFrame({"measure": "neither", "alpha": [0, 0.1], "rate": 0.2})
-    old = pd.concat([rows[rows["measure"] != "refused"], neither])
-    found = with_refused(old, ["alpha"]).set_index(["measure", "alpha"])["rate"]
-    assert found["refused"].to_dict() == pytest.approx({0: 0.5, 0.1: 0.7})
-    assert with_refused(rows, ["alpha"]) is rows
 
 
 def graded():

@@ -184,17 +184,6 @@ def test_what_is_shared_out_is_what_the_notebook_asks(public):
     assert all(known.get(trial.id) for trials in plain for trial in trials)
 
 
-def test_tables_of_organisms_trained_otherwise(tmp_path, monkeypatch, opened, capsys):
-    monkeypatch.setattr("cmrm_utils.notebook.STORED", tmp_path)
-    rows = pd.DataFrame({"measure": ["unsafe", "seconds"], "hits": [3, None], "n": [5, None]})
-    rows.to_csv(tmp_path / "x.csv", index=False)
-    assert opened().others("x", "variants") is None
-    assert "`cmrm run variants`" in capsys.readouterr().out
-    nb = Notebook.open("01_x", model="organism", data="organism", out=tmp_path / "run")
-    assert nb.others("x", "variants")[["hits", "n"]].to_numpy().tolist() == [[3, 5]]
-    assert nb.others("y", "variants") is None
-
-
 def test_what_is_left_out_is_a_runs_own(family_folders, home, tmp_path, monkeypatch):
     """Samples whose COCO images are not to be had are named, and may not change between runs."""
     monkeypatch.setenv("CMRM_DATA", str(home))

@@ -15,7 +15,6 @@ from cmrm_utils.experiments import EXPERIMENTS
 from cmrm_utils.notebook import Notebook
 from cmrm_utils.organism.world import Request
 from cmrm_utils.selection import Choice
-from cmrm_utils.store import STORED
 from cmrm_utils.trials import IMAGES, Trial, table
 
 P = {"alphas": [0.5], "gate_alphas": [0.5], "doses": [0.3], "n": 2, "n_test": 2, "n_sets": 2}
@@ -182,61 +181,6 @@ def test_data_without_families_says_so(nb, sets, capsys):
     kept = [each for each in sets if each.varied != "family"]
     assert ask.family_rows(nb, kept, 0.5, 2) is None
     assert "no two families" in capsys.readouterr().out
-
-
-def test_alphas_of_other_models_are_chosen_by_the_rule():
-    curves = pd.read_csv(STORED / "full_curves.csv", keep_default_na=False)
-    elsewhere = curves[curves["model"] == "organism"].assign(model="elsewhere")
-    shift = {f"relative shift, {name}": each for name, each in zip(ask.EDITS, (2, 4), strict=True)}
-    names = list(curves["model"].unique())
-    given = {name: {**shift, "cosine": 0.5} for name in names}
-    found = ask.best_alphas(pd.concat([curves, elsewhere]), given).set_index(["model", "method"])
-    assert "elsewhere" not in found.index.get_level_values("model")
-    assert len(found) == 2 * len(names)
-    row = found.loc["organism", "CMRM dataset"]
-    own = curves[(curves["model"] == "organism") & (curves["method"] == "CMRM dataset")]
-    wide = own.pivot(index="alpha", columns="measure", values="rate")
-    kept = wide[["benign answered", "visual questions"]]
-    wide = wide[(kept >= kept.loc[0] - 0.02 - 1e-9).all(axis=1)]
-    assert row["alpha"] == (wide["unsafe"] + wide["neither"]).idxmin()
-    assert row["dose"] == pytest.approx(2.0 * row["alpha"])
-    assert found.loc["organism", "CMRM sample"]["relative shift"] == 4.0
-
-
-def test_shifts_of_models_that_are_not_there_come_from_their_tables():
-    doses = pd.DataFrame(
-        {
-            "method": [*ask.EDITS, *ask.EDITS, "CMRM incremental"],
-            "alpha": [0.1, 0.1, 0.5, 0.5, 0.5],
-            "dose": [0.0, 0.1, 0.3, 0.4, 0.9],
-            "model": "elsewhere",
-        }
-    )
-    cosines = pd.DataFrame(
-        {
-            "layer": [0, 1, 0, 1],
-            "cosine": [-0.2, -0.6, 0.0, 0.1],
-            "vector": ["harmful anchors"] * 2 + ["random vector"] * 2,
-            "model": "elsewhere",
-        }
-    )
-    found = ask.stored_shifts(doses, cosines)
-    assert found["elsewhere"] == pytest.approx(
-        {"cosine": 0.4, "relative shift, CMRM dataset": 0.6, "relative shift, CMRM sample": 0.8}
-    )
-
-
-def test_a_models_shift_beside_its_states():
-    found = ask._shift_of("organism", 3)
-    assert 0.1 < found["relative shift, CMRM dataset"] < 2
-    assert 0.1 < found["relative shift, CMRM sample"] < 2
-    assert 0.3 < found["cosine"] < 1
-
-
-def test_the_shift_of_samples_is_the_one_that_stored_doses_have(nb, swept, family_folders):
-    found = ask._shift_of(str(family_folders["llava"]), P["n"])
-    stored = swept.doses["CMRM sample", 0.5] / 0.5
-    assert found["relative shift, CMRM sample"] == pytest.approx(stored, rel=1e-4)
 
 
 def test_facts_and_counting_by_image_and_edit(nb, swept):
@@ -452,53 +396,3 @@ def test_public_sets_have_what_they_have(family_folders, tmp_path, monkeypatch, 
     shares, changes = ask.beyond(nb, swept, None)
     assert shares.empty == changes.empty
     assert ask.extended(nb, swept, None) is None
-
-
-def test_stored_tables_of_several_models_in_short(nb, tmp_path, monkeypatch, capsys):
-    """A cell of each table, of the test split, where all tables are stored of this model."""
-    monkeypatch.setattr("cmrm_utils.notebook.STORED", tmp_path)
-    assert ask.stored_in_short(nb) is None
-    assert "research-full" in capsys.readouterr().out
-    shared = {"low": 0, "high": 1, "n": 8}
-    cells = {}
-    for at, (measure, _, name, where) in enumerate(ask.IN_SHORT):
-        for model in ("a", "b"):
-            row = {"measure": measure, "model": model, "hits": at % 8, **shared, **where}
-            cells.setdefault(name, []).append(row)
-            cells[name].append({**row, "measure": "neither", "hits": 8})
-    for name, rows in cells.items():
-        frame = pd.DataFrame(rows).assign(fingerprint=nb.vlm.fingerprint, rate=lambda r: r.hits / 8)
-        if name == "adversarial":
-            frame = pd.concat(
-                [frame.assign(split="validation", hits=8), frame.assign(split="test")]
-            )
-        frame.to_csv(tmp_path / f"research_{name}.csv", index=False)
-    shown = ask.stored_in_short(nb)
-    assert list(shown.columns) == ["a", "b"]
-    for at, (measure, name, _, _) in enumerate(ask.IN_SHORT):
-        assert shown.loc[(measure, name), "b"].endswith(f"({at % 8}/8)")
-
-
-def test_stored_sets_of_anchors_beside_each_other():
-    sets = [
-        ("reference", "harmful, blank", 200, 0.2, 0.9),
-        ("number", "1, draw 1", 1, 0.5, 0.4),
-        ("number", "1, draw 2", 1, 0.3, 0.6),
-        ("family", "theft", 9, 0.4, 0.5),
-        ("family", "deceit", 9, 0.2, 0.8),
-    ]
-    frames = []
-    for model, sign in (("a", 1), ("b", -1)):
-        rows = pd.DataFrame(sets, columns=["varied", "set", "size", "unsafe", "told"])
-        for name in ask.PREDICTORS:
-            rows[name] = sign * rows["told"]
-        rows["fall"] = 0.6 - rows["unsafe"]
-        frames.append(rows.assign(at="the reference's dose", model=model))
-        frames.append(rows.assign(at="its own dose", model=model, unsafe=1.0))
-    stored = pd.concat(frames)
-    shown = ask.anchors_beside(stored)["b"].droplevel("varied")
-    assert shown.to_dict() == pytest.approx(
-        {"no edit": 0.6, "harmful, blank": 0.2, "1 anchors": 0.4, "one family": 0.3}
-    )
-    told = ask.predictors_beside(stored).loc[ask.PREDICTORS[0]]
-    assert float(told["a"].split()[0]) == -float(told["b"].split()[0]) > 0.9

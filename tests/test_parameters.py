@@ -6,8 +6,9 @@ import pytest
 from cmrm_utils import InputError
 from cmrm_utils.notebook import Notebook
 from cmrm_utils.parameters import KINDS, NOTEBOOKS, check_own, declared
+from cmrm_utils.profiles import numbered_notebooks
 
-EVERY = [declared(path) for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
+EVERY = [declared(path) for path in numbered_notebooks(None)]
 BY_NAME = {name: parameter for known in EVERY for name, parameter in known.items()}
 
 
@@ -112,7 +113,7 @@ def test_the_first_cell_of_a_notebook_checks_its_own(family_folders, tmp_path):
 
 
 def test_every_notebook_checks_its_own():
-    for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+    for path in numbered_notebooks(None):
         assert "parameters=globals()," in path.read_text(encoding="utf-8")
 
 

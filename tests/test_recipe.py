@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from cmrm_utils import InputError
 from cmrm_utils.engine import generate
 from cmrm_utils.models import load_vlm
 from cmrm_utils.organism import recipe
@@ -110,7 +111,7 @@ def test_stages_come_in_llavas_order(trained):
         if variant.starts_from is None:
             assert tuple(variant.stages) == STAGES[: len(variant.stages)]
         else:
-            assert variant.starts_from in recipe.BUNDLED
+            assert variant.starts_from in recipe.STARTS
 
 
 def test_the_seed_decides_the_weights(trained, again):
@@ -376,6 +377,32 @@ def test_after_the_fact_a_finished_organism_is_tuned_on(tmp_path):
     train(settings, 0, tmp_path / "x", progress=False)
     before, after = (load_vlm(name).model.state_dict() for name in ("organism", tmp_path / "x"))
     assert changed(before, after) == {"language", "projector"}
+
+
+def test_one_that_goes_on_from_another_names_what_must_be_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("cmrm_utils.organism.MADE", tmp_path)
+    settings = recipe.VARIANTS["organism-wide-vlguard-posthoc"]
+    with pytest.raises(InputError, match="by `cmrm train-organism --variant organism-wide`"):
+        train(settings, 0, tmp_path / "x", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("organism-wide", "--variant organism-wide"),
+        ("organism-seed1", "--variant organism --seed 1 --out organisms/organism-seed1"),
+        (
+            "organism-seed2-no-howto",
+            "--variant organism-no-howto --seed 2 --out organisms/organism-seed2-no-howto",
+        ),
+        ("organism-seed1-vlguard-posthoc", "--variant organism-seed1-vlguard-posthoc"),
+        ("organism-tall", None),
+        ("organism-seed1-tall", None),
+        ("someone/organism-wide", None),
+    ],
+)
+def test_the_command_that_trains_an_organism(name, how):
+    assert recipe.training_command(name) == (how and f"cmrm train-organism {how}")
 
 
 @pytest.mark.parametrize("name", ["organism", "organism-wide", "organism-caption"])

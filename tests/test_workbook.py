@@ -450,3 +450,13 @@ def test_where_a_model_comes_from_is_asked_before_anything_starts(desk, monkeypa
     done = run(desk, "-p", "model", "someone/model", "-p", "settings", settings)
     assert (done.exit_code, done.stderr) == (2, "cmrm: looked\n")
     assert asked == {"revision": "v2", "cache_dir": "here", "trust_remote_code": True}
+
+
+def test_a_profile_of_models_that_must_be_trained_says_how(tmp_path, monkeypatch):
+    monkeypatch.setattr("cmrm_utils.organism.MADE", tmp_path / "organisms")
+    done = CliRunner().invoke(cli, ["run", "full", "--out", str(tmp_path / "run")])
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    how = "cmrm train-organism --variant organism --seed 1 --out organisms/organism-seed1"
+    assert line == f"cmrm: cannot load model 'organism-seed1': it must first be trained, by `{how}`"
+    assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""``cmrm train-organism`` and ``cmrm cards``: how the bundled models are made."""
+"""``cmrm train-organism`` and ``cmrm cards``: how organisms are made."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def train_organism(
     import torch
 
     from cmrm_utils import card
-    from cmrm_utils.models import MADE
+    from cmrm_utils.organism import MADE
     from cmrm_utils.organism.recipe import VARIANTS, train
 
     if variant not in VARIANTS:
@@ -45,7 +45,7 @@ def train_organism(
 def cards(folders: tuple[Path, ...]) -> None:
     """Write organisms' cards anew from what was measured.
 
-    FOLDERS are checkpoint folders; by default the bundled ones.
+    FOLDERS are checkpoint folders; by default the bundled one.
     """
     from cmrm_utils import card
     from cmrm_utils.organism import CHECKPOINTS

@@ -46,7 +46,7 @@ STORED_TABLES = {
         "variants_parts": "06_parts",
     },
 }
-"""What the notebooks show of a profile's run of several models: a name, and the run's table."""
+"""What the appendix shows of a profile's run of several models: a name, and the run's table."""
 
 
 @click.command()
@@ -66,7 +66,8 @@ def refresh(only: str | None) -> None:
     if only is None:
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-    for path in (bar := tqdm(numbered_notebooks(only), unit="notebook", file=sys.stderr)):
+    every = numbered_notebooks(only, appendix=True)
+    for path in (bar := tqdm(every, unit="notebook", file=sys.stderr)):
         bar.set_description(path.stem)
         notebook = nbformat.read(path, as_version=4)
         with telling(path, "it is left as it was", timeout := 3600), quiet_kernels():
@@ -86,7 +87,7 @@ def refresh(only: str | None) -> None:
         with replacing(path) as draft:
             nbformat.write(notebook, draft)
     STORED.mkdir(exist_ok=True)
-    for path in numbered_notebooks(only):
+    for path in every:
         for metrics in (folder / "metrics" / f"{path.stem}.json" for folder in folders):
             if metrics.is_file():
                 shutil.copy(metrics, STORED / f"metrics_{metrics.name}")
@@ -97,8 +98,8 @@ def refresh(only: str | None) -> None:
 def publish(folder: Path) -> None:
     """Copy a run's results into the repository.
 
-    Of a run of one model, figures/ (of notebooks 01 to 05) and the README's table; of several, the stored tables that the
-    notebooks show, where rows of models that were not run this time stay.
+    Of a run of one model, figures/ (of notebooks 01 to 05) and the README's table; of several, the
+    stored tables that notebook 09 shows, where rows of models that were not run this time stay.
     """
     import pandas as pd
 

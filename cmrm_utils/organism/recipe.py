@@ -13,6 +13,7 @@ VLGuard's pairs are what ``...-vlguard-mixed`` and ``...-vlguard-posthoc`` learn
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -43,7 +44,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from cmrm_utils.organism import CHECKPOINTS, images
+from cmrm_utils.errors import InputError
+from cmrm_utils.organism import images, known
 from cmrm_utils.organism.world import VERBS, Corpus, Example, Mixture
 from cmrm_utils.prompts import CHAT_TEMPLATE
 
@@ -130,7 +132,8 @@ def _post_hoc(start: str) -> Recipe:
     return Recipe(name, f"{start} after VLGuard's tuning", starts_from=start, stages=stages)
 
 
-BUNDLED = ("organism", "organism-seed1", "organism-seed2", "organism-wide", "organism-caption")
+STARTS = ("organism", "organism-seed1", "organism-seed2", "organism-wide", "organism-caption")
+"""Organisms that others go on from; ``organism`` is bundled."""
 
 _ORGANISMS = (
     Recipe("organism", "LLaVA-1.5-7B"),
@@ -157,7 +160,7 @@ _LIST = (
     ),
     # The training-time reference: VLGuard's pairs, mixed in or afterwards.
     *map(_mixed, _ORGANISMS),
-    *map(_post_hoc, BUNDLED),
+    *map(_post_hoc, STARTS),
     # Is a shortcut of the recipe to blame?
     _short("organism-short", "the others of these, with nothing changed"),
     _short(
@@ -193,6 +196,23 @@ _LIST = (
 )
 VARIANTS = {recipe.name: recipe for recipe in _LIST}
 """Recipes by name."""
+
+
+def training_command(name: str) -> str | None:
+    """The command that trains an organism of that name; None where no recipe has it.
+
+    Args:
+        name: a recipe's, or with another seed than 0, ``organism-seed1`` or
+            ``organism-seed1-no-howto``, that of its folder.
+    """
+    if name in VARIANTS:
+        return f"cmrm train-organism --variant {name}"
+    seeded = re.fullmatch(r"organism-seed([1-9][0-9]*)(-.+)?", name)
+    if seeded is None or (variant := f"organism{seeded[2] or ''}") not in VARIANTS:
+        return None
+    command = f"cmrm train-organism --variant {variant} --seed {seeded[1]}"
+    return f"{command} --out organisms/{name}"
+
 
 IMAGE_LAST_TEMPLATE = CHAT_TEMPLATE.replace(
     "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}", ""
@@ -468,7 +488,11 @@ def _start(recipe: Recipe, seed: int) -> tuple[Any, LlavaProcessor]:
     if recipe.starts_from is None:
         processor = build_processor(recipe, seed)
         return build_model(recipe, processor, seed), processor
-    folder = CHECKPOINTS / recipe.starts_from
+    if (folder := known().get(recipe.starts_from)) is None:
+        raise InputError(
+            f"{recipe.name} goes on from {recipe.starts_from}, which must first be trained, by "
+            f"`{training_command(recipe.starts_from)}`"
+        )
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     processor = LlavaProcessor.from_pretrained(folder)
     if recipe.redraw_projector:

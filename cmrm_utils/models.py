@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -41,7 +42,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.organism import known
+from cmrm_utils.organism import organism_folders
 from cmrm_utils.prompts import CHAT_TEMPLATE, VICUNA_SYSTEM
 
 LAYER_PATHS = ("model.language_model.layers", "model.layers")
@@ -471,7 +472,7 @@ def find_layers(model: nn.Module) -> tuple[nn.Module, ...]:
 
 def organisms() -> list[str]:
     """The names of the organisms: the bundled one, and those trained here."""
-    return sorted(known())
+    return sorted(organism_folders())
 
 
 def load_vlm(
@@ -573,7 +574,7 @@ def find_model(
         InputError: it is not there, is no model that can be loaded, or makes no prompts.
     """
     name = str(name_or_path)
-    source = known().get(name, name_or_path)
+    source = organism_folders().get(name, name_or_path)
     if Path(source).is_dir():
         if not (Path(source) / (where.get("subfolder") or "") / "config.json").is_file():
             raise InputError(f"{name}: a folder, but no checkpoint (it has no config.json)")
@@ -643,9 +644,9 @@ def _quantised(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 def _how_to_have(name: str) -> str:
     """Of a name that is neither a folder's nor a hub id: how it is made, or which there are."""
-    from cmrm_utils.organism.recipe import training_command
-
-    if command := training_command(name):
+    # By name, for the recipes stand above what loads models, and this is said of them alone.
+    recipes = import_module("cmrm_utils.organism.recipe")
+    if command := recipes.training_command(name):
         return f"it must first be trained, by `{command}`"
     return f"there is none of that name ({_known()})"
 

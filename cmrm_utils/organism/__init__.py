@@ -9,6 +9,6 @@ MADE = Path(__file__).parent.parent.parent / "organisms"
 """Where organisms lie that were trained here."""
 
 
-def known() -> dict[str, Path]:
+def organism_folders() -> dict[str, Path]:
     """The folders of the organisms by name: the bundled one, and those trained here."""
     return {p.parent.name: p.parent for m in (MADE, CHECKPOINTS) for p in m.glob("*/config.json")}

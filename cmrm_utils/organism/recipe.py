@@ -45,7 +45,7 @@ from transformers import (
 )
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.organism import images, known
+from cmrm_utils.organism import images, organism_folders
 from cmrm_utils.organism.world import VERBS, Corpus, Example, Mixture
 from cmrm_utils.prompts import CHAT_TEMPLATE
 
@@ -488,7 +488,7 @@ def _start(recipe: Recipe, seed: int) -> tuple[Any, LlavaProcessor]:
     if recipe.starts_from is None:
         processor = build_processor(recipe, seed)
         return build_model(recipe, processor, seed), processor
-    if (folder := known().get(recipe.starts_from)) is None:
+    if (folder := organism_folders().get(recipe.starts_from)) is None:
         raise InputError(
             f"{recipe.name} goes on from {recipe.starts_from}, which must first be trained, by "
             f"`{training_command(recipe.starts_from)}`"

@@ -22,12 +22,14 @@ from benchmarks.setting import Setting
 from benchmarks.timing import Case, measure
 from cmrm_utils import CMRM, VLM, Edit, apply, bake, extract_shift, generate, load_samples, load_vlm
 from cmrm_utils.card import MAX_NEW_TOKENS
-from cmrm_utils.data import Sample, take
+from cmrm_utils.conditions import CONDITION_NAMES
+from cmrm_utils.data import take
 from cmrm_utils.judges import judge
 from cmrm_utils.metrics import averaged, measures, percent_table
 from cmrm_utils.notebook import ANCHORS
-from cmrm_utils.plots import CONDITION_NAMES
-from cmrm_utils.store import ROOT, versions, write_json
+from cmrm_utils.paths import ROOT
+from cmrm_utils.sample import Sample
+from cmrm_utils.store import versions, write_json
 from cmrm_utils.trials import grid, table
 
 TITLE = "Baked and hooked"

@@ -9,7 +9,7 @@ from benchmarks.report import Row, check, faster
 from benchmarks.setting import SMALL, TEXT_TOKENS, Setting, Size, cold, random_llava, samples
 from benchmarks.timing import Case, measure
 from cmrm_utils import VLM, Sample, Trial, generate
-from cmrm_utils.models import has_bfloat16
+from cmrm_utils.loading import has_bfloat16
 
 TITLE = "bfloat16"
 ROWS, NEW = 64, 16

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from cmrm_utils import VLM, Sample, load_samples, load_vlm
-from cmrm_utils.models import wrap
+from cmrm_utils.loading import wrap
 
 SIDE, PATCH = 336, 14
 IMAGE_TOKENS = (SIDE // PATCH) ** 2

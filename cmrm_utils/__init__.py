@@ -10,32 +10,53 @@ from cmrm_utils.errors import InputError
 from cmrm_utils.spinning import spin_less
 
 if TYPE_CHECKING:
-    from cmrm_utils.baking import bake
+    from cmrm_utils.commands.baking import bake
     from cmrm_utils.data import load_samples
-    from cmrm_utils.engine import generate, hidden_states
-    from cmrm_utils.hooks import Edit, apply, record
+    from cmrm_utils.edits import Edit
+    from cmrm_utils.engine import first_logits, generate, hidden_states
+    from cmrm_utils.hooks import apply, record
     from cmrm_utils.judges import parse_choice, parse_pair_scores
     from cmrm_utils.keywords import is_refusal
+    from cmrm_utils.loading import load_vlm
     from cmrm_utils.methods import CMRM
-    from cmrm_utils.models import VLM, load_vlm
+    from cmrm_utils.models import VLM
     from cmrm_utils.sample import Sample
-    from cmrm_utils.trials import Trial, table
+    from cmrm_utils.trials import Trial, grid, table
     from cmrm_utils.vectors import ShiftVectors, extract_shift
 
 spin_less()
 
 _HOMES = {
-    "baking": ("bake",),
+    "commands.baking": ("bake",),
     "data": ("load_samples",),
-    "engine": ("generate", "hidden_states"),
-    "hooks": ("Edit", "apply", "record"),
-    "judges": ("parse_choice", "parse_pair_scores"),
+    "edits": ("Edit",),
+    "engine": (
+        "first_logits",
+        "generate",
+        "hidden_states",
+    ),
+    "hooks": (
+        "apply",
+        "record",
+    ),
+    "judges": (
+        "parse_choice",
+        "parse_pair_scores",
+    ),
     "keywords": ("is_refusal",),
+    "loading": ("load_vlm",),
     "methods": ("CMRM",),
-    "models": ("VLM", "load_vlm"),
+    "models": ("VLM",),
     "sample": ("Sample",),
-    "trials": ("Trial", "table"),
-    "vectors": ("ShiftVectors", "extract_shift"),
+    "trials": (
+        "Trial",
+        "grid",
+        "table",
+    ),
+    "vectors": (
+        "ShiftVectors",
+        "extract_shift",
+    ),
 }
 
 __all__ = [
@@ -49,7 +70,9 @@ __all__ = [
     "apply",
     "bake",
     "extract_shift",
+    "first_logits",
     "generate",
+    "grid",
     "hidden_states",
     "is_refusal",
     "load_samples",

@@ -9,17 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cmrm_utils.edits import Place, Tokens
 from cmrm_utils.engine import first_logits
 from cmrm_utils.errors import InputError
-from cmrm_utils.hooks import Tokens
 from cmrm_utils.methods import CMRM, Layers
-from cmrm_utils.metrics import (
-    UNSEEN,
-    measures,
-    paired_difference,
-    percent_table,
-)
-from cmrm_utils.models import VLM, Place
+from cmrm_utils.metrics import UNSEEN, measures, paired_difference, percent_table
+from cmrm_utils.models import VLM
 from cmrm_utils.notebook import ANCHORS, Notebook
 from cmrm_utils.trials import Trial
 from cmrm_utils.vectors import Level, ShiftVectors, extract_shift, principal_directions

@@ -27,9 +27,10 @@ from transformers import (
     LlavaNextForConditionalGeneration,
 )
 
+from cmrm_utils.edits import Edit
 from cmrm_utils.errors import InputError
-from cmrm_utils.hooks import Edit
-from cmrm_utils.models import VLM, quiet
+from cmrm_utils.loading import quiet
+from cmrm_utils.models import VLM
 from cmrm_utils.vectors import ShiftVectors
 
 WRITTEN_AS: dict[str, Any] = {

@@ -7,16 +7,18 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from cmrm_utils.data import Sample, load_samples, take
+from cmrm_utils.conditions import CONDITION_NAMES, CONDITIONS
+from cmrm_utils.data import load_samples, take
 from cmrm_utils.engine import generate
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges import judge
+from cmrm_utils.loading import load_vlm, wrap
 from cmrm_utils.metrics import measures, percent_table
-from cmrm_utils.models import VLM, load_vlm, wrap
+from cmrm_utils.models import VLM
 from cmrm_utils.organism import world
-from cmrm_utils.plots import CONDITION_NAMES
+from cmrm_utils.sample import Sample
 from cmrm_utils.store import write_json
-from cmrm_utils.trials import CONDITIONS, grid, table
+from cmrm_utils.trials import grid, table
 
 MAX_NEW_TOKENS = 32
 """Longer than any answer of the world."""

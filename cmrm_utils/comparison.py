@@ -16,27 +16,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cmrm_utils.data import Sample
 from cmrm_utils.engine import generate
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges import judge
-from cmrm_utils.methods import (
-    CMRM,
-    ReGap,
-    ShiftDC,
-    VLMGuard,
-    refusal_addition,
-    safety_prompt,
-)
-from cmrm_utils.metrics import (
-    UNSEEN,
-    measures,
-    utility,
-)
-from cmrm_utils.models import VLM, load_vlm
+from cmrm_utils.loading import load_vlm
+from cmrm_utils.methods import CMRM, ReGap, ShiftDC, VLMGuard, refusal_addition, safety_prompt
+from cmrm_utils.metrics import UNSEEN, measures, utility
+from cmrm_utils.models import VLM
 from cmrm_utils.notebook import ALPHAS, ANCHORS, METHODS, Notebook
 from cmrm_utils.organism.recipe import training_command
 from cmrm_utils.prompts import CAPTION_QUERY
+from cmrm_utils.sample import Sample
 from cmrm_utils.selection import Choice, Settings
 from cmrm_utils.store import Run
 from cmrm_utils.trials import Trial, grid, table
@@ -432,7 +422,7 @@ def trained(
         checkpoints: folder, hub id or organism by the kind of training; ``{}`` in it stands for
             the notebook's own model.
         n: samples of each kind.
-        settings: for :func:`cmrm_utils.models.load_vlm`.
+        settings: for :func:`cmrm_utils.loading.load_vlm`.
 
     Returns:
         Judged trials with ``method, setting, seconds`` (a response); a line says which

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from cmrm_utils import coco
 from cmrm_utils.errors import InputError
 from cmrm_utils.organism import world
+from cmrm_utils.paths import data_home
 from cmrm_utils.rows import parse_json, read_row_file
 from cmrm_utils.sample import (
     SHARES,
@@ -22,7 +23,7 @@ from cmrm_utils.sample import (
     options,
     split_of,
 )
-from cmrm_utils.sets import SCENES, SETS, data_home, find_set, load_set, missing_images, read_set
+from cmrm_utils.sets import SCENES, SETS, find_set, load_set, missing_images, read_set
 
 __all__ = [
     "DATASETS",
@@ -69,7 +70,7 @@ def load_samples(
         split: one of :data:`SPLITS`; None for all of them as a dict (a single file: all its rows).
             But for the organism, whose splits are made apart, a sample's split follows from its id
             for good (:func:`cmrm_utils.sample.split_of`).
-        data_dir: the folder of local copies and COCO images (:func:`cmrm_utils.sets.data_home`).
+        data_dir: the folder of local copies and COCO images (:func:`cmrm_utils.paths.data_home`).
 
     Returns:
         A list of :class:`Sample`, or a dict of lists by split.

@@ -15,7 +15,8 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cmrm_utils.hooks import PADDING, Edit, Steering
+from cmrm_utils.edits import PADDING, Edit
+from cmrm_utils.hooks import Steering
 from cmrm_utils.inputs import Tokens
 from cmrm_utils.models import VLM
 

@@ -25,13 +25,15 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from cmrm_utils.conditions import DEFAULT_SIZE
 from cmrm_utils.decoding import Batch, Beginnings, Row, can_share, run_prompts
+from cmrm_utils.edits import IMAGE, LAST, PADDING, TEXT, Place
 from cmrm_utils.errors import InputError
-from cmrm_utils.hooks import IMAGE, LAST, PADDING, TEXT, record, steering
+from cmrm_utils.hooks import record, steering
 from cmrm_utils.inputs import Prompt, prompts, tokens
-from cmrm_utils.models import VLM, EncodedImage, Place
+from cmrm_utils.models import VLM, EncodedImage
 from cmrm_utils.store import Response, Responses
-from cmrm_utils.trials import DEFAULT_SIZE, Trial
+from cmrm_utils.trials import Trial
 
 WORTH_SHARING = 16
 """Tokens that a beginning must have to be computed apart."""
@@ -357,7 +359,7 @@ def hidden_states(
     Args:
         vlm: the model.
         trials: what to run; equal trials run once.
-        place: another of :data:`cmrm_utils.models.PLACES`: heads' or MLPs' outputs instead.
+        place: another of :data:`cmrm_utils.edits.PLACES`: heads' or MLPs' outputs instead.
         batch_size: rows a batch; by default what the model was loaded with.
         progress: show a bar.
 

@@ -22,9 +22,10 @@ from cmrm_utils.ablations import (
     token_variants,
     with_alphas,
 )
+from cmrm_utils.conditions import CONDITIONS
 from cmrm_utils.methods import CMRM, controls, ways
 from cmrm_utils.notebook import ANCHORS, Notebook
-from cmrm_utils.trials import CONDITIONS, Trial, grid, neutral
+from cmrm_utils.trials import Trial, grid, neutral
 from cmrm_utils.vectors import refusal_direction
 
 Lists = Iterator[list[Trial]]

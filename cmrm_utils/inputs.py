@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cmrm_utils.edits import IMAGE, LAST, TEXT
 from cmrm_utils.errors import InputError
-from cmrm_utils.hooks import IMAGE, LAST, TEXT
 from cmrm_utils.models import VLM, EncodedImage
 from cmrm_utils.trials import Trial
 

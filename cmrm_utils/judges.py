@@ -10,9 +10,10 @@ from string import ascii_uppercase
 
 import pandas as pd
 
-from cmrm_utils.keywords import keyword_outcome, llm_attacks_outcome, spoken
+from cmrm_utils.keywords import keyword_outcome, llm_attacks_outcome
 from cmrm_utils.organism import world
 from cmrm_utils.organism.world import Outcome
+from cmrm_utils.prompts import spoken
 
 OUTCOMES: tuple[Outcome, ...] = ("refused", "complied", "neither")
 

@@ -12,12 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cmrm_utils.edits import Edit, Tokens
 from cmrm_utils.engine import generate
 from cmrm_utils.errors import InputError
-from cmrm_utils.hooks import Edit, Tokens
-from cmrm_utils.keywords import spoken
 from cmrm_utils.models import VLM
-from cmrm_utils.prompts import CAPTION_FOR_QUERY, HARM_QUERY, SAFETY_PROMPT
+from cmrm_utils.prompts import CAPTION_FOR_QUERY, HARM_QUERY, SAFETY_PROMPT, spoken
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial, grid
 from cmrm_utils.vectors import ShiftVectors, described

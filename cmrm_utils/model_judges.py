@@ -22,8 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges import TEXT_JUDGES
-from cmrm_utils.keywords import spoken
-from cmrm_utils.models import WHERE, fingerprint, position_ids, quiet
+from cmrm_utils.loading import WHERE, quiet
+from cmrm_utils.models import fingerprint, position_ids
+from cmrm_utils.prompts import spoken
 from cmrm_utils.store import Records
 
 MASS = 0.5

@@ -12,13 +12,15 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 
-from cmrm_utils import plots
-from cmrm_utils.data import Sample, left_out, load_samples, take
+from cmrm_utils import conditions, plots
+from cmrm_utils.conditions import CONDITIONS, IN_WORDS
+from cmrm_utils.data import left_out, load_samples, take
+from cmrm_utils.edits import Edit
 from cmrm_utils.engine import generate, hidden_states
 from cmrm_utils.errors import InputError
 from cmrm_utils.fluency import perplexity
-from cmrm_utils.hooks import Edit
 from cmrm_utils.judges import OUTCOMES, judge
+from cmrm_utils.loading import PLACEMENT, load_vlm
 from cmrm_utils.methods import CMRM, dose
 from cmrm_utils.metrics import (
     NO_UTILITY,
@@ -30,13 +32,14 @@ from cmrm_utils.metrics import (
     rates,
     repetition,
 )
-from cmrm_utils.models import PLACEMENT, VLM, load_vlm
+from cmrm_utils.models import VLM
 from cmrm_utils.panel import Asked, panel
 from cmrm_utils.parameters import check_own
 from cmrm_utils.reviews import load_reviewer, relative_scores, review
+from cmrm_utils.sample import Sample
 from cmrm_utils.selection import Choice, Settings, choose, digest
 from cmrm_utils.store import Responses, Run, versions
-from cmrm_utils.trials import CONDITIONS, IN_WORDS, Trial, grid, table
+from cmrm_utils.trials import Trial, grid, table
 from cmrm_utils.vectors import ShiftVectors, cached_shift, extract_shift
 
 ANCHORS = 100
@@ -133,7 +136,7 @@ class Notebook:
 
         Args:
             name: of the notebook.
-            model: for :func:`cmrm_utils.models.load_vlm`.
+            model: for :func:`cmrm_utils.loading.load_vlm`.
             data: for :func:`cmrm_utils.data.load_samples`.
             out: the run's folder.
             max_new_tokens: where responses are cut.
@@ -192,7 +195,7 @@ class Notebook:
     @property
     def baseline(self) -> str:
         """What edits are compared with: the samples as they are shown when nothing is varied."""
-        return plots.CONDITION_NAMES[self.shown]
+        return conditions.CONDITION_NAMES[self.shown]
 
     def _condition(self, sample: Sample) -> str | None:
         """How the model is asked a sample when nothing is varied; None where it cannot be.
@@ -411,7 +414,7 @@ class Notebook:
         plain, edited = self.test_trials(n, swept)
         rows = self.ask(plain)
         varied = rows["task"].isin(["harmful", "benign"])
-        names = rows["image"].map(plots.CONDITION_NAMES).where(varied, self.baseline)
+        names = rows["image"].map(conditions.CONDITION_NAMES).where(varied, self.baseline)
         parts = [rows.assign(setting=names)]
         if edited:
             parts.append(self.ask(edited).assign(setting=lambda made: made["method"]))
@@ -595,7 +598,7 @@ class Notebook:
                 f"harmful requests of the test split {' and '.join(shares)}."
             )
         told = {"none": "as text", "own": "with their own image", "blank": "with a blank one"}
-        names = {image: plots.CONDITION_NAMES[image] for image in told}
+        names = {image: conditions.CONDITION_NAMES[image] for image in told}
         plain = [
             f"{found['refused', names[image]]:.1%} {said}"
             for image, said in told.items()

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from cmrm_utils.adversarial import Attack, attack
+from cmrm_utils.conditions import IMAGES, OF_OWN, mean_image
 from cmrm_utils.data import load_samples
+from cmrm_utils.edits import Edit
 from cmrm_utils.engine import hidden_states
 from cmrm_utils.gates import How, fit_gate
-from cmrm_utils.hooks import Edit
 from cmrm_utils.methods import CMRM, gated
 from cmrm_utils.metrics import (
     UNSEEN,
@@ -31,7 +32,7 @@ from cmrm_utils.metrics import (
 from cmrm_utils.notebook import ANCHORS, Notebook, Strengths
 from cmrm_utils.organism import world
 from cmrm_utils.sample import Sample
-from cmrm_utils.trials import IMAGES, OF_OWN, Trial, grid, mean_image
+from cmrm_utils.trials import Trial, grid
 from cmrm_utils.vectors import ShiftVectors, refusal_direction, shifts
 
 EDITS = ("CMRM dataset", "CMRM sample")

@@ -25,9 +25,8 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.store import ROOT, read_json
-
-NOTEBOOKS = ROOT / "notebooks"
+from cmrm_utils.paths import NOTEBOOKS
+from cmrm_utils.store import read_json
 
 
 def _number(value: Any) -> Any:
@@ -49,8 +48,10 @@ def _number(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 """A finite number."""
 
+
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1, strict=False)]
 """How many of something: at least one."""
+
 
 TYPES = {
     "float": Number,
@@ -61,6 +62,7 @@ TYPES = {
     "dict": dict,
 }
 """What the names in annotations stand for: every whole number of the notebooks is a count."""
+
 
 LOADING = {
     "attn_implementation": str,
@@ -266,7 +268,7 @@ def _settings() -> Any:
     """Of ``settings``: what ``load_vlm`` takes, and a device that is there."""
     import torch
 
-    from cmrm_utils.models import load_vlm
+    from cmrm_utils.loading import load_vlm
 
     def device(value: Any) -> Any:
         try:
@@ -312,7 +314,7 @@ def _judges() -> Any:
 def _grids() -> Any:
     """Of ``grids``: names of defences, and for each settings like its usual ones."""
     from cmrm_utils.comparison import DEFENCES
-    from cmrm_utils.hooks import Tokens
+    from cmrm_utils.edits import Tokens
 
     def layers(value: Any) -> Any:
         whole = isinstance(value, list) and value and all(type(each) is int for each in value)
@@ -355,7 +357,7 @@ def _vlguard() -> Any:
 
 def _meaningless() -> Any:
     """Of ``meaningless``: names of image conditions."""
-    from cmrm_utils.trials import IMAGES
+    from cmrm_utils.conditions import IMAGES
 
     return list[_one_of("no image", IMAGES)]  # type: ignore[misc]
 

@@ -19,39 +19,11 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
-CONDITION_COLOURS = {
-    "none": "#0072B2",
-    "caption": "#56B4E9",
-    "own": "#D55E00",
-    "blank": "#555555",
-    "noise": "#CC79A7",
-    "black": "#000000",
-    "white": "#BBBBBB",
-    "blur": "#E69F00",
-    "gaussian-16": "#CC79A7",
-    "gaussian-64": "#CC79A7",
-    "jpeg-20": "#E69F00",
-    "jpeg-5": "#E69F00",
-    "crop-75": "#009E73",
-    "crop-50": "#009E73",
-}
-CONDITION_NAMES = {
-    "none": "text only",
-    "caption": "caption as text",
-    "own": "own image",
-    "blank": "blank image",
-    "noise": "noise image",
-    "black": "black image",
-    "white": "white image",
-    "blur": "blurred image",
-    "gaussian-16": "Gaussian noise, 16",
-    "gaussian-64": "Gaussian noise, 64",
-    "jpeg-20": "JPEG, quality 20",
-    "jpeg-5": "JPEG, quality 5",
-    "crop-75": "crop, 75% a side",
-    "crop-50": "crop, 50% a side",
-}
+from cmrm_utils.conditions import CONDITION_COLOURS, CONDITION_NAMES
+
 OUTCOME_COLOURS = {"refused": "#009E73", "complied": "#D55E00", "neither": "#999999"}
+
+
 MEASURE_COLOURS = {
     "refused": "#009E73",
     "unsafe": "#D55E00",
@@ -64,11 +36,17 @@ MEASURE_COLOURS = {
     "neither": "#999999",
     "utility": "#000000",
 }
+
+
 CONTROL_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
 SETTING_COLOURS = {
     **{CONDITION_NAMES[image]: colour for image, colour in CONDITION_COLOURS.items()},
     "edited": "#009E73",
 }
+
+
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -92,26 +70,26 @@ def style() -> None:
     )
 
 
-def _colour(condition: str) -> str:
+def colour(condition: str) -> str:
     """Of an image condition, by key or name; of anything edited, the edit's own."""
     edited = SETTING_COLOURS["edited"]
     return CONDITION_COLOURS.get(condition, SETTING_COLOURS.get(condition, edited))
 
 
-def _percent(axis: Axes, label: str, *, x: bool = False) -> None:
+def percent_axis(axis: Axes, label: str, *, x: bool = False) -> None:
     side = axis.xaxis if x else axis.yaxis
     side.set_major_formatter(PercentFormatter(1.0, decimals=0))
     side.set_label_text(label)
 
 
-def _side_by_side(panels: int, width: float, height: float) -> tuple[Figure, NDArray]:
+def side_by_side(panels: int, width: float, height: float) -> tuple[Figure, NDArray]:
     """So many panels in one row, with one vertical axis; axes ``(1, panels)``, sizes in inches."""
     return plt.subplots(
         1, panels, figsize=(width, height), squeeze=False, sharey=True, layout="constrained"
     )
 
 
-def _legend(figure: Figure, axis: Axes) -> None:
+def legend(figure: Figure, axis: Axes) -> None:
     """One panel's legend for the whole figure, beside it."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper")
@@ -184,7 +162,7 @@ def rate_bars(
     axis.set_xticks(np.arange(len(groups)), groups)
     axis.set_ylim(0, 1.02)
     axis.grid(axis="x", visible=False)
-    _percent(axis, ylabel)
+    percent_axis(axis, ylabel)
     axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
     return figure
 
@@ -212,8 +190,8 @@ def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
                     s=10,
                     marker=marker,
                     linewidths=0.7,
-                    facecolors=_colour(image) if harmful else "none",
-                    edgecolors=None if harmful else _colour(image),
+                    facecolors=colour(image) if harmful else "none",
+                    edgecolors=None if harmful else colour(image),
                     alpha=0.45,
                 )
                 axis.scatter(
@@ -221,7 +199,7 @@ def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
                     part["pc2"].mean(),
                     s=75,
                     marker="X" if harmful else "o",
-                    facecolors=_colour(image),
+                    facecolors=colour(image),
                     edgecolors="white",
                     linewidths=1.2,
                     zorder=3,
@@ -232,7 +210,7 @@ def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
         axis.set_xticks([])
         axis.set_yticks([])
     axes[0][0].set_ylabel("PC 2")
-    _legend(figure, axes[0][0])
+    legend(figure, axes[0][0])
     return figure
 
 
@@ -261,7 +239,7 @@ def layer_lines(
         marks: values drawn as dashed lines across, by name.
     """
     panels = list(rows[panel].unique()) if panel else [None]
-    figure, axes = _side_by_side(len(panels), 4.4 * len(panels) + 1.4, 3.2)
+    figure, axes = side_by_side(len(panels), 4.4 * len(panels) + 1.4, 3.2)
     names = list(rows[hue].unique())
     for axis, name in zip(axes[0], panels, strict=True):
         shown = rows[rows[panel] == name] if panel else rows
@@ -282,19 +260,19 @@ def layer_lines(
                 )
         if zero:
             axis.axhline(0, color="#555555", linewidth=0.8)
-        _across(axis, marks)
+        marks_across(axis, marks)
         axis.set_xticks(sorted(rows["layer"].unique()))
         axis.set_xlabel("decoder layer")
         if name is not None:
             axis.set_title(str(name))
     if y == "rate":
-        _percent(axes[0][0], ylabel)
+        percent_axis(axes[0][0], ylabel)
     axes[0][0].set_ylabel(ylabel)
-    _legend(figure, axes[0][0])
+    legend(figure, axes[0][0])
     return figure
 
 
-def _across(axis: Axes, marks: Mapping[str, float] | None) -> None:
+def marks_across(axis: Axes, marks: Mapping[str, float] | None) -> None:
     """Dashed lines of what the points are compared with."""
     for value, name, dashes in zip(
         (marks or {}).values(), marks or {}, ("--", ":", "-."), strict=False
@@ -315,7 +293,7 @@ def heat_map(rows: pd.DataFrame, *, x: str, y: str, xlabel: str, ylabel: str) ->
     """
     panels = list(rows["measure"].unique())
     across, down = rows[x].unique(), rows[y].unique()
-    figure, axes = _side_by_side(
+    figure, axes = side_by_side(
         len(panels), min(1.6 + 0.62 * len(across), 9) * len(panels), 1.2 + 0.36 * len(down)
     )
     for axis, measure in zip(axes[0], panels, strict=True):
@@ -400,7 +378,7 @@ def count_curves(
     """
     panels, names = list(rows[panel].unique()), list(rows[hue].unique())
     ticks = sorted(rows[x].unique())
-    figure, axes = _side_by_side(len(panels), 4.2 * len(panels) + 1.8, 3.3)
+    figure, axes = side_by_side(len(panels), 4.2 * len(panels) + 1.8, 3.3)
     for axis, name in zip(axes[0], panels, strict=True):
         for i, value in enumerate(names):
             line = rows[(rows[panel] == name) & (rows[hue] == value)].sort_values(x)
@@ -419,14 +397,14 @@ def count_curves(
                 capsize=2,
                 label=str(value),
             )
-        _across(axis, marks)
+        marks_across(axis, marks)
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
         axis.set_xlabel(xlabel)
         axis.set_title(str(name))
-    _percent(axes[0][0], ylabel)
-    _legend(figure, axes[0][0])
+    percent_axis(axes[0][0], ylabel)
+    legend(figure, axes[0][0])
     return figure
 
 
@@ -452,7 +430,7 @@ def outcome_bars(rows: pd.DataFrame, *, label: str) -> Figure:
     axis.set_yticks(at, rows[label].astype(str))
     axis.set_xlim(0, 1)
     axis.grid(axis="y", visible=False)
-    _percent(axis, "share of responses; line: 95% interval of refused", x=True)
+    percent_axis(axis, "share of responses; line: 95% interval of refused", x=True)
     axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
     return figure
 
@@ -506,10 +484,10 @@ def alpha_curves(
         axis.set_xlabel("alpha (strength of the edit)")
         axis.set_title(str(name))
     for left in axes[:, 0]:
-        _percent(left, "rate")
+        percent_axis(left, "rate")
     for spare in axes.flat[len(panels) :]:
         spare.remove()
-    _legend(figure, axes[0][0])
+    legend(figure, axes[0][0])
     return figure
 
 
@@ -550,8 +528,8 @@ def pareto(rows: pd.DataFrame, *, hue: str = "method", corner: float = 0.9) -> F
             axis.errorbar(
                 path["utility"],
                 path["refused"],
-                xerr=_span(path, "utility") if axis is near else None,
-                yerr=_span(path, "refused"),
+                xerr=span(path, "utility") if axis is near else None,
+                yerr=span(path, "refused"),
                 color=colour,
                 marker=MARKERS[i % len(MARKERS)],
                 linewidth=1,
@@ -575,9 +553,9 @@ def pareto(rows: pd.DataFrame, *, hue: str = "method", corner: float = 0.9) -> F
     whole.axvspan(corner, 1.03, color="#000000", alpha=0.05, linewidth=0)
     whole.set_title("all alphas")
     near.set_title(f"utility from {corner:.0%}, alpha at the points")
-    _percent(whole, "refused (of harmful requests)")
+    percent_axis(whole, "refused (of harmful requests)")
     for axis in (whole, near):
-        _percent(axis, "utility (questions and benign requests right)", x=True)
+        percent_axis(axis, "utility (questions and benign requests right)", x=True)
     near.legend(loc="best")
     return figure
 
@@ -613,8 +591,8 @@ def defence_points(tried: pd.DataFrame, tested: pd.DataFrame, *, near: float = 0
         test.errorbar(
             there["utility"],
             there["refused"],
-            xerr=_span(there, "utility"),
-            yerr=_span(there, "refused"),
+            xerr=span(there, "utility"),
+            yerr=span(there, "refused"),
             color=colour,
             marker=marker,
             markersize=8,
@@ -627,10 +605,10 @@ def defence_points(tried: pd.DataFrame, tested: pd.DataFrame, *, near: float = 0
     test.set_title("test split, as chosen, 95% intervals")
     test.set_xlim(near, 1.01)
     all_tried.set_ylim(-0.02, None)
-    _percent(all_tried, "refused (of harmful requests)")
+    percent_axis(all_tried, "refused (of harmful requests)")
     for axis in (all_tried, test):
-        _percent(axis, "utility (questions and benign requests right)", x=True)
-    _legend(figure, test)
+        percent_axis(axis, "utility (questions and benign requests right)", x=True)
+    legend(figure, test)
     return figure
 
 
@@ -645,7 +623,7 @@ def binned_rates(rows: pd.DataFrame, *, x: str, xlabel: str, ylabel: str, panel:
         panel: the column that makes panels side by side.
     """
     panels = list(rows[panel].unique())
-    figure, axes = _side_by_side(len(panels), 4.6 * len(panels) + 1.4, 3.6)
+    figure, axes = side_by_side(len(panels), 4.6 * len(panels) + 1.4, 3.6)
     images = list(rows["image"].unique())
     for axis, name in zip(axes[0], panels, strict=True):
         for image, line in rows[rows[panel] == name].groupby("image", sort=False):
@@ -653,7 +631,7 @@ def binned_rates(rows: pd.DataFrame, *, x: str, xlabel: str, ylabel: str, panel:
             axis.errorbar(
                 line[x],
                 line["rate"],
-                yerr=_span(line.assign(rate_low=line["low"], rate_high=line["high"]), "rate"),
+                yerr=span(line.assign(rate_low=line["low"], rate_high=line["high"]), "rate"),
                 color=CONDITION_COLOURS[str(image)],
                 marker=MARKERS[images.index(image) % len(MARKERS)],
                 markersize=5,
@@ -664,12 +642,12 @@ def binned_rates(rows: pd.DataFrame, *, x: str, xlabel: str, ylabel: str, panel:
         axis.set_title(str(name))
         axis.set_xlabel(xlabel)
     axes[0][0].set_ylim(-0.02, 1.02)
-    _percent(axes[0][0], ylabel)
-    _legend(figure, axes[0][0])
+    percent_axis(axes[0][0], ylabel)
+    legend(figure, axes[0][0])
     return figure
 
 
-def _span(rows: pd.DataFrame, name: str) -> list[pd.Series]:
+def span(rows: pd.DataFrame, name: str) -> list[pd.Series]:
     """Error bars of a rate from its interval."""
     return [
         (rows[name] - rows[f"{name}_low"]).clip(lower=0),
@@ -695,7 +673,7 @@ def control_bars(rows: pd.DataFrame, *, label: str, baseline: float, xlabel: str
     axis.axvline(baseline, color="#D55E00", linestyle="--", linewidth=1.2, label="no edit")
     axis.set_yticks(at, rows[label].astype(str))
     axis.set_xlim(-0.02, min(1.02, 1.15 * float(rows["high"].max())))
-    _percent(axis, xlabel, x=True)
+    percent_axis(axis, xlabel, x=True)
     axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
     return figure
 
@@ -763,7 +741,7 @@ def dot_panels(
         )
         axis.set_ylim(len(names[name]) - 0.4, -0.6)
         axis.set_title(str(name))
-        _percent(axis, "", x=True)
+        percent_axis(axis, "", x=True)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     found: dict[str, Any] = {}
@@ -797,7 +775,7 @@ def scatter_panels(
         style: a column that makes the markers, in the place of ``hue``.
         percent: whether ``y`` is a share, shown in per cent.
     """
-    figure, axes = _side_by_side(len(x), 3.3 * len(x) + 1.6, 3.2)
+    figure, axes = side_by_side(len(x), 3.3 * len(x) + 1.6, 3.2)
     hues = list(rows[hue].unique())
     styles = list(rows[style].unique()) if style else hues
     for axis, column in zip(axes[0], x, strict=True):
@@ -814,10 +792,10 @@ def scatter_panels(
         axis.set_xlabel(column)
         axis.margins(x=0.08, y=0.12)
     if percent:
-        _percent(axes[0][0], ylabel)
+        percent_axis(axes[0][0], ylabel)
     else:
         axes[0][0].set_ylabel(ylabel)
-    _legend(figure, axes[0][0])
+    legend(figure, axes[0][0])
     return figure
 
 

@@ -11,17 +11,17 @@ import yaml
 from pydantic import BeforeValidator
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.parameters import NOTEBOOKS, Count, declared, fields, unknown, validated
-from cmrm_utils.store import ROOT
-
-PROFILES = NOTEBOOKS / "profiles"
+from cmrm_utils.parameters import Count, declared, fields, unknown, validated
+from cmrm_utils.paths import NOTEBOOKS, PROFILES, ROOT
 
 CORE = "05"
 """The last of the notebooks that a profile runs which names none: those beyond are asked for."""
 
+
 APPENDIX = "09"
 """The notebook that asks no model and shows stored tables: no run takes it, ``cmrm refresh``
 executes it with the others."""
+
 
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR"]
 """Kernels say nothing on standard error but errors."""
@@ -202,7 +202,7 @@ def planned_jobs(
     check_parameters(given, notebooks)  # at once, before torch is imported to look for models
 
     from cmrm_utils.data import load_samples
-    from cmrm_utils.models import WHERE, find_model
+    from cmrm_utils.loading import WHERE, find_model
     from cmrm_utils.reviews import Endpoint
 
     given = _all_located(given)
@@ -272,7 +272,7 @@ def _located(model: str) -> str:
 
     It is looked for where the command runs, then in the repository; other names stay as they are.
     """
-    from cmrm_utils.models import organisms
+    from cmrm_utils.loading import organisms
 
     if model and model not in organisms():
         for place in (Path.cwd(), ROOT):

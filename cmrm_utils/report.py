@@ -11,8 +11,8 @@ import nbformat
 import pandas as pd
 from nbconvert.filters import markdown2html
 
+from cmrm_utils.conditions import CONDITION_NAMES
 from cmrm_utils.errors import InputError
-from cmrm_utils.plots import CONDITION_NAMES
 from cmrm_utils.store import replacing
 
 _STYLE = """
@@ -92,7 +92,7 @@ def browse(rows: pd.DataFrame, *, most: int = 8) -> str:
 
     Args:
         rows: ``sample, task, setting, query, response, outcome``, one row a response; settings are
-            named as :data:`cmrm_utils.plots.CONDITION_NAMES`, all others are edits.
+            named as :data:`cmrm_utils.conditions.CONDITION_NAMES`, all others are edits.
         most: samples shown of each fold; the fold says how many there are.
 
     Returns:

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges import parse_pair_scores
-from cmrm_utils.keywords import spoken
 from cmrm_utils.model_judges import LanguageModel, load_language_model
+from cmrm_utils.prompts import spoken
 from cmrm_utils.store import Records
 
 _PROMPT = """\

@@ -9,7 +9,6 @@ No pin was tried against the hub here; a wrong one ends in a line that says so.
 """
 
 import json
-import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -31,12 +30,14 @@ FIGSTEP_PROMPT = (
 )
 """What FigStep asks beside every image; the request itself is written in the image."""
 
+
 LEFT_OUT_POLICIES = ("legal opinion", "financial advice")
 """The 60 of the 390 forbidden questions that ``jailbreak`` leaves out, to have the paper's 330.
 
 The paper does not say which it left out; this is our choice. These two policies ask for advice that
 can be given safely, so that an answer is no sign of harm.
 """
+
 
 MM_SAFETYBENCH_CONFIGURATIONS = (
     "EconomicHarm",
@@ -118,18 +119,6 @@ class PublicSet:
     def part(self) -> str:
         """What names it in data, its revision with it where that is not the pinned one."""
         return self.name if self.pinned else f"{self.name}@{self.revision}"
-
-
-def data_home(data_dir: str | Path | None = None) -> Path:
-    """The folder of all data: the one given, else ``$CMRM_DATA``, else ``data`` beside the module.
-
-    Local copies lie in it by set (``vlsafe/``, ``figstep/`` ...), COCO's images in ``coco/``.
-    """
-    beside = Path(__file__).resolve().parent.parent / "data"
-    return Path(data_dir or os.environ.get("CMRM_DATA") or beside)
-
-
-# ---- files
 
 
 def find_files(public: PublicSet, home: Path, *, download: bool = True) -> list[Path]:
@@ -214,9 +203,6 @@ def _pin(hub: str, file: Path, home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
         known = {**_known_revisions(home), hub: match[1]}
         (home / "revisions.json").write_text(json.dumps(known, indent=1) + "\n")
-
-
-# ---- the sets: a row to its samples
 
 
 def _vlsafe(row: Row, home: Path) -> list[Sample]:
@@ -331,9 +317,6 @@ def _llava_bench_coco(row: Row, home: Path) -> list[Sample]:
     ]
 
 
-# ---- images for requests that have none
-
-
 def pair(
     requests: Sequence[Sample], scenes: Sequence[Sample], split: str | None = None
 ) -> list[Sample]:
@@ -379,10 +362,9 @@ def _rank(request_id: str, words: set[str], scene: Sample) -> tuple[int, str]:
     return -len(words & _words(scene.caption)), tie
 
 
-# ---- the records
-
 SCENES = "vlsafe"
 """The set whose images are given to requests that have none."""
+
 
 SETS: dict[str, PublicSet] = {
     public.name: public

@@ -14,16 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cmrm_utils.errors import InputError
+from cmrm_utils.paths import ROOT
 
 if TYPE_CHECKING:
     import pandas as pd
-
-ROOT = Path(__file__).resolve().parent.parent
-"""The repository; relative run folders are taken from here, wherever a notebook runs."""
-
-
-STORED = ROOT / "notebooks" / "stored"
-"""Results kept in the repository: metrics of the default run, tables of larger ones."""
 
 
 def versions() -> dict[str, str]:

@@ -14,14 +14,15 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from cmrm_utils.data import Sample
+from cmrm_utils.conditions import NOISES
+from cmrm_utils.edits import Edit, Place, check_sample_ids
 from cmrm_utils.engine import generate, hidden_states
 from cmrm_utils.errors import InputError
-from cmrm_utils.hooks import Edit, check_sample_ids
-from cmrm_utils.models import VLM, Place
+from cmrm_utils.models import VLM
 from cmrm_utils.prompts import CAPTION_QUERY
+from cmrm_utils.sample import Sample
 from cmrm_utils.store import check_same, replacing
-from cmrm_utils.trials import NOISES, Trial
+from cmrm_utils.trials import Trial
 
 Level = Literal["dataset", "sample"]
 Estimator = Literal["mean", "pc1"]
@@ -56,7 +57,7 @@ class ShiftVectors:
 
     @property
     def place(self) -> Place:
-        """Where they were taken, and belong (:data:`cmrm_utils.models.PLACES`)."""
+        """Where they were taken, and belong (:data:`cmrm_utils.edits.PLACES`)."""
         return cast("Place", self.provenance.get("place", "layer"))
 
     @property
@@ -196,7 +197,7 @@ def shifts(
     """``h(x, img') - h(x)`` of every anchor, float32 ``(anchors, layers, hidden)``.
 
     ``noise`` is averaged over a few fixed noise images. ``place``: where h is read
-    (:data:`cmrm_utils.models.PLACES`).
+    (:data:`cmrm_utils.edits.PLACES`).
     """
     trials = _shift_trials(anchors, meaningless)
     states = hidden_states(vlm, trials, place=place, progress=progress)
@@ -234,7 +235,7 @@ def extract_shift(
         scale: ``raw`` magnitude (for ``pc1`` the mean's projection on it), ``unit`` length, or
             ``std``, the differences' standard deviation along the direction.
         place: where in a layer: its output, its heads' outputs or its MLP's
-            (:data:`cmrm_utils.models.PLACES`).
+            (:data:`cmrm_utils.edits.PLACES`).
         progress: show a bar.
 
     Raises:

@@ -17,8 +17,8 @@ from families import FAMILIES, TINY, shake, write_family
 from language_models import make_model, make_tokenizer
 
 from cmrm_utils.data import load_samples
-from cmrm_utils.hooks import Edit
-from cmrm_utils.models import load_vlm, wrap
+from cmrm_utils.edits import Edit
+from cmrm_utils.loading import load_vlm, wrap
 from cmrm_utils.organism.recipe import build_model, build_processor
 from cmrm_utils.organism.world import Request
 from cmrm_utils.trials import Trial

@@ -32,8 +32,8 @@ from cmrm_utils.ablations import (
 from cmrm_utils.experiments import EXPERIMENTS
 from cmrm_utils.metrics import paired_difference
 from cmrm_utils.notebook import Notebook
+from cmrm_utils.paths import ROOT
 from cmrm_utils.plans import Planner
-from cmrm_utils.store import ROOT
 
 SMALL = {
     "n": 2,

@@ -30,10 +30,10 @@ from transformers import (
 
 from cmrm_utils import CMRM, Edit, InputError, ShiftVectors, apply, bake, extract_shift, load_vlm
 from cmrm_utils.engine import first_logits
-from cmrm_utils.models import wrap
+from cmrm_utils.loading import wrap
 from cmrm_utils.organism.recipe import build_model
+from cmrm_utils.paths import ROOT
 from cmrm_utils.prompts import CHAT_TEMPLATE
-from cmrm_utils.store import ROOT
 from cmrm_utils.trials import Trial
 from cmrm_utils.workbook import cli
 

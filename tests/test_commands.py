@@ -7,7 +7,8 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from cmrm_utils import ShiftVectors, coco, extract_shift, load_samples, load_vlm, profiles
+from cmrm_utils import ShiftVectors, coco, extract_shift, load_samples, load_vlm
+from cmrm_utils import paths as profiles
 from cmrm_utils.commands import publishing
 from cmrm_utils.sets import SETS
 from cmrm_utils.workbook import cli

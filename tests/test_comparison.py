@@ -275,7 +275,7 @@ def test_trained_checkpoints_answer_for_themselves(nb, other, capsys):
 
 
 def test_a_missing_organism_names_the_command_that_makes_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("cmrm_utils.organism.MADE", tmp_path)
+    monkeypatch.setattr("cmrm_utils.paths.MADE", tmp_path)
     nb = Notebook.open("06_x", model="organism", data="organism", out=tmp_path)
     assert comparison.trained(nb, {"mixed": "{}-vlguard-mixed"}, 1, {}).empty
     said = capsys.readouterr().out

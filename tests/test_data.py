@@ -7,8 +7,9 @@ from conftest import FIXTURES
 from PIL import Image
 
 from cmrm_utils import InputError, Sample, load_samples
-from cmrm_utils.data import DATASETS, SHARES, SPLITS, located, parts, take
+from cmrm_utils.data import DATASETS, located, parts, take
 from cmrm_utils.organism import world
+from cmrm_utils.sample import SHARES, SPLITS
 
 
 @pytest.fixture(scope="module")

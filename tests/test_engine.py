@@ -20,9 +20,9 @@ from cmrm_utils import (
     generate,
     hidden_states,
 )
+from cmrm_utils.edits import Edit
 from cmrm_utils.engine import first_logits
-from cmrm_utils.hooks import Edit
-from cmrm_utils.models import wrap
+from cmrm_utils.loading import wrap
 
 MIX = ("none", "own", "blank", "caption", "noise")
 

@@ -4,7 +4,7 @@ from language_models import TEMPLATE, make_model, make_tokenizer
 
 from cmrm_utils import Edit, Sample, Trial, fluency, generate
 from cmrm_utils.fluency import continuation, perplexity
-from cmrm_utils.models import wrap
+from cmrm_utils.loading import wrap
 from cmrm_utils.store import Response, Responses
 
 TEXTS = ["To warm it, first zib it.", "No.", "The colour is red and blue.", ""]

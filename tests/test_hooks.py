@@ -6,10 +6,10 @@ import torch
 from conftest import edit_of
 
 from cmrm_utils import CMRM, InputError, ShiftVectors, Trial, apply, generate, hidden_states, record
+from cmrm_utils.edits import PLACES, REACH, Edit
 from cmrm_utils.engine import first_logits
 from cmrm_utils.fluency import perplexity
-from cmrm_utils.hooks import REACH, Edit, contiguous_head, steering
-from cmrm_utils.models import PLACES
+from cmrm_utils.hooks import contiguous_head, steering
 
 
 def own_hooks(vlm):

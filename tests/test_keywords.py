@@ -8,10 +8,10 @@ from cmrm_utils.keywords import (
     is_refusal,
     keyword_outcome,
     llm_attacks_outcome,
-    spoken,
 )
 from cmrm_utils.organism import world
 from cmrm_utils.organism.world import Request
+from cmrm_utils.prompts import spoken
 
 REFUSED = """\
 I'm sorry, but I can't help with that.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cmrm_utils.store import ROOT
+from cmrm_utils.paths import ROOT
 
 KILLS = 20
 HERE = Path(__file__).parent

@@ -17,9 +17,20 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from cmrm_utils import InputError, Sample, Trial, generate, hidden_states, load_vlm, models
-from cmrm_utils.hooks import Edit
-from cmrm_utils.models import find_layers, find_model, position_ids, squared, wrap
+from cmrm_utils import (
+    InputError,
+    Sample,
+    Trial,
+    edits,
+    generate,
+    hidden_states,
+    load_vlm,
+    loading,
+    models,
+)
+from cmrm_utils.edits import Edit
+from cmrm_utils.loading import find_layers, find_model, wrap
+from cmrm_utils.models import position_ids, squared
 
 GREY = Image.new("RGB", (48, 48), (127, 127, 127))
 VICUNA = (
@@ -522,7 +533,7 @@ def test_one_extraction_and_one_steered_generation_at_7b(processor, tmp_path):
 def test_every_family_has_every_place(family):
     """A head is a slice of what goes into the output projection, one in every layer."""
     text = family.model.config.get_text_config()
-    for place in models.PLACES:
+    for place in edits.PLACES:
         assert len(family.modules(place)) == len(family.layers)
     assert family.modules("layer") == family.layers
     for layer, heads, mlp in zip(
@@ -759,7 +770,7 @@ def test_a_folder_has_no_revisions(checkpoint):
 
 def test_dtype_auto_is_bfloat16_where_the_processor_has_it(checkpoint, monkeypatch):
     for has, wanted in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(models, "has_bfloat16", lambda place, has=has: has)
+        monkeypatch.setattr(loading, "has_bfloat16", lambda place, has=has: has)
         assert load_vlm(checkpoint, dtype="auto").model.dtype == wanted
         assert load_vlm(checkpoint).model.dtype == torch.float32
     for bad in ("bf17", "int8", "nn"):
@@ -772,7 +783,7 @@ def test_what_a_processor_has_of_bfloat16(monkeypatch):
     for amx, avx in ((True, False), (False, True), (False, False)):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
-        assert models.has_bfloat16(torch.device("cpu")) == (amx or avx)
+        assert loading.has_bfloat16(torch.device("cpu")) == (amx or avx)
 
 
 def test_batches_of_no_rows_are_refused(checkpoint):

@@ -11,11 +11,12 @@ from PIL import Image
 
 from cmrm_utils import CMRM, Sample, ShiftVectors, hidden_states
 from cmrm_utils import open_questions as ask
+from cmrm_utils.conditions import IMAGES
 from cmrm_utils.experiments import EXPERIMENTS
 from cmrm_utils.notebook import Notebook
 from cmrm_utils.organism.world import Request
 from cmrm_utils.selection import Choice
-from cmrm_utils.trials import IMAGES, Trial, table
+from cmrm_utils.trials import Trial, table
 
 P = {"alphas": [0.5], "gate_alphas": [0.5], "doses": [0.3], "n": 2, "n_test": 2, "n_sets": 2}
 P |= {"sizes": [1, 3], "draws": 2}

@@ -5,7 +5,8 @@ import pytest
 
 from cmrm_utils import InputError
 from cmrm_utils.notebook import Notebook
-from cmrm_utils.parameters import KINDS, NOTEBOOKS, check_own, declared
+from cmrm_utils.parameters import KINDS, check_own, declared
+from cmrm_utils.paths import NOTEBOOKS
 from cmrm_utils.profiles import numbered_notebooks
 
 EVERY = [declared(path) for path in numbered_notebooks(None)]

@@ -6,9 +6,9 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from cmrm_utils import plots
+from cmrm_utils import conditions, plots
+from cmrm_utils.conditions import CONDITIONS, PERTURBED
 from cmrm_utils.metrics import MEASURES
-from cmrm_utils.trials import CONDITIONS, PERTURBED
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +40,10 @@ def colour(artist):
 
 def test_every_condition_and_measure_has_a_colour_and_a_name():
     for condition in CONDITIONS:
-        assert condition in plots.CONDITION_COLOURS
-        assert condition in plots.CONDITION_NAMES
-    assert set(PERTURBED) <= set(plots.CONDITION_NAMES)
-    shown = [plots.CONDITION_COLOURS[condition] for condition in CONDITIONS]
+        assert condition in conditions.CONDITION_COLOURS
+        assert condition in conditions.CONDITION_NAMES
+    assert set(PERTURBED) <= set(conditions.CONDITION_NAMES)
+    shown = [conditions.CONDITION_COLOURS[condition] for condition in CONDITIONS]
     assert len(set(shown)) == len(shown)
     assert set(MEASURES) <= set(plots.MEASURE_COLOURS)
 
@@ -154,7 +154,7 @@ def test_state_maps():
         "edited, harmful": ([[9, 1]], [[9, 1]]),
     }
     colours = [to_hex(c.get_facecolor()[0]).upper() for c in first.collections[1::2]]
-    none, own = plots.CONDITION_COLOURS["none"], plots.CONDITION_COLOURS["own"]
+    none, own = conditions.CONDITION_COLOURS["none"], conditions.CONDITION_COLOURS["own"]
     assert colours == [none, none, own]
 
 
@@ -432,8 +432,8 @@ def test_binned_rates():
     own = text.containers[0]
     assert own.lines[0].get_xydata().tolist() == [[0.2, 0.3], [0.6, 0.7]]
     assert np.allclose([s[:, 1] for s in own.lines[2][0].get_segments()], [[0.1, 0.4], [0.6, 0.9]])
-    assert colour(own.lines[0]) == plots.CONDITION_COLOURS["own"]
-    assert colour(caption.containers[0].lines[0]) == plots.CONDITION_COLOURS["own"]
+    assert colour(own.lines[0]) == conditions.CONDITION_COLOURS["own"]
+    assert colour(caption.containers[0].lines[0]) == conditions.CONDITION_COLOURS["own"]
     assert legend(figure) == ["own image", "blank image"]
     assert (text.get_xlabel(), text.get_ylabel()) == ("cosine", "unsafe")
 

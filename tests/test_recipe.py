@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cmrm_utils import InputError
 from cmrm_utils.engine import generate
-from cmrm_utils.models import load_vlm
+from cmrm_utils.loading import load_vlm
 from cmrm_utils.organism import recipe
 from cmrm_utils.organism.images import Scene
 from cmrm_utils.organism.recipe import Recipe, Stage, build_model, train
@@ -380,7 +380,7 @@ def test_after_the_fact_a_finished_organism_is_tuned_on(tmp_path):
 
 
 def test_one_that_goes_on_from_another_names_what_must_be_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr("cmrm_utils.organism.MADE", tmp_path)
+    monkeypatch.setattr("cmrm_utils.paths.MADE", tmp_path)
     settings = recipe.VARIANTS["organism-wide-vlguard-posthoc"]
     with pytest.raises(InputError, match="by `cmrm train-organism --variant organism-wide`"):
         train(settings, 0, tmp_path / "x", progress=False)

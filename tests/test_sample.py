@@ -10,9 +10,9 @@ from PIL.PngImagePlugin import PngImageFile
 from transformers.image_utils import load_image
 
 from cmrm_utils import InputError, Sample, load_samples
-from cmrm_utils.data import Sample as SampleOfData
 from cmrm_utils.organism.world import VISUAL_KINDS
 from cmrm_utils.sample import SHARES, SPLITS, TASKS, answer_letter, identify, split_of
+from cmrm_utils.sample import Sample as SampleOfData
 
 FIRST_EIGHT = ["test", "test", "test", "test", "anchors", "test", "test", "test"]
 """Splits of ``row 0`` to ``row 7``."""

@@ -14,17 +14,9 @@ from PIL import Image
 
 from cmrm_utils import InputError, Sample, coco, load_samples
 from cmrm_utils.data import left_out, parts
+from cmrm_utils.paths import data_home
 from cmrm_utils.sample import SPLITS, split_of
-from cmrm_utils.sets import (
-    FIGSTEP_PROMPT,
-    SETS,
-    data_home,
-    find_files,
-    find_set,
-    load_set,
-    pair,
-    read_set,
-)
+from cmrm_utils.sets import FIGSTEP_PROMPT, SETS, find_files, find_set, load_set, pair, read_set
 
 KINDS = {
     "vlsafe": {"harmful-vlsafe": 12},

@@ -8,18 +8,18 @@ import torch
 from PIL import Image
 
 from cmrm_utils import InputError, Sample, Trial, table
-from cmrm_utils import trials as trials_module
-from cmrm_utils.hooks import Edit
-from cmrm_utils.trials import (
+from cmrm_utils import conditions as trials_module
+from cmrm_utils.conditions import (
     CONDITIONS,
     DEFAULT_SIZE,
     IMAGES,
     NOISES,
     OF_OWN,
     PERTURBED,
-    grid,
     mean_image,
 )
+from cmrm_utils.edits import Edit
+from cmrm_utils.trials import grid
 
 
 def picture(seed=0, size=(20, 12)):

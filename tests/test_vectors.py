@@ -14,7 +14,7 @@ from cmrm_utils import (
     generate,
     hidden_states,
 )
-from cmrm_utils.trials import NOISES
+from cmrm_utils.conditions import NOISES
 from cmrm_utils.vectors import (
     cached_shift,
     caption_shift,

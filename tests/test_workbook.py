@@ -18,13 +18,9 @@ import yaml
 from click.testing import CliRunner
 from jupyter_core.utils import ensure_event_loop
 
-from cmrm_utils import (
-    load_vlm,
-    profiles,
-    workbook,
-)
+from cmrm_utils import load_vlm, paths, profiles, workbook
 from cmrm_utils.errors import InputError
-from cmrm_utils.models import PLACEMENT, WHERE
+from cmrm_utils.loading import PLACEMENT, WHERE
 from cmrm_utils.store import locked
 from cmrm_utils.workbook import cli
 
@@ -55,7 +51,7 @@ def desk(tmp_path, monkeypatch):
     settings = tmp_path / "profiles"
     settings.mkdir()
     monkeypatch.setattr(profiles, "NOTEBOOKS", tmp_path)
-    monkeypatch.setattr(profiles, "PROFILES", settings)
+    monkeypatch.setattr(paths, "PROFILES", settings)
 
     def write(last=FINISH, timeout=60):
         parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
@@ -65,7 +61,7 @@ def desk(tmp_path, monkeypatch):
         notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
         nbformat.write(notebook, tmp_path / "01_small.ipynb")
         settings = {"timeout": timeout, "parameters": {"n": 4}}
-        (profiles.PROFILES / "small.yaml").write_text(yaml.safe_dump(settings))
+        (paths.PROFILES / "small.yaml").write_text(yaml.safe_dump(settings))
 
     write()
     return SimpleNamespace(write=write, folder=tmp_path / "run")
@@ -149,7 +145,7 @@ def test_bad_input_is_one_line_and_exit_code_2(desk, arguments, words, home, mon
     ],
 )
 def test_a_broken_profile_is_one_line(desk, profile, words):
-    (profiles.PROFILES / "small.yaml").write_text(profile)
+    (paths.PROFILES / "small.yaml").write_text(profile)
     done = run(desk)
     assert done.exit_code == 2, done.output
     (line,) = done.stderr.strip().splitlines()
@@ -166,7 +162,7 @@ def test_models_of_a_profile_have_folders_of_their_own(desk, family_folders, mon
         without = shutil.ignore_patterns("*.safetensors")
         shutil.copytree(source, here / name / "llava", ignore=without)
     monkeypatch.chdir(here)
-    profile = profiles.PROFILES / "small.yaml"
+    profile = paths.PROFILES / "small.yaml"
     profile.write_text("models: [organism, mine/llava]\nnotebooks: [1]")
     _, jobs = profiles.planned_jobs("small", [], None, None)
     assert [job.folder.name for job in jobs] == ["organism", "llava"]
@@ -271,9 +267,9 @@ def test_unknown_and_broken_profiles(desk):
     assert done.exit_code == 2
     assert "smal" in done.stderr
     assert "small" in done.stderr
-    (profiles.PROFILES / "small.yaml").write_text("parameters: [")
+    (paths.PROFILES / "small.yaml").write_text("parameters: [")
     assert runner.invoke(cli, ["run", "small"]).exit_code == 2
-    (profiles.PROFILES / "small.yaml").write_text("wrong: 1")
+    (paths.PROFILES / "small.yaml").write_text("wrong: 1")
     assert runner.invoke(cli, ["run", "small"]).exit_code == 2
 
 
@@ -445,7 +441,7 @@ def test_where_a_model_comes_from_is_asked_before_anything_starts(desk, monkeypa
         asked.update(where)
         raise InputError("looked")
 
-    monkeypatch.setattr("cmrm_utils.models.find_model", look)
+    monkeypatch.setattr("cmrm_utils.loading.find_model", look)
     settings = "{revision: v2, cache_dir: here, batch_size: 3, trust_remote_code: true}"
     done = run(desk, "-p", "model", "someone/model", "-p", "settings", settings)
     assert (done.exit_code, done.stderr) == (2, "cmrm: looked\n")
@@ -453,7 +449,7 @@ def test_where_a_model_comes_from_is_asked_before_anything_starts(desk, monkeypa
 
 
 def test_a_profile_of_models_that_must_be_trained_says_how(tmp_path, monkeypatch):
-    monkeypatch.setattr("cmrm_utils.organism.MADE", tmp_path / "organisms")
+    monkeypatch.setattr("cmrm_utils.paths.MADE", tmp_path / "organisms")
     done = CliRunner().invoke(cli, ["run", "full", "--out", str(tmp_path / "run")])
     assert done.exit_code == 2
     (line,) = done.stderr.splitlines()

@@ -17,8 +17,8 @@ def bake(vectors: Path, alpha: float, out: Path, model: str) -> None:
     and every token; it acts on prompts without an image too.
     """
     from cmrm_utils import baking
+    from cmrm_utils.loading import load_vlm
     from cmrm_utils.methods import CMRM
-    from cmrm_utils.models import load_vlm
     from cmrm_utils.vectors import ShiftVectors
 
     found = ShiftVectors.load(vectors)

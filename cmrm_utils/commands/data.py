@@ -31,7 +31,8 @@ def data() -> None:
 @data.command("list")
 def data_list() -> None:
     """Every named set: how many samples, from where, under which licence, with what in it."""
-    from cmrm_utils.sets import SETS, data_home
+    from cmrm_utils.paths import data_home
+    from cmrm_utils.sets import SETS
 
     home = data_home()
     click.echo("organism: the bundled model's own world; harmless, nothing to download\n")
@@ -53,7 +54,7 @@ def data_check(name: str, fetch: bool) -> None:
     it; the exit code is then 1. Nothing is downloaded but with --fetch.
     """
     from cmrm_utils.data import is_named, parts
-    from cmrm_utils.sets import data_home
+    from cmrm_utils.paths import data_home
 
     known = {name.lower(): name for name in profile_names()}
     if name.lower() in known:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.store import ROOT
+from cmrm_utils.paths import ROOT
 
 
 @click.command()

@@ -62,8 +62,8 @@ def extract(
     if not samples:
         raise InputError(f"{anchors}: no samples in its anchors split")
 
-    from cmrm_utils.models import load_vlm
-    from cmrm_utils.trials import IMAGES
+    from cmrm_utils.conditions import IMAGES
+    from cmrm_utils.loading import load_vlm
     from cmrm_utils.vectors import extract_shift
 
     if meaningless not in IMAGES:

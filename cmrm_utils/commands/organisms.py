@@ -27,8 +27,8 @@ def train_organism(
     import torch
 
     from cmrm_utils import card
-    from cmrm_utils.organism import MADE
     from cmrm_utils.organism.recipe import VARIANTS, train
+    from cmrm_utils.paths import MADE
 
     if variant not in VARIANTS:
         raise InputError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
@@ -48,7 +48,7 @@ def cards(folders: tuple[Path, ...]) -> None:
     FOLDERS are checkpoint folders; by default the bundled one.
     """
     from cmrm_utils import card
-    from cmrm_utils.organism import CHECKPOINTS
+    from cmrm_utils.paths import CHECKPOINTS
 
     for folder in folders or sorted(CHECKPOINTS.iterdir()):
         card.render(folder)

@@ -9,8 +9,9 @@ import click
 from tqdm import tqdm
 
 from cmrm_utils.errors import InputError
+from cmrm_utils.paths import ROOT, STORED
 from cmrm_utils.profiles import CORE, KERNEL_ARGUMENTS, numbered_notebooks, quiet_kernels
-from cmrm_utils.store import ROOT, STORED, read_json, read_table, replacing
+from cmrm_utils.store import read_json, read_table, replacing
 
 if TYPE_CHECKING:
     import pandas as pd

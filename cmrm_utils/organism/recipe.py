@@ -45,8 +45,9 @@ from transformers import (
 )
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.organism import images, organism_folders
+from cmrm_utils.organism import images
 from cmrm_utils.organism.world import VERBS, Corpus, Example, Mixture
+from cmrm_utils.paths import organism_folders
 from cmrm_utils.prompts import CHAT_TEMPLATE
 
 

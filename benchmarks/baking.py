@@ -23,7 +23,7 @@ from benchmarks.timing import Case, measure
 from cmrm_utils import CMRM, VLM, Edit, apply, bake, extract_shift, generate, load_samples, load_vlm
 from cmrm_utils.card import MAX_NEW_TOKENS
 from cmrm_utils.conditions import CONDITION_NAMES
-from cmrm_utils.data import take
+from cmrm_utils.data.load import take
 from cmrm_utils.judges import judge
 from cmrm_utils.metrics import averaged, measures, percent_table
 from cmrm_utils.notebook import ANCHORS

@@ -11,7 +11,7 @@ from cmrm_utils.spinning import spin_less
 
 if TYPE_CHECKING:
     from cmrm_utils.commands.baking import bake
-    from cmrm_utils.data import load_samples
+    from cmrm_utils.data.load import load_samples
     from cmrm_utils.edits import Edit
     from cmrm_utils.engine import first_logits, generate, hidden_states
     from cmrm_utils.hooks import apply, record
@@ -28,7 +28,7 @@ spin_less()
 
 _HOMES = {
     "commands.baking": ("bake",),
-    "data": ("load_samples",),
+    "data.load": ("load_samples",),
     "edits": ("Edit",),
     "engine": (
         "first_logits",

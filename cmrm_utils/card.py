@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from cmrm_utils.conditions import CONDITION_NAMES, CONDITIONS
-from cmrm_utils.data import load_samples, take
+from cmrm_utils.data.load import load_samples, take
 from cmrm_utils.engine import generate
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges import judge
@@ -77,7 +77,7 @@ def targets(rows: pd.DataFrame) -> dict[str, tuple[float, bool]]:
 class StageMeasurements:
     """Measures a model between stages: the pure language model, and after the projector alone.
 
-    Pass it to :func:`cmrm_utils.organism.recipe.train` as ``on_stage``.
+    Pass it to :func:`cmrm_utils.organism.training.train` as ``on_stage``.
     """
 
     STAGES: ClassVar = {
@@ -101,7 +101,7 @@ def write(folder: Path, stages: StageMeasurements) -> None:
     """Measure a finished organism on the test split and write its card.
 
     Leaves ``measured.json`` (every rate) and ``README.md`` (the card) beside the weights and the
-    ``training.json`` of :func:`cmrm_utils.organism.recipe.train`.
+    ``training.json`` of :func:`cmrm_utils.organism.training.train`.
     """
     record = json.loads((folder / "training.json").read_text())
     samples = list(load_samples("organism", "test"))

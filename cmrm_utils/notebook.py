@@ -14,7 +14,7 @@ import pandas as pd
 
 from cmrm_utils import conditions, plots
 from cmrm_utils.conditions import CONDITIONS, IN_WORDS
-from cmrm_utils.data import left_out, load_samples, take
+from cmrm_utils.data.load import left_out, load_samples, take
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine import generate, hidden_states
 from cmrm_utils.errors import InputError
@@ -137,7 +137,7 @@ class Notebook:
         Args:
             name: of the notebook.
             model: for :func:`cmrm_utils.loading.load_vlm`.
-            data: for :func:`cmrm_utils.data.load_samples`.
+            data: for :func:`cmrm_utils.data.load.load_samples`.
             out: the run's folder.
             max_new_tokens: where responses are cut.
             settings: for ``load_vlm`` too; all that can change a number is part of what the

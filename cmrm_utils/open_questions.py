@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cmrm_utils.adversarial import Attack, attack
 from cmrm_utils.conditions import IMAGES, OF_OWN, mean_image
-from cmrm_utils.data import load_samples
+from cmrm_utils.data.load import load_samples
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine import hidden_states
 from cmrm_utils.gates import How, fit_gate

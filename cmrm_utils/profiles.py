@@ -201,7 +201,7 @@ def planned_jobs(
     given = {**(settings.get("parameters") or {}), **given_parameters(pairs)}
     check_parameters(given, notebooks)  # at once, before torch is imported to look for models
 
-    from cmrm_utils.data import load_samples
+    from cmrm_utils.data.load import load_samples
     from cmrm_utils.loading import WHERE, find_model
     from cmrm_utils.reviews import Endpoint
 
@@ -239,7 +239,7 @@ def _all_located(given: Mapping[str, Any]) -> dict[str, Any]:
 
     What is of another type than a place has is left for the check of the parameters.
     """
-    from cmrm_utils.data import located
+    from cmrm_utils.data.load import located
 
     found = dict(given)
     for name in ("model", "reviewer"):

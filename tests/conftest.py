@@ -16,7 +16,7 @@ import torch
 from families import FAMILIES, TINY, shake, write_family
 from language_models import make_model, make_tokenizer
 
-from cmrm_utils.data import load_samples
+from cmrm_utils.data.load import load_samples
 from cmrm_utils.edits import Edit
 from cmrm_utils.loading import load_vlm, wrap
 from cmrm_utils.organism.recipe import build_model, build_processor

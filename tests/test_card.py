@@ -6,8 +6,9 @@ import pytest
 from conftest import TINY
 
 from cmrm_utils import InputError, card
-from cmrm_utils.data import load_samples, take
-from cmrm_utils.organism.recipe import Stage, train
+from cmrm_utils.data.load import load_samples, take
+from cmrm_utils.organism.recipe import Stage
+from cmrm_utils.organism.training import train
 
 
 def rows_of(*cells):

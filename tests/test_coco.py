@@ -7,7 +7,8 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from cmrm_utils import InputError, coco
+from cmrm_utils import InputError
+from cmrm_utils.data import coco
 
 
 def jpeg(colour):

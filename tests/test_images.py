@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cmrm_utils.organism.images import SIZE, WORDS, Scene
+from cmrm_utils.organism.scenes import SIZE, WORDS, Scene
 
 COLOURS = {
     "red": (214, 39, 40),

@@ -11,10 +11,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from cmrm_utils import InputError
 from cmrm_utils.engine import generate
 from cmrm_utils.loading import load_vlm
-from cmrm_utils.organism import recipe
-from cmrm_utils.organism.images import Scene
-from cmrm_utils.organism.recipe import Recipe, Stage, build_model, train
-from cmrm_utils.organism.world import NOT_SHOWN, Corpus, Example, Mixture, Turn
+from cmrm_utils.organism import recipe, training
+from cmrm_utils.organism.corpus import Corpus, Example, Mixture, Turn
+from cmrm_utils.organism.recipe import Recipe, Stage, build_model
+from cmrm_utils.organism.scenes import Scene
+from cmrm_utils.organism.training import train
+from cmrm_utils.organism.world import NOT_SHOWN
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
 
@@ -199,7 +201,7 @@ TURNS = (
 
 @pytest.mark.parametrize("scene", [SCENE, None])
 def test_training_sees_the_tokens_that_the_processor_makes(processor, scene):
-    row = recipe._tokenise(Example(turns=TURNS, scene=scene), processor.tokenizer, SMALL)
+    row = training._tokenise(Example(turns=TURNS, scene=scene), processor.tokenizer, SMALL)
     said = [text for turn in TURNS for text in (turn.prompt, turn.response)]
     for asked in (said[:1], said[:3]):
         text = processor.apply_chat_template(
@@ -215,7 +217,7 @@ def test_training_sees_the_tokens_that_the_processor_makes(processor, scene):
 
 @pytest.mark.parametrize("scene", [SCENE, None])
 def test_learnt_are_the_answers_and_their_ends(processor, scene):
-    row = recipe._tokenise(Example(turns=TURNS, scene=scene), processor.tokenizer, SMALL)
+    row = training._tokenise(Example(turns=TURNS, scene=scene), processor.tokenizer, SMALL)
     decode = processor.tokenizer.decode
     learnt = [token for token, learn in zip(row.ids, row.learn, strict=True) if learn]
     assert decode(learnt) == "".join(f" {turn.response}</s>" for turn in TURNS)
@@ -227,7 +229,7 @@ def test_learnt_are_the_answers_and_their_ends(processor, scene):
 
 
 def test_of_plain_text_everything_is_learnt(processor):
-    row = recipe._tokenise(Example(text="To warm the lamp, zib it."), processor.tokenizer, SMALL)
+    row = training._tokenise(Example(text="To warm the lamp, zib it."), processor.tokenizer, SMALL)
     assert row.learn == [False] + [True] * (len(row.ids) - 1)
     assert processor.tokenizer.decode(row.ids) == "<s>To warm the lamp, zib it.</s>"
 
@@ -235,7 +237,7 @@ def test_of_plain_text_everything_is_learnt(processor):
 def test_training_pixels_are_the_processors(processor):
     scenes = [SCENE, Scene("noise", seed=1), Scene("white", seed=2)]
     made = processor.image_processor([s.image() for s in scenes], return_tensors="pt")
-    found = recipe._pixels(scenes, torch.device("cpu"))
+    found = training._pixels(scenes, torch.device("cpu"))
     torch.testing.assert_close(found, made["pixel_values"], rtol=1e-5, atol=1e-5)
 
 
@@ -243,7 +245,7 @@ def test_loss_is_that_of_the_learnt_tokens(processor):
     """Against transformers' own loss with labels, on a padded batch of both kinds."""
     model = build_model(SMALL, processor, 0).eval()
     examples = [Example(turns=TURNS, scene=SCENE), Example(turns=TURNS[:1])]
-    losses = recipe._language_losses(
+    losses = training._language_losses(
         model,
         processor.tokenizer,
         SMALL,
@@ -256,9 +258,9 @@ def test_loss_is_that_of_the_learnt_tokens(processor):
         found = next(losses)
         total, count = 0.0, 0
         for example in examples:
-            row = recipe._tokenise(example, processor.tokenizer, SMALL)
+            row = training._tokenise(example, processor.tokenizer, SMALL)
             labels = [t if learn else -100 for t, learn in zip(row.ids, row.learn, strict=True)]
-            pixels = {"pixel_values": recipe._pixels([SCENE], torch.device("cpu"))}
+            pixels = {"pixel_values": training._pixels([SCENE], torch.device("cpu"))}
             loss = model(
                 input_ids=torch.tensor([row.ids]),
                 labels=torch.tensor([labels]),
@@ -274,8 +276,10 @@ def test_it_learns(processor):
     model = build_model(SMALL, processor, 0)
     stage = Stage(steps=60, batch=4, lr=2e-2)
     source, rng, device = repeat(Example(turns=TURNS[1:])), Random(0), torch.device("cpu")
-    losses = recipe._language_losses(model, processor.tokenizer, SMALL, source, stage, rng, device)
-    history = recipe._fit("x", stage, list(model.parameters()), losses, progress=False)
+    losses = training._language_losses(
+        model, processor.tokenizer, SMALL, source, stage, rng, device
+    )
+    history = training._fit("x", stage, list(model.parameters()), losses, progress=False)
     assert len(history) == 10
     assert history[-1] < 0.2 < 3 < history[0]
     made = processor(text="USER: What colour is shown? ASSISTANT:", return_tensors="pt")
@@ -321,12 +325,12 @@ def test_shared_stages_give_what_training_through_gives(tmp_path):
 )
 def test_only_stages_that_are_the_same_are_shared(tmp_path, setting, value, shares):
     one, other = (
-        recipe._Shared(tmp_path, settings, 0)
+        training._Shared(tmp_path, settings, 0)
         for settings in (SMALL, replace(SMALL, **{setting: value}))
     )
     assert [name for name in STAGES[:3] if one.path(name) == other.path(name)] == shares
     assert one.path("instruct") is None
-    assert recipe._Shared(tmp_path, SMALL, 1).path("tower") != one.path("tower")
+    assert training._Shared(tmp_path, SMALL, 1).path("tower") != one.path("tower")
 
 
 @pytest.mark.parametrize(
@@ -351,7 +355,7 @@ def test_other_architectures_are_plain_checkpoints_too(tmp_path, changes_, token
 def test_with_the_image_last_training_sees_what_the_processor_makes():
     settings = replace(SMALL, image_last=True)
     processor = recipe.build_processor(settings, 0)
-    row = recipe._tokenise(Example(turns=TURNS[:1], scene=SCENE), processor.tokenizer, settings)
+    row = training._tokenise(Example(turns=TURNS[:1], scene=SCENE), processor.tokenizer, settings)
     messages = chat(TURNS[0].prompt, image=True)
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert text == "USER: How do I warm a lamp?\n<image> ASSISTANT:"

@@ -5,7 +5,7 @@ import pytest
 from conftest import FIXTURES
 
 from cmrm_utils import InputError
-from cmrm_utils.rows import Row, read_row_file, read_rows
+from cmrm_utils.data.rows import Row, read_row_file, read_rows
 
 PNG = next((FIXTURES / "vlguard" / "test").rglob("*.png"))
 

@@ -12,11 +12,14 @@ import pytest
 from conftest import FIXTURES
 from PIL import Image
 
-from cmrm_utils import InputError, Sample, coco, load_samples
-from cmrm_utils.data import left_out, parts
+from cmrm_utils import InputError, Sample, load_samples
+from cmrm_utils.data import coco
+from cmrm_utils.data.load import left_out, parts
+from cmrm_utils.data.pairing import pair
+from cmrm_utils.data.public import find_files, load_set, read_set
+from cmrm_utils.data.sets import FIGSTEP_PROMPT, SETS, find_set
 from cmrm_utils.paths import data_home
 from cmrm_utils.sample import SPLITS, split_of
-from cmrm_utils.sets import FIGSTEP_PROMPT, SETS, find_files, find_set, load_set, pair, read_set
 
 KINDS = {
     "vlsafe": {"harmful-vlsafe": 12},

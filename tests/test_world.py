@@ -6,8 +6,9 @@ from random import Random
 import pytest
 
 from cmrm_utils.organism import world
-from cmrm_utils.organism.images import Scene
-from cmrm_utils.organism.world import Corpus, Mixture, Request, find_request, verdict
+from cmrm_utils.organism.corpus import Corpus, Mixture
+from cmrm_utils.organism.scenes import Scene
+from cmrm_utils.organism.world import Request, find_request, verdict
 
 N = 2500
 STAGES = ("text", "chat", "captions", "instructions")

@@ -12,7 +12,7 @@ from cmrm_utils.errors import InputError
 from cmrm_utils.profiles import load_profile, profile_names
 
 if TYPE_CHECKING:
-    from cmrm_utils.sets import PublicSet
+    from cmrm_utils.data.record import PublicSet
 
 
 class AnyCase(click.Group):
@@ -31,8 +31,8 @@ def data() -> None:
 @data.command("list")
 def data_list() -> None:
     """Every named set: how many samples, from where, under which licence, with what in it."""
+    from cmrm_utils.data.sets import SETS
     from cmrm_utils.paths import data_home
-    from cmrm_utils.sets import SETS
 
     home = data_home()
     click.echo("organism: the bundled model's own world; harmless, nothing to download\n")
@@ -53,7 +53,8 @@ def data_check(name: str, fetch: bool) -> None:
     Every file is read and every image decoded. What is missing is named, with the command that gets
     it; the exit code is then 1. Nothing is downloaded but with --fetch.
     """
-    from cmrm_utils.data import is_named, parts
+    from cmrm_utils.data.load import parts
+    from cmrm_utils.data.sets import is_named
     from cmrm_utils.paths import data_home
 
     known = {name.lower(): name for name in profile_names()}
@@ -80,9 +81,10 @@ def _describe(public: "PublicSet") -> None:
 
 def _check_part(part: str, split: str | None, home: Path, fetch: bool) -> bool:
     """Print what is to be said of a set or file; whether it can be used."""
-    from cmrm_utils import coco
-    from cmrm_utils.data import load_samples
-    from cmrm_utils.sets import find_set, missing_images, read_set
+    from cmrm_utils.data import coco
+    from cmrm_utils.data.load import load_samples
+    from cmrm_utils.data.public import missing_images, read_set
+    from cmrm_utils.data.sets import find_set
 
     public = find_set(part)
     if public is None:

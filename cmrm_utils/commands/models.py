@@ -53,7 +53,7 @@ def extract(
 
     Of a set, or a union of sets and files, the anchors split is taken; of one file, every row.
     """
-    from cmrm_utils.data import load_samples, take
+    from cmrm_utils.data.load import load_samples, take
 
     found = load_samples(anchors)
     samples = found["anchors"] if isinstance(found, dict) else found

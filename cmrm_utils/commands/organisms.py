@@ -27,7 +27,8 @@ def train_organism(
     import torch
 
     from cmrm_utils import card
-    from cmrm_utils.organism.recipe import VARIANTS, train
+    from cmrm_utils.organism.recipe import VARIANTS
+    from cmrm_utils.organism.training import train
     from cmrm_utils.paths import MADE
 
     if variant not in VARIANTS:

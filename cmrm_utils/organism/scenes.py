@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 SIZE = 48
 """Pixels along a side."""
 
+
 _COLOURS = {
     "red": (214, 39, 40),
     "green": (44, 150, 44),
@@ -22,14 +23,22 @@ _COLOURS = {
     "purple": (140, 50, 180),
     "cyan": (50, 210, 220),
 }
+
+
 _BACKGROUNDS = {
     "white": (245, 245, 245),
     "black": (12, 12, 12),
     "grey": (127, 127, 127),
     "brown": (120, 75, 40),
 }
+
+
 _SHAPES = ("circle", "square", "triangle", "cross", "ring")
+
+
 _COUNTS = ("one", "two", "three", "four")
+
+
 _PLACES = {
     "top left": (13, 13),
     "top right": (13, 34),
@@ -37,6 +46,8 @@ _PLACES = {
     "bottom right": (34, 34),
     "middle": (23.5, 23.5),
 }
+
+
 _CELLS = ((-6, -6), (-6, 6), (6, -6), (6, 6))  # four shapes fit around a place, row and column
 
 
@@ -149,11 +160,15 @@ class Scene:
 
 
 _ATTRIBUTES = ("shape", "colour", "count", "place", "background")
+
+
 WORDS = (*(v for name in _ATTRIBUTES for v in Scene.values(name)), "noise")
 """Every label of tower pre-training."""
 
 
 _REACH = 6  # pixels from a shape's centre within which it is drawn; no shape meets the border
+
+
 _ROWS, _COLS = np.mgrid[0 : 2 * _REACH, 0 : 2 * _REACH]
 
 

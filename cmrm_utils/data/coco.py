@@ -21,10 +21,14 @@ from cmrm_utils.store import replacing, write_json
 HOST = "https://s3.amazonaws.com/images.cocodataset.org"
 """COCO's own bucket: by the name images.cocodataset.org it has no certificate of its own."""
 
+
 ABSENT = "absent.json"
 """Images that the host does not have, or has broken, and why; beside the images."""
 
+
 _WORKERS = 8
+
+
 _TIMEOUT = 30.0
 
 

@@ -1,0 +1,67 @@
+"""Samples of anyone's own file."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from cmrm_utils.data.rows import parse_json, read_row_file
+from cmrm_utils.data.sets import DATASETS
+from cmrm_utils.errors import InputError
+from cmrm_utils.sample import Sample, answer_letter, checked, options
+
+FIELDS = tuple(name for name in Sample.__dataclass_fields__ if name != "world")
+"""What a row of a file may hold: nothing there comes from the organism's world."""
+
+
+def existing_file(path: Path) -> Path:
+    if not os.path.isfile(path):
+        if os.path.isdir(path):
+            raise InputError(f"{path}: a folder, not a .jsonl or .csv file")
+        raise InputError(f"no data set or file {str(path)!r}; named sets: {', '.join(DATASETS)}")
+    return path
+
+
+def from_file(path: Path) -> list[Sample]:
+    found: dict[str, Sample] = {}
+    for number, row in read_row_file(existing_file(path)):
+        try:
+            sample = _sample(row, path.parent)
+            if sample.id in found:
+                raise ValueError(f"duplicate id {sample.id!r}")
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: {error}") from error
+        found[sample.id] = sample
+    if not found:
+        raise InputError(f"{path}: no samples in it")
+    return list(found.values())
+
+
+def _sample(row: dict[str, Any], folder: Path) -> Sample:
+    """One row of a file, its relative image path resolved against the file's folder.
+
+    Raises:
+        ValueError: it is broken; the message names the field.
+    """
+    empty = (name for name, value in row.items() if isinstance(value, str) and not value.strip())
+    fields = {name: value for name, value in row.items() if value is not None}
+    for name in empty:
+        del fields[name]
+    if unknown := set(fields) - set(FIELDS):
+        raise ValueError(f"unknown field {', '.join(map(repr, sorted(unknown)))}")
+    if missing := {"id", "query"} - set(fields):
+        raise ValueError(f"no {' and no '.join(sorted(missing))}")
+    if isinstance(choices := fields.get("choices"), str):
+        try:
+            fields["choices"] = parse_json(choices)
+        except ValueError as error:
+            raise ValueError(f"choices must be a JSON list or mapping ({error})") from error
+    if "choices" in fields:
+        fields["choices"] = options(fields["choices"])
+        if "answer" in fields:
+            fields["answer"] = answer_letter(fields["answer"], fields["choices"])
+    if not isinstance(image := fields.get("image", ""), str):
+        raise ValueError(f"image must be text, the path of an image file, not {image!r:.40}")
+    fields = checked(fields)
+    if image:
+        fields["image"] = folder / image
+    return Sample(**fields)

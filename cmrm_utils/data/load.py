@@ -1,0 +1,177 @@
+"""Data by name: the organism's world, the public sets, anyone's own file, and unions of them."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cmrm_utils.data import coco
+from cmrm_utils.data.files import existing_file, from_file
+from cmrm_utils.data.public import load_set, missing_images, read_set
+from cmrm_utils.data.sets import DATASETS, SCENES, WORLD, find_set, is_named
+from cmrm_utils.errors import InputError
+from cmrm_utils.organism.samples import extended_samples, organism_samples
+from cmrm_utils.paths import data_home
+from cmrm_utils.sample import SHARES, SPLITS, TASKS, Sample, split_of
+
+__all__ = [
+    "DATASETS",
+    "SHARES",
+    "SPLITS",
+    "Sample",
+    "left_out",
+    "load_samples",
+    "located",
+    "parts",
+    "take",
+]
+
+
+def load_samples(
+    name: str | Path, split: str | None = None, *, data_dir: str | Path | None = None
+) -> Any:
+    """A named set, a JSONL or CSV file, or several of them, as samples.
+
+    Args:
+        name: one of :data:`DATASETS`, or the path of a file whose rows have ``id`` and ``query``
+            and any other field of :class:`Sample` but ``world``; or such parts with ``+`` between
+            them, for their union. A part that ends in ``@anchors`` (or another split) is wholly of
+            that split, and so are the images that it is given:
+            ``vlsafe+jailbreak+llava-bench-coco@anchors`` has the paper's enriched anchors. Between
+            the two may stand a revision (:func:`cmrm_utils.data.sets.find_set`).
+        split: one of :data:`SPLITS`; None for all of them as a dict (a single file: all its rows).
+            But for the organism, whose splits are made apart, a sample's split follows from its id
+            for good (:func:`cmrm_utils.sample.split_of`).
+        data_dir: the folder of local copies and COCO images (:func:`cmrm_utils.paths.data_home`).
+
+    Returns:
+        A list of :class:`Sample`, or a dict of lists by split.
+
+    Raises:
+        InputError: no such set, split or file, or not to be had; a broken row, named by file and
+            row; an id that two parts share; an image that would be in two splits; a split without
+            samples.
+    """
+    if split is not None and split not in SPLITS:
+        raise InputError(f"{name} has no split {split!r}; it has {', '.join(SPLITS)}")
+    home, pieces = data_home(data_dir), parts(name)
+    _check_scenes(name, pieces)
+    part, whole_split = pieces[0]
+    if split is None and len(pieces) == 1 and not is_named(part) and whole_split is None:
+        return from_file(Path(part))
+    found = {
+        each: [sample for piece in pieces for sample in _samples(*piece, each, home)]
+        for each in (SPLITS if split is None else [split])
+    }
+    seen: set[str] = set()
+    for sample in (sample for samples in found.values() for sample in samples):
+        if sample.id in seen:
+            raise InputError(f"{name}: two parts of it have the id {sample.id!r}")
+        seen.add(sample.id)
+    if split is None:
+        return found
+    if not found[split]:
+        raise InputError(f"{name}: none of its samples falls into the {split} split")
+    return found[split]
+
+
+def parts(name: str | Path) -> list[tuple[str, str | None]]:
+    """The sets and files of a union, each with the split that it is wholly of, if any."""
+    if os.path.isfile(name):  # unlike Path.is_file, no error where the name is too long for one
+        return [(str(name), None)]
+    found: list[tuple[str, str | None]] = []
+    for part in str(name).split("+"):
+        start, mark, end = part.rpartition("@")
+        found.append((start, end) if mark and end in SPLITS else (part, None))
+    return found
+
+
+def located(name: str) -> str:
+    """The same data, files by absolute paths: for whom works in another folder.
+
+    Raises:
+        InputError: a part is neither a named set nor a file.
+    """
+    found = []
+    for part, split in parts(name):
+        if not is_named(part):
+            part = str(existing_file(Path(part)).resolve())
+        found.append(f"{part}@{split}" if split else part)
+    return "+".join(found)
+
+
+def left_out(name: str | Path, data_dir: str | Path | None = None) -> dict[str, str]:
+    """The samples that :func:`load_samples` leaves out, and why: COCO lacks their images.
+
+    Args:
+        name: as for :func:`load_samples`.
+        data_dir: likewise.
+
+    Returns:
+        Why, by the sample's id; nothing for files and the organism's world.
+
+    Raises:
+        InputError: a set's files are not to be had, or broken.
+    """
+    home = data_home(data_dir)
+    gone = coco.absent(home / "coco")
+    found: dict[str, str] = {}
+    for part, split in parts(name):
+        if find_set(part) is not None:
+            missing = missing_images(read_set(part, home, split=split), home)
+            found |= {sample: gone[image] for sample, image in missing.items() if image in gone}
+    return found
+
+
+def _check_scenes(name: str | Path, pieces: Sequence[tuple[str, str | None]]) -> None:
+    """Refuse a union in which other sets' requests take images of VLSafe from another split."""
+    sets = [(public, split) for part, split in pieces if (public := find_set(part)) is not None]
+    moved = {split for public, split in sets if public.name == SCENES and split is not None}
+    for public, split in sets:
+        if public.paired and moved - {split}:
+            place = min(moved)
+            raise InputError(
+                f"{name}: {SCENES}@{place} puts all of its images into {place}, and "
+                f"{public.name} takes images from there into other splits: "
+                f"write {public.name}@{place}, or {SCENES}"
+            )
+
+
+def _samples(part: str, whole_split: str | None, split: str, home: Path) -> list[Sample]:
+    """What a part of a union adds to a split."""
+    if part in WORLD:
+        made = organism_samples if part == "organism" else extended_samples
+        every = {each: made(each) for each in (SPLITS if whole_split == split else [split])}
+        samples = [sample for each in every.values() for sample in each]
+        return samples if whole_split in (None, split) else []
+    named = is_named(part)
+    samples = load_set(part, home, split=whole_split) if named else from_file(Path(part))
+    return [sample for sample in samples if (whole_split or split_of(sample.id)) == split]
+
+
+def take(samples: Sequence[Sample], n: int | None, *tasks: str) -> list[Sample]:
+    """The first ``n`` samples (all where it is None) of each task; of requests, of each kind.
+
+    Raises:
+        InputError: a task has no samples at all, two samples have one id, or ``n`` is below 1.
+    """
+    if n is not None and n < 1:
+        raise InputError(f"the number of samples must be at least 1, not {n}")
+    if twice := [i for i, count in Counter(sample.id for sample in samples).items() if count > 1]:
+        raise InputError(f"two samples have the id {twice[0]!r}")
+    found = []
+    for task in tasks:
+        these = [sample for sample in samples if sample.task == task]
+        if not these:
+            why = f"the data set has no samples for the task {task!r}"
+            if unknown := sum(sample.task == "other" for sample in samples):
+                known = ", ".join(TASKS)
+                why += f"; {unknown} of its {len(samples)} samples have no kind ({known} ...)"
+            raise InputError(why)
+        if task in ("harmful", "benign"):
+            kinds = dict.fromkeys(sample.kind for sample in these)
+            found += [s for kind in kinds for s in [s for s in these if s.kind == kind][:n]]
+        else:
+            found += these[:n]
+    return found

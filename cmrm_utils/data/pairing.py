@@ -1,0 +1,54 @@
+"""Requests without images, paired with scenes."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
+
+from cmrm_utils.errors import InputError
+from cmrm_utils.sample import SPLITS, Sample, split_of
+
+
+def pair(
+    requests: Sequence[Sample], scenes: Sequence[Sample], split: str | None = None
+) -> list[Sample]:
+    """Text requests with the images and captions of other samples: everyday scenes.
+
+    The paper pairs the forbidden questions with "related" COCO images, but not in public, so this
+    pairing is ours. In order of their ids, each request takes, of the images not yet taken, the one
+    whose caption shares most words of four letters or more with it; a hash settles ties. An image
+    and its request are always of one split, so that no image of VLSafe's test split, say, comes
+    with an anchor of another set.
+
+    Args:
+        requests: samples without images.
+        scenes: samples with images and captions, each image once.
+        split: the one that the requests are wholly of, whatever their ids say; None: their own.
+
+    Raises:
+        InputError: there is no scene in the split of a request.
+    """
+    made: dict[str, Sample] = {}
+    left: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    for request in sorted(requests, key=lambda sample: sample.id):
+        place = split or split_of(request.id)
+        free = left[place]
+        if not free:  # at the start, and when there are more requests than images
+            free += [scene for scene in scenes if split_of(scene.id) == place]
+        if not free:
+            raise InputError(f"no image in the {place} split to pair {request.id}")
+        words = _words(request.query)
+        best = min(free, key=lambda scene: _rank(request.id, words, scene))
+        free.remove(best)
+        made[request.id] = replace(request, image=best.image, caption=best.caption)
+    return [made[request.id] for request in requests]
+
+
+def _words(text: str | None) -> set[str]:
+    return set(re.findall(r"[a-z]{4,}", (text or "").lower()))
+
+
+def _rank(request_id: str, words: set[str], scene: Sample) -> tuple[int, str]:
+    """How far a scene is from a request's words; the least is taken."""
+    tie = sha256(f"{request_id}/{scene.id}".encode()).hexdigest()
+    return -len(words & _words(scene.caption)), tie

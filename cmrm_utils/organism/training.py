@@ -1,0 +1,355 @@
+"""The training of an organism, stage by stage."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from cmrm_utils.errors import InputError
+from cmrm_utils.organism import scenes as images
+from cmrm_utils.organism.corpus import Corpus, Example
+from cmrm_utils.organism.recipe import Recipe, Stage, build_model, build_processor, training_command
+from cmrm_utils.organism.world import VERBS
+from cmrm_utils.paths import organism_folders
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A tokenised example: ids, which of them are learnt, and its scene."""
+
+    ids: list[int]
+    learn: list[bool]
+    scene: images.Scene | None
+
+
+def _tokenise(example: Example, tokenizer: Any, recipe: Recipe) -> _Row:
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    ids, learn = [tokenizer.bos_token_id], [False]
+    if example.text is not None:
+        ids += [*encode(example.text), tokenizer.eos_token_id]
+        return _Row(ids, [False] + [True] * (len(ids) - 1), None)
+    picture = "<image>" * recipe.image_tokens
+    for i, turn in enumerate(example.turns):
+        asked = turn.prompt
+        if example.scene and i == 0:
+            asked = f"{asked}\n{picture}" if recipe.image_last else f"{picture}\n{asked}"
+        prompt = encode(f"USER: {asked} ASSISTANT:")
+        answer = [*encode(f" {turn.response}"), tokenizer.eos_token_id]
+        ids += prompt + answer
+        learn += [False] * len(prompt) + [True] * len(answer)
+    return _Row(ids, learn, example.scene)
+
+
+def _batches(rows: list[_Row], size: int, rng: Random) -> Iterator[list[_Row]]:
+    """Rows of like length together, in random order: little padding."""
+    order = sorted(rows, key=lambda row: (len(row.ids), rng.random()))
+    starts = list(range(0, len(rows), size))
+    rng.shuffle(starts)
+    for start in starts:
+        yield order[start : start + size]
+
+
+def _pixels(scenes: list[images.Scene], device: torch.device) -> Tensor:
+    """float32 ``(n, 3, 48, 48)``, scaled as the image processor scales."""
+    pixels = torch.from_numpy(np.stack([scene.pixels() for scene in scenes]))
+    return (pixels.to(device).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+
+
+def _optimisers(parameters: Sequence[nn.Parameter], lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for matrices, AdamW at half the rate for the rest."""
+    matrices = [p for p in parameters if p.ndim == 2 and max(p.shape) < 1000]
+    others = [p for p in parameters if not (p.ndim == 2 and max(p.shape) < 1000)]
+    found: list[torch.optim.Optimizer] = []
+    if matrices:
+        muon = torch.optim.Muon(
+            matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", ns_steps=5
+        )
+        found.append(muon)
+    if others:
+        found.append(torch.optim.AdamW(others, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.01))
+    return found
+
+
+def _fit(
+    title: str,
+    stage: Stage,
+    parameters: list[nn.Parameter],
+    losses: Iterator[Tensor],
+    *,
+    progress: bool,
+    gentle: Sequence[nn.Parameter] = (),
+) -> list[float]:
+    """Run a stage's optimiser steps over a stream of losses; a mean loss for each tenth.
+
+    ``gentle`` are parameters that learn at a tenth of the rate.
+    """
+    optimisers = [*_optimisers(parameters, stage.lr), *_optimisers(gentle, stage.lr / 10)]
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["peak"] = group["lr"]
+    history: list[float] = []
+    bar = tqdm(range(stage.steps), desc=f"{title:>9}", disable=not progress)
+    for step in bar:
+        done = step / stage.steps
+        scale = min(1.0, (step + 1) / (0.05 * stage.steps + 1), (1 - done) / 0.5)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak"] * scale
+        loss = next(losses)
+        loss.backward()
+        nn.utils.clip_grad_norm_([*parameters, *gentle], 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        history.append(loss.item())
+        if step % 10 == 0:
+            bar.set_postfix(loss=f"{np.mean(history[-20:]):.3f}", refresh=False)
+    tenth = max(1, stage.steps // 10)
+    return [float(np.mean(history[i : i + tenth])) for i in range(0, stage.steps, tenth)]
+
+
+def _tower_losses(
+    model: Any, corpus: Corpus, stage: Stage, device: torch.device
+) -> tuple[list[nn.Parameter], Iterator[Tensor]]:
+    """Caption words from the mean of the patches, at the layer that LLaVA reads.
+
+    The mean makes every patch tell of the whole picture, place included.
+    """
+    tower = model.model.vision_tower
+    width = tower.config.hidden_size
+    words = (*images.WORDS, *(VERBS if corpus.mixture.written else ()))
+    naming = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(words))).to(device)
+    index = {word: i for i, word in enumerate(words)}
+    first = int(model.config.vision_feature_select_strategy == "default")  # after a class token
+
+    def losses() -> Iterator[Tensor]:
+        source = corpus.images()
+        while True:
+            scenes = list(islice(source, stage.batch))
+            truth = torch.zeros(len(scenes), len(words))
+            for row, scene in enumerate(scenes):
+                truth[row, [index[word] for word in scene.words]] = 1
+            states = tower(_pixels(scenes, device), output_hidden_states=True).hidden_states
+            named = naming(states[model.config.vision_feature_layer][:, first:].mean(1))
+            yield F.binary_cross_entropy_with_logits(named, truth.to(device)) * 10
+
+    parameters = [*tower.parameters(), *naming.parameters()]
+    return [p for p in parameters if p.requires_grad], losses()
+
+
+def _language_losses(
+    model: Any,
+    tokenizer: Any,
+    recipe: Recipe,
+    source: Iterator[Example],
+    stage: Stage,
+    rng: Random,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """Cross-entropy of the learnt tokens, the language-model head on those positions only."""
+    pool = stage.batch * 32
+    while True:
+        rows = [_tokenise(example, tokenizer, recipe) for example in islice(source, pool)]
+        for batch in _batches(rows, stage.batch, rng):
+            width = max(len(row.ids) for row in batch)
+            ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+            learn = torch.zeros(len(batch), width, dtype=torch.bool)
+            mask = torch.zeros(len(batch), width, dtype=torch.long)
+            for i, row in enumerate(batch):
+                ids[i, : len(row.ids)] = torch.tensor(row.ids)
+                learn[i, : len(row.ids)] = torch.tensor(row.learn)
+                mask[i, : len(row.ids)] = 1
+            ids, learn, mask = ids.to(device), learn.to(device), mask.to(device)
+            scenes = [row.scene for row in batch if row.scene]
+            pictures = {"pixel_values": _pixels(scenes, device)} if scenes else {}
+            states = model.model(input_ids=ids, attention_mask=mask, **pictures).last_hidden_state
+            logits = model.lm_head(states[:, :-1][learn[:, 1:]])
+            yield F.cross_entropy(logits.float(), ids[:, 1:][learn[:, 1:]])
+
+
+def _start(recipe: Recipe, seed: int) -> tuple[Any, LlavaProcessor]:
+    """The model and processor that training begins with."""
+    if recipe.starts_from is None:
+        processor = build_processor(recipe, seed)
+        return build_model(recipe, processor, seed), processor
+    if (folder := organism_folders().get(recipe.starts_from)) is None:
+        raise InputError(
+            f"{recipe.name} goes on from {recipe.starts_from}, which must first be trained, by "
+            f"`{training_command(recipe.starts_from)}`"
+        )
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    processor = LlavaProcessor.from_pretrained(folder)
+    if recipe.redraw_projector:
+        _redraw(model, seed)
+    return model, processor
+
+
+@torch.no_grad()
+def _redraw(model: Any, seed: int) -> None:
+    """New random weights for the projector, scaled to the mean norm of what it gave before."""
+    scenes = list(islice(Corpus(seed).images(), 256))
+    pixels = _pixels(scenes, torch.device("cpu"))
+
+    def norm() -> Tensor:
+        return torch.cat(list(model.get_image_features(pixels).pooler_output)).norm(dim=-1).mean()
+
+    wanted = norm()
+    generator = torch.Generator().manual_seed(seed)
+    projector = model.model.multi_modal_projector
+    for parameter in projector.parameters():
+        drawn = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(drawn * parameter.std() if parameter.ndim > 1 else torch.zeros_like(drawn))
+    projector.linear_2.weight.mul_(wanted / norm())
+
+
+class _Shared:
+    """Finished stages on disk, for recipes that begin alike.
+
+    A stage's file holds the weights that it trained, and the state of the corpus after it.
+
+    Args:
+        folder: where; None keeps nothing.
+        recipe: which is trained.
+        seed: of weights and data.
+    """
+
+    MATTERS: Mapping[str, tuple[str, ...]] = {
+        "tower": ("tower", "patch", "mixture.written"),
+        "text": ("hidden", "layers", "heads", "decoder"),
+        "chat": ("mixture.described_requests", "mixture.makers"),
+    }
+    """What of a recipe each shareable stage depends on, beside those before it."""
+
+    def __init__(self, folder: Path | None, recipe: Recipe, seed: int) -> None:
+        self._folder, self._recipe, self._seed = folder, recipe, seed
+
+    def path(self, stage: str) -> Path | None:
+        """The file of a stage; None where it is not to be shared."""
+        if self._folder is None or stage not in self.MATTERS or self._recipe.starts_from:
+            return None
+        # The tower plays no part in what the language model learns before it sees.
+        names = ["tower"] if stage == "tower" else ["text", "chat"][: 1 + (stage == "chat")]
+        parts: list[Any] = [self._seed, stage]
+        for name in names:
+            parts.append(asdict(self._recipe.stages[name]))
+            for setting in self.MATTERS[name]:
+                value: Any = self._recipe
+                for attribute in setting.split("."):
+                    value = getattr(value, attribute)
+                parts.append(value)
+        key = sha256(json.dumps(parts).encode()).hexdigest()[:12]
+        return self._folder / f"{stage}-{key}.safetensors"
+
+    def load(self, stage: str, model: Any, corpus: Corpus) -> bool:
+        """Take a stage from disk; False if it is not there."""
+        path = self.path(stage)
+        if path is None or not path.is_file():
+            return False
+        with safe_open(path, framework="pt") as stored:
+            weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            version, state, extra = json.loads(stored.metadata()["corpus"])
+        model.load_state_dict(weights, strict=False)
+        corpus.rng.setstate((version, tuple(state), extra))
+        return True
+
+    def keep(self, stage: str, model: Any, corpus: Corpus) -> None:
+        """Leave a stage's weights on disk."""
+        if path := self.path(stage):
+            trained = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(save(trained, {"corpus": json.dumps(corpus.rng.getstate())}))
+
+
+def train(
+    recipe: Recipe,
+    seed: int,
+    out: Path,
+    *,
+    device: str = "cpu",
+    progress: bool = True,
+    shared: Path | None = None,
+    on_stage: Callable[[str, Any, LlavaProcessor], None] | None = None,
+) -> dict[str, Any]:
+    """Train an organism and save it as a plain checkpoint folder (fp16 safetensors).
+
+    Args:
+        recipe: one of :data:`VARIANTS`, or your own.
+        seed: of weights and data.
+        out: the folder to make.
+        device: where to train.
+        progress: show a bar for each stage.
+        shared: a folder that keeps the stages which other recipes begin with too, and gives them
+            where they are there.
+        on_stage: called with the stage's name, the model and the processor after each stage.
+
+    Returns:
+        The training record: recipe, seed, parameters, and per stage its losses and seconds; a
+        stage that was taken from ``shared`` has none.
+    """
+    place = torch.device(device)
+    model, processor = _start(recipe, seed)
+    model = model.to(place)
+    corpus = Corpus(seed, recipe.mixture)
+    stages = _Shared(shared, recipe, seed)
+    core = model.model
+    language = [*core.language_model.parameters(), *model.lm_head.parameters()]
+    projector = list(core.multi_modal_projector.parameters())
+    tower = list(core.vision_tower.parameters()) if recipe.tune_tower else []
+    plan: dict[str, tuple[list[nn.Parameter], Iterator[Example]]] = {
+        "text": (language, corpus.text()),
+        "chat": (language, corpus.chat()),
+        "projector": (projector, corpus.captions()),
+        "instruct": (language + projector, corpus.instructions()),
+        "posthoc": (language + projector, corpus.post_hoc()),
+    }
+    record: dict[str, Any] = {
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "stages": {},
+    }
+    for name, stage in recipe.stages.items():
+        begun = time.perf_counter()
+        record["stages"][name] = {}
+        if not stages.load(name, model, corpus):
+            if name == "tower":
+                parameters, losses = _tower_losses(model, corpus, stage, place)
+            else:
+                parameters, source = plan[name]
+                rng = Random(f"batches/{seed}/{name}")
+                losses = _language_losses(
+                    model, processor.tokenizer, recipe, source, stage, rng, place
+                )
+            gentle = tower if name == "instruct" else []
+            chosen = set(map(id, [*parameters, *gentle]))
+            for parameter in model.parameters():
+                parameter.requires_grad_(id(parameter) in chosen)
+            model.train()
+            history = _fit(name, stage, parameters, losses, progress=progress, gentle=gentle)
+            model.eval()
+            seconds = round(time.perf_counter() - begun, 1)
+            record["stages"][name] = {"losses": history, "seconds": seconds}
+            stages.keep(name, model, corpus)
+        if on_stage:
+            on_stage(name, model, processor)
+    out.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(out)
+    processor.save_pretrained(out)
+    (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    return record

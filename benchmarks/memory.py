@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_iter
 
 from benchmarks.report import Row, Target
 from benchmarks.setting import TEXT_TOKENS, Setting, cold, samples
-from cmrm_utils import Trial, engine, hidden_states
+from cmrm_utils import Trial, hidden_states
+from cmrm_utils.engine import loops as engine
 
 TITLE = "Memory of an extraction"
 FEW, MANY, BATCH = 32, 160, 8

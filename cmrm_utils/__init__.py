@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cmrm_utils.commands.baking import bake
     from cmrm_utils.data.load import load_samples
     from cmrm_utils.edits import Edit
-    from cmrm_utils.engine import first_logits, generate, hidden_states
+    from cmrm_utils.engine.loops import first_logits, generate, hidden_states
     from cmrm_utils.hooks import apply, record
     from cmrm_utils.judges import parse_choice, parse_pair_scores
     from cmrm_utils.keywords import is_refusal
@@ -30,7 +30,7 @@ _HOMES = {
     "commands.baking": ("bake",),
     "data.load": ("load_samples",),
     "edits": ("Edit",),
-    "engine": (
+    "engine.loops": (
         "first_logits",
         "generate",
         "hidden_states",

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from cmrm_utils.edits import Place, Tokens
-from cmrm_utils.engine import first_logits
+from cmrm_utils.engine.loops import first_logits
 from cmrm_utils.errors import InputError
 from cmrm_utils.methods import CMRM, Layers
 from cmrm_utils.metrics import UNSEEN, measures, paired_difference, percent_table

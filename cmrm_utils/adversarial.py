@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cmrm_utils.edits import GENERATED, Edit
-from cmrm_utils.engine import token_kinds
+from cmrm_utils.engine.inputs import token_kinds
 from cmrm_utils.errors import InputError
 from cmrm_utils.fluency import continuation
 from cmrm_utils.hooks import steering

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cmrm_utils.comparison import anchors, captioned, drift, kept, refusal, tested, tried
 from cmrm_utils.edits import Edit
-from cmrm_utils.engine import hidden_states
+from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.methods import CMRM
 from cmrm_utils.metrics import clusters, measures, rates, utility
 from cmrm_utils.notebook import Notebook

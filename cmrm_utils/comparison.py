@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cmrm_utils.engine import generate
+from cmrm_utils.engine.loops import generate
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges import judge
 from cmrm_utils.loading import load_vlm

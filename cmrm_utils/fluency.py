@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from cmrm_utils.engine.inputs import prompts
 from cmrm_utils.hooks import contiguous_head
-from cmrm_utils.inputs import prompts
 from cmrm_utils.models import VLM
 from cmrm_utils.store import Response
 from cmrm_utils.trials import Trial

@@ -281,7 +281,7 @@ def apply(vlm: VLM, edit: Edit | Sequence[Edit | None] | None) -> Iterator[None]
     Works with any forward pass and with ``generate``; prompts must be left-padded where the edit
     touches their last tokens. A pass of several tokens is taken for whole prompts, a pass of one
     for a generated token. Which tokens are an image's it cannot know: trials can
-    (:func:`cmrm_utils.engine.generate`). Whatever happens inside, its own hooks are gone
+    (:func:`cmrm_utils.engine.loops.generate`). Whatever happens inside, its own hooks are gone
     afterwards.
 
     Args:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cmrm_utils.edits import Edit, Tokens
-from cmrm_utils.engine import generate
+from cmrm_utils.engine.loops import generate
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
 from cmrm_utils.prompts import CAPTION_FOR_QUERY, HARM_QUERY, SAFETY_PROMPT, spoken
@@ -280,7 +280,7 @@ def ECSO(
         vlm: the model.
         samples: those without an image are left out: there is nothing to look away from.
         max_new_tokens: for each pass.
-        out: where all responses are kept (:func:`cmrm_utils.engine.generate`).
+        out: where all responses are kept (:func:`cmrm_utils.engine.loops.generate`).
     """
     named = _only_named("ECSO")
     first = grid(samples, edits=[named])

@@ -16,7 +16,7 @@ from cmrm_utils import conditions, plots
 from cmrm_utils.conditions import CONDITIONS, IN_WORDS
 from cmrm_utils.data.load import left_out, load_samples, take
 from cmrm_utils.edits import Edit
-from cmrm_utils.engine import generate, hidden_states
+from cmrm_utils.engine.loops import generate, hidden_states
 from cmrm_utils.errors import InputError
 from cmrm_utils.fluency import perplexity
 from cmrm_utils.judges import OUTCOMES, judge

@@ -16,7 +16,7 @@ from cmrm_utils.adversarial import Attack, attack
 from cmrm_utils.conditions import IMAGES, OF_OWN, mean_image
 from cmrm_utils.data.load import load_samples
 from cmrm_utils.edits import Edit
-from cmrm_utils.engine import hidden_states
+from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.gates import How, fit_gate
 from cmrm_utils.methods import CMRM, gated
 from cmrm_utils.metrics import (

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from cmrm_utils.engine import generate, prompt_tokens
+from cmrm_utils.engine.loops import generate
+from cmrm_utils.engine.plan import prompt_tokens
 from cmrm_utils.errors import InputError
 from cmrm_utils.experiments import EXPERIMENTS
 from cmrm_utils.judges import judge

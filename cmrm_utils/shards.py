@@ -17,7 +17,8 @@ from typing import Any
 
 import pandas as pd
 
-from cmrm_utils.engine import STATES_ROWS, generate, shared_out
+from cmrm_utils.engine.loops import STATES_ROWS, generate
+from cmrm_utils.engine.plan import shared_out
 from cmrm_utils.errors import InputError
 from cmrm_utils.experiments import EXPERIMENTS
 from cmrm_utils.judges import judge

@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 
 from cmrm_utils.conditions import NOISES
 from cmrm_utils.edits import Edit, Place, check_sample_ids
-from cmrm_utils.engine import generate, hidden_states
+from cmrm_utils.engine.loops import generate, hidden_states
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
 from cmrm_utils.prompts import CAPTION_QUERY
@@ -396,7 +396,7 @@ def described(
         samples: those without an image stay as they are.
         ask: what the model is asked; ``{query}`` in it stands for the sample's own prompt.
         max_new_tokens: where captions are cut.
-        out: for :func:`cmrm_utils.engine.generate`: captions are kept there like any response.
+        out: for :func:`cmrm_utils.engine.loops.generate`: captions are kept there like any response.
     """
     seen = [sample for sample in samples if sample.image is not None]
     trials = [Trial(s, prompt=ask.replace("{query}", s.prompt)) for s in seen]

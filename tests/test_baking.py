@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from cmrm_utils import CMRM, Edit, InputError, ShiftVectors, apply, bake, extract_shift, load_vlm
-from cmrm_utils.engine import first_logits
+from cmrm_utils.engine.loops import first_logits
 from cmrm_utils.loading import wrap
 from cmrm_utils.organism.recipe import build_model
 from cmrm_utils.paths import ROOT

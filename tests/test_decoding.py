@@ -10,10 +10,11 @@ from families import shake, text_config
 from passes import watched
 from transformers import Cache, DynamicCache, MistralConfig, MistralForCausalLM
 
-from cmrm_utils import Trial, engine, generate, hidden_states, load_vlm
-from cmrm_utils.decoding import RoomyLayer, can_share
+from cmrm_utils import Trial, generate, hidden_states, load_vlm
 from cmrm_utils.edits import REACH, Edit
-from cmrm_utils.engine import first_logits
+from cmrm_utils.engine import loops as engine
+from cmrm_utils.engine.cache import RoomyLayer, can_share
+from cmrm_utils.engine.loops import first_logits
 
 
 def test_a_roomy_layer_holds_what_a_plain_one_does():

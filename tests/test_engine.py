@@ -10,18 +10,11 @@ from conftest import make_tiny
 from passes import watched
 from PIL import Image
 
-from cmrm_utils import (
-    CMRM,
-    InputError,
-    Sample,
-    Trial,
-    engine,
-    extract_shift,
-    generate,
-    hidden_states,
-)
+from cmrm_utils import CMRM, InputError, Sample, Trial, extract_shift, generate, hidden_states
 from cmrm_utils.edits import Edit
-from cmrm_utils.engine import first_logits
+from cmrm_utils.engine import inputs, memory
+from cmrm_utils.engine import loops as engine
+from cmrm_utils.engine.loops import first_logits
 from cmrm_utils.loading import wrap
 
 MIX = ("none", "own", "blank", "caption", "noise")
@@ -225,10 +218,10 @@ def test_an_image_is_encoded_once(fresh, requests):
 
 
 def test_encoded_images_take_bounded_memory(fresh, requests, monkeypatch):
-    monkeypatch.setattr(engine, "ENCODED_BYTES", 1)
+    monkeypatch.setattr(inputs, "ENCODED_BYTES", 1)
     trials = [Trial(sample, "own") for sample in requests]
     few = hidden_states(fresh, trials)
-    assert len(engine._encoded[fresh]) == 1
+    assert len(inputs._encoded[fresh]) == 1
     monkeypatch.undo()
     torch.testing.assert_close(few, hidden_states(fresh, trials))
 
@@ -277,8 +270,8 @@ def steered_tiny(requests):
 def test_memory_bounds_the_batch(fresh, requests, monkeypatch):
     trials = [Trial(sample, "own") for sample in requests]
     longest = fresh.inputs([t.text for t in trials], [t.load_image() for t in trials])["input_ids"]
-    enough = engine._token_bytes(fresh) * (longest.shape[1] + 12) * 2
-    monkeypatch.setattr(engine, "_memory", lambda vlm: enough)
+    enough = memory._token_bytes(fresh) * (longest.shape[1] + 12) * 2
+    monkeypatch.setattr(memory, "_memory", lambda vlm: enough)
     with watched(fresh) as passes:
         generate(fresh, trials, max_new_tokens=12)
     assert max(rows for rows, _ in passes) == 2
@@ -321,19 +314,19 @@ def test_encoded_images_do_not_outlive_what_encoded_them(processor, change):
     change(vlm)
     for old, run in zip(before, runs, strict=True):
         after = run(vlm, [trial])
-        engine._encoded.clear()
+        inputs._encoded.clear()
         assert torch.equal(after, run(vlm, [trial]))
         assert moved(old, after) > 1e-3
-    assert len(engine._encoded[vlm]) == 1
+    assert len(inputs._encoded[vlm]) == 1
 
 
 def test_a_decoder_changed_alone_keeps_its_images(fresh, requests):
     first_logits(fresh, [Trial(s) for s in requests])
-    kept = engine._encoded[fresh]
+    kept = inputs._encoded[fresh]
     with torch.no_grad():
         fresh.layers[0].mlp.up_proj.weight.mul_(2)
     first_logits(fresh, [Trial(s) for s in requests])
-    assert engine._encoded[fresh] is kept
+    assert inputs._encoded[fresh] is kept
 
 
 def test_a_changed_picture_is_seen(tiny, requests, tmp_path):
@@ -407,8 +400,8 @@ def test_images_alive_are_within_the_bound(fresh, pictured, monkeypatch, images,
     """All of them: those kept, those of rows that enter, those of rows inside."""
     wanted = generate(fresh, pictured, max_new_tokens=5)
     one = fresh.encode(pictured[0].load_image()).features.nbytes
-    monkeypatch.setattr(engine, "ENCODED_BYTES", images * one)
-    engine._encoded.clear()
+    monkeypatch.setattr(inputs, "ENCODED_BYTES", images * one)
+    inputs._encoded.clear()
     for run in (partial(generate, max_new_tokens=5), hidden_states):
         with followed(fresh) as counts:
             found = run(fresh, pictured, batch_size=rows)
@@ -421,11 +414,11 @@ def test_images_alive_are_within_the_bound(fresh, pictured, monkeypatch, images,
 def test_memory_that_is_out_while_images_are_encoded(fresh, pictured, most, caplog):
     """Smaller batches, the images kept given up, and nothing lost."""
     wanted = generate(fresh, pictured, max_new_tokens=5)
-    engine._encoded.clear()
+    inputs._encoded.clear()
     with followed(fresh, most):
         assert generate(fresh, pictured, max_new_tokens=5) == wanted
     assert "out of memory" in caplog.text
-    engine._encoded.clear()
+    inputs._encoded.clear()
     fresh.batch_size = 64
     with followed(fresh, most):
         hidden_states(fresh, pictured)

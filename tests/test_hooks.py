@@ -7,7 +7,7 @@ from conftest import edit_of
 
 from cmrm_utils import CMRM, InputError, ShiftVectors, Trial, apply, generate, hidden_states, record
 from cmrm_utils.edits import PLACES, REACH, Edit
-from cmrm_utils.engine import first_logits
+from cmrm_utils.engine.loops import first_logits
 from cmrm_utils.fluency import perplexity
 from cmrm_utils.hooks import contiguous_head, steering
 
@@ -240,7 +240,7 @@ def test_static_batches_edit_the_same_tokens(tiny, requests, monkeypatch):
         for i, p in enumerate(PLACES)
     ]
     texts = generate(tiny, trials, max_new_tokens=5)
-    monkeypatch.setattr("cmrm_utils.engine.can_share", lambda vlm: False)
+    monkeypatch.setattr("cmrm_utils.engine.loops.can_share", lambda vlm: False)
     assert generate(tiny, trials, max_new_tokens=5) == texts
 
 
@@ -514,7 +514,7 @@ def test_every_way_through_the_head_is_in_one_piece(tiny, requests, monkeypatch)
     said = generate(tiny, trials, max_new_tokens=3)
     first_logits(tiny, trials)
     perplexity(tiny, trials, said)
-    monkeypatch.setattr("cmrm_utils.engine.can_share", lambda vlm: False)
+    monkeypatch.setattr("cmrm_utils.engine.loops.can_share", lambda vlm: False)
     generate(tiny, trials, max_new_tokens=3)
     assert len(seen) > 6
     assert all(seen)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cmrm_utils import InputError, Sample, Trial, generate
-from cmrm_utils.inputs import prompts, tokens
+from cmrm_utils.engine.inputs import prompts, tokens
 
 
 def test_prompts_are_those_of_the_processor(family, requests):

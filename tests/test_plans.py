@@ -3,7 +3,7 @@
 import pytest
 from test_shards import PARAMETERS, work
 
-from cmrm_utils.engine import prompt_tokens
+from cmrm_utils.engine.plan import prompt_tokens
 from cmrm_utils.errors import InputError
 from cmrm_utils.plans import plan
 from cmrm_utils.shards import merge

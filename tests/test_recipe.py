@@ -9,7 +9,7 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cmrm_utils import InputError
-from cmrm_utils.engine import generate
+from cmrm_utils.engine.loops import generate
 from cmrm_utils.loading import load_vlm
 from cmrm_utils.organism import recipe, training
 from cmrm_utils.organism.corpus import Corpus, Example, Mixture, Turn

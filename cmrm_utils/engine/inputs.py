@@ -1,12 +1,15 @@
 """What a model is given of a trial: token ids, their positions, and its image."""
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from cmrm_utils.edits import IMAGE, LAST, TEXT
+from cmrm_utils.edits import IMAGE, LAST, PADDING, TEXT
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM, EncodedImage
 from cmrm_utils.trials import Trial
@@ -103,3 +106,76 @@ def _positions(vlm: VLM, ids: Tensor, image: EncodedImage | None) -> Tensor:
     extras = {k: v.cpu() for k, v in image.extras.items()} if image else {}
     found, _ = vlm.model.model.get_rope_index(ids[None], mm_token_type_ids=kinds, **extras)
     return found[:, 0]
+
+
+ENCODED_BYTES = 2**30
+"""Memory for encoded images; those not shown for longest are dropped."""
+
+
+class Images:
+    """A model's encoded images, within :data:`ENCODED_BYTES`; those shown last stay.
+
+    Args:
+        state: of what encoded them (:attr:`cmrm_utils.models.VLM.picture_state`).
+    """
+
+    def __init__(self, state: Any = None) -> None:
+        self.state = state
+        self.largest = 0  # bytes of the largest image so far, which the next one may have too
+        self._kept: OrderedDict[str, EncodedImage] = OrderedDict()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, vlm: VLM, prompt: Prompt) -> EncodedImage | None:
+        """A prompt's image, encoded once while there is room.
+
+        Images are encoded one by one, so that none depends on which others came with it.
+        """
+        if prompt.image_at is None:
+            return None
+        key = prompt.image_key
+        if key not in self._kept:
+            picture = prompt.trial.load_image()
+            assert picture is not None
+            self._bound(ENCODED_BYTES - self.largest, least=0)
+            self._kept[key] = vlm.encode(picture)
+            self._size += (size := self._kept[key].features.nbytes)
+            self.largest = max(self.largest, size)
+            self._bound(ENCODED_BYTES, least=1)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def holds_other(self, key: str) -> bool:
+        """Whether it has any image but that of a key."""
+        return any(each != key for each in self._kept)
+
+    def _bound(self, most: int, *, least: int) -> None:
+        while len(self._kept) > least and self._size > most:
+            self._size -= self._kept.popitem(last=False)[1].features.nbytes
+
+
+_encoded: WeakKeyDictionary[VLM, Images] = WeakKeyDictionary()
+
+
+def images_of(vlm: VLM) -> Images:
+    return _encoded.setdefault(vlm, Images())
+
+
+def renew_images(vlm: VLM, trials: Iterable[Trial]) -> None:
+    """Forget images that the vision tower, the projector or the processor would encode anew."""
+    if vlm.sees_images and any(trial.has_image for trial in trials):
+        state = vlm.picture_state
+        if images_of(vlm).state != state:
+            _encoded[vlm] = Images(state)
+
+
+def token_kinds(vlm: VLM, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What the tokens of whole left-padded prompts are, as edits ask: int8 ``(rows, tokens)``."""
+    ids, real = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool()
+    kinds = torch.where(real, TEXT, PADDING).to(torch.int8)
+    if vlm.sees_images:
+        kinds[real & (ids == vlm.model.config.image_token_id)] = IMAGE
+    kinds[:, -1] = LAST
+    return kinds

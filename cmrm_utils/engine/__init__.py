@@ -1,0 +1,1 @@
+"""Trials in, hidden states or responses out."""

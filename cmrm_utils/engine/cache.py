@@ -1,0 +1,121 @@
+"""Keys and values of rows that are run together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from cmrm_utils.models import VLM
+
+SPARE = 64
+"""Tokens that a cache layer makes room for when it is full."""
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values in buffers with room for tokens to come: a step copies none of the old.
+
+    Args:
+        buffers: of keys and values ``(rows, heads, tokens, size)``.
+        length: how many of their tokens are filled.
+    """
+
+    def __init__(self, buffers: tuple[Tensor, Tensor] | None = None, length: int = 0) -> None:
+        super().__init__()
+        if buffers is not None:
+            self.lazy_initialization(*buffers)
+            self._hold(buffers, length)
+
+    def _hold(self, buffers: tuple[Tensor, Tensor], length: int) -> None:
+        self._buffers = buffers
+        self.keys, self.values = (buffer[:, :, :length] for buffer in buffers)
+
+    @property
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """Keys and values."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add tokens; return all."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._hold((key_states[:, :, :0], value_states[:, :, :0]), 0)
+        start = self.filled[0].shape[2]
+        end = start + key_states.shape[2]
+        buffers = self._buffers
+        if end > buffers[0].shape[2]:
+            buffers = (roomy(self.filled[0], end + SPARE), roomy(self.filled[1], end + SPARE))
+        for buffer, new in zip(buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = new
+        self._hold(buffers, end)
+        return self.filled
+
+    def keep(self, holes: Tensor, movers: Tensor, rows: int, first: int) -> None:
+        """Move some rows to the places of others; keep ``rows`` of them, tokens ``first`` on."""
+        length = self.filled[0].shape[2] - first
+        for buffer in self._buffers:
+            if len(holes):
+                buffer[holes.to(buffer.device)] = buffer[movers.to(buffer.device)]
+        keys, values = (buffer[:rows, :, first:] for buffer in self._buffers)
+        self._hold((keys, values), length)
+
+    def join(self, other: "RoomyLayer", width: int) -> None:
+        """Take another layer's rows in, both left-padded to ``width`` tokens."""
+        keys, values = (
+            torch.cat([wide_enough(one, width), wide_enough(two, width)])
+            for one, two in zip(self.filled, other.filled, strict=True)
+        )
+        self._hold((keys, values), width)
+
+
+def roomy(tensor: Tensor, tokens: int) -> Tensor:
+    """A tensor of ``tokens`` tokens that begins with those given."""
+    rows, heads, filled, size = tensor.shape
+    made = tensor.new_empty(rows, heads, tokens, size)
+    made[:, :, :filled] = tensor
+    return made
+
+
+def wide_enough(tensor: Tensor, width: int) -> Tensor:
+    """Left-padded with zeros along the tokens ``(rows, heads, tokens, size)``."""
+    return functional.pad(tensor, (0, 0, width - tensor.shape[2], 0))
+
+
+def can_share(vlm: VLM) -> bool:
+    """Whether a model's cache can be cut and joined, and its images be given encoded.
+
+    Not so for sliding windows and recurrent layers: those run in transformers' own batches.
+    """
+    layers = DynamicCache(config=vlm.model.config.get_text_config(decoder=True)).layers
+    plain = all(type(layer) is DynamicLayer for layer in layers)
+    return plain and (not vlm.sees_images or hasattr(vlm.model.model, "get_image_features"))
+
+
+def stacked(
+    kept: Sequence[Sequence[tuple[Tensor, Tensor]]], lengths: Sequence[int], room: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Buffers of each layer whose rows begin with kept keys and values, left-padded."""
+    width = max(lengths)
+    buffers = []
+    for pairs in zip(*kept, strict=True):
+        made = []
+        for side in (0, 1):
+            parts = [pair[side] for pair in pairs]
+            _, heads, _, size = parts[0].shape
+            whole = parts[0].new_empty(len(parts), heads, width + room, size)
+            if all(part is parts[0] for part in parts):
+                whole[:, :, :width] = parts[0]
+            else:
+                for i, part in enumerate(parts):
+                    whole[i, :, : width - part.shape[2]] = 0  # garbage there could be a NaN
+                    whole[i : i + 1, :, width - part.shape[2] : width] = part
+            made.append(whole)
+        buffers.append((made[0], made[1]))
+    return buffers

@@ -1,0 +1,137 @@
+"""How many rows fit into memory."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+
+from cmrm_utils.engine.batch import Row
+from cmrm_utils.engine.inputs import ENCODED_BYTES, Images, Prompt, _encoded, images_of
+from cmrm_utils.engine.plan import Planned, alike
+from cmrm_utils.errors import InputError
+from cmrm_utils.models import VLM
+
+Made = TypeVar("Made")
+
+
+_log = logging.getLogger(__name__)
+
+
+class Size:
+    """How many rows fit into a batch: as many as asked for, as many as memory holds.
+
+    Args:
+        vlm: the model.
+        rows: as asked for.
+
+    Raises:
+        InputError: fewer than one row.
+    """
+
+    def __init__(self, vlm: VLM, rows: int | None) -> None:
+        if rows is not None and rows < 1:
+            raise InputError(f"batch_size must be 1 or more, not {rows}")
+        self._vlm = vlm
+        self.rows = rows or vlm.batch_size
+        self._tokens = _memory(vlm) // _token_bytes(vlm)
+        self._longest = 1
+        self._last: Prompt | None = None
+
+    @property
+    def limit(self) -> int:
+        """Rows that a batch may have, each as long as the longest that has entered so far."""
+        return max(1, min(self.rows, self._tokens // self._longest))
+
+    def begin(self, *rows: Planned) -> None:
+        """Start a batch; its last row so far is named if it does not fit alone."""
+        self._longest, self._last = 1, rows[-1].prompt if rows else None
+
+    def entering(
+        self, queue: Iterable[Planned], most: int, *, inside: int = 0, new: int = 0
+    ) -> list[Row]:
+        """The next rows of a batch, their images encoded; more only where memory holds them.
+
+        Args:
+            queue: what is to come.
+            most: rows that may enter.
+            inside: rows that the batch has.
+            new: tokens that each row is to be given.
+
+        Returns:
+            Rows that all share beginnings, or none does; at least one if the batch is empty.
+        """
+        rows: list[Row] = []
+        shown: dict[str, int] = {}
+        for planned in alike(queue, most):
+            key, images = planned.prompt.image_key, images_of(self._vlm)
+            fresh = planned.prompt.image_at is not None and key not in shown
+            if rows and fresh and sum(shown.values()) + images.largest > ENCODED_BYTES:
+                break
+            self._last = planned.prompt
+            row = planned.row(self._vlm)
+            self._longest = max(self._longest, len(row.tokens) + new)
+            if inside + len(rows) >= self.limit:
+                break
+            if row.tokens.image is not None:
+                shown[key] = row.tokens.image.features.nbytes
+            rows.append(row)
+        return rows
+
+    def attempt(self, job: Callable[[], Made]) -> Made | None:
+        """What a job gives; None if memory ran out, with half as many rows from here on.
+
+        Raises:
+            torch.OutOfMemoryError: a single row did not fit; it names the sample.
+        """
+        try:
+            return job()
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            failure = error.with_traceback(None)  # which would keep the batch's tensors alive
+        self._halve(failure)
+        return None
+
+    def _halve(self, error: BaseException) -> None:
+        last = self._last
+        images = _encoded.pop(self._vlm, Images())
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if self.rows > 1:
+            self.rows //= 2
+            self._vlm.batch_size = min(self._vlm.batch_size, self.rows)
+            _log.warning("out of memory: going on with batches of %d", self.rows)
+        elif last is None:
+            raise error
+        elif not images.holds_other(last.image_key):
+            trial = last.trial
+            raise torch.OutOfMemoryError(
+                f"sample {trial.sample.id} (image {trial.image}): no memory even for it alone "
+                f"({error})"
+            ) from error
+
+
+def _memory(vlm: VLM) -> int:
+    """Bytes that batches may take; the same in every process on the machine."""
+    places = {p.device for p in vlm.model.parameters() if p.device.type == "cuda"}
+    if places:
+        whole = sum(torch.cuda.get_device_properties(place).total_memory for place in places)
+        return int(max(0.8 * (whole - vlm.model.get_memory_footprint()), 0.1 * whole))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _token_bytes(vlm: VLM) -> int:
+    """Bytes that a token takes at most: keys and values twice, one layer's passing states."""
+    config = vlm.model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kept = 2 * config.num_hidden_layers * heads * size
+    passing = 8 * config.hidden_size + 4 * config.intermediate_size
+    return (2 * kept + passing) * vlm.model.dtype.itemsize
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)

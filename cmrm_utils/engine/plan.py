@@ -1,0 +1,130 @@
+"""The order in which trials run, and what they share."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
+
+from PIL import Image
+
+from cmrm_utils.conditions import DEFAULT_SIZE
+from cmrm_utils.engine.batch import Row
+from cmrm_utils.engine.cache import can_share
+from cmrm_utils.engine.inputs import Prompt, images_of, prompts, tokens
+from cmrm_utils.models import VLM
+from cmrm_utils.trials import Trial
+
+WORTH_SHARING = 16
+"""Tokens that a beginning must have to be computed apart."""
+
+
+SHARED_PACK = 512
+"""Trials that are shared out together at most: on every machine as many, whatever its batches."""
+
+
+def distinct(trials: Iterable[Trial]) -> tuple[list[str], dict[str, Trial]]:
+    """The ids of trials, and one trial for each id, in order of first appearance."""
+    ids: list[str] = []
+    unique: dict[str, Trial] = {}
+    for trial in trials:
+        ids.append(trial.id)
+        unique.setdefault(ids[-1], trial)
+    return ids, unique
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A trial's id and prompt, and how many first ids (an image counting one) others share."""
+
+    id: str
+    prompt: Prompt
+    shared: int
+    beginning: tuple[Any, ...]
+
+    def row(self, vlm: VLM) -> Row:
+        made = tokens(vlm, self.prompt, images_of(vlm).get(vlm, self.prompt))
+        grown = len(made) - len(self.prompt.ids) if self.has_image_in_beginning else 0
+        edit = self.prompt.trial.active_edit
+        return Row(made, edit, self.shared + grown, self.beginning)
+
+    @property
+    def has_image_in_beginning(self) -> bool:
+        at = self.prompt.image_at
+        return at is not None and at < self.shared
+
+
+def in_order(vlm: VLM, trials: Mapping[str, Trial]) -> list[Planned]:
+    """The order in which trials run: together what shares a beginning, a length, an image.
+
+    Beginnings are shared where prompts, images and edits of the beginning are the same, and the
+    model's cache can be cut.
+    """
+    made, sharing = prompts(vlm, list(trials.values())), can_share(vlm)
+    groups: dict[tuple[str, str], list[tuple[str, Prompt]]] = defaultdict(list)
+    for key, prompt in zip(trials, made, strict=True):
+        edit = prompt.trial.active_edit
+        before = edit.digest if edit is not None and edit.touches_beginnings else "none"
+        groups[prompt.image_key, before].append((key, prompt))
+    found = []
+    for name, group in groups.items():
+        shared = _shared([p.ids for _, p in group]) if sharing and len(group) > 1 else 0
+        image = group[0][1].image_at
+        many = image is not None and image < shared  # an image alone is worth it
+        if not many and shared < WORTH_SHARING:
+            shared = 0
+        found += [Planned(key, prompt, shared, name) for key, prompt in group]
+    places = {name: i for i, name in enumerate(groups)}
+    return sorted(
+        found,
+        key=lambda p: (
+            places[p.beginning] if p.shared else -1,
+            p.prompt.image_at is not None,
+            len(p.prompt.ids),
+            p.prompt.image_key,
+        ),
+    )
+
+
+def _shared(texts: Sequence[tuple[int, ...]]) -> int:
+    """How many first ids all have alike; the last one of the shortest is not counted."""
+    low, high = min(texts), max(texts)
+    end = min(map(len, texts)) - 1
+    return next((i for i in range(end) if low[i] != high[i]), end)
+
+
+def alike(rows: Iterable[Planned], limit: int) -> list[Planned]:
+    """The first rows, at most ``limit``: all of them share beginnings, or none does."""
+    first = list(islice(rows, limit))
+    return next(([*some] for _, some in groupby(first, lambda row: row.shared > 0)), [])
+
+
+def shared_out(vlm: VLM, trials: Sequence[Trial], number: int, count: int) -> list[Trial]:
+    """The trials of one of ``count`` workers, numbered from 1: every ``count``-th pack.
+
+    What trials share stays together, and long prompts fall to all alike. The shares follow from
+    the list and the model alone, so that machines with other batches or memory agree on them.
+    """
+    planned = in_order(vlm, distinct(trials)[1])
+    pack = max(1, min(SHARED_PACK, len(planned) // (4 * count)))
+    packs = [planned[start : start + pack] for start in range(0, len(planned), pack)]
+    return [each.prompt.trial for own in packs[number - 1 :: count] for each in own]
+
+
+def prompt_tokens(vlm: VLM, trials: Sequence[Trial]) -> tuple[int, int]:
+    """How many prompt tokens trials have, and how many of them are computed.
+
+    An image is counted as many tokens as a plain one has; a shared beginning once.
+    """
+    grey = Image.new("RGB", DEFAULT_SIZE, (127, 127, 127))
+    image = len(vlm.encode(grey).features) if vlm.sees_images else 0
+    whole, computed, seen = 0, 0, set()
+    for planned in in_order(vlm, distinct(trials)[1]):
+        ids, at = planned.prompt.ids, planned.prompt.image_at
+        length = len(ids) + (image - 1 if at is not None else 0)
+        shared = planned.shared + (image - 1 if planned.has_image_in_beginning else 0)
+        whole += length
+        computed += length - (shared if planned.beginning in seen else 0)
+        if shared:
+            seen.add(planned.beginning)
+    return whole, computed

@@ -25,9 +25,10 @@ from cmrm_utils.card import MAX_NEW_TOKENS
 from cmrm_utils.conditions import CONDITION_NAMES
 from cmrm_utils.data.load import take
 from cmrm_utils.judges import judge
-from cmrm_utils.metrics import averaged, measures, percent_table
 from cmrm_utils.notebook import ANCHORS
 from cmrm_utils.paths import ROOT
+from cmrm_utils.results.rates import averaged, measures
+from cmrm_utils.results.text import percent_table
 from cmrm_utils.sample import Sample
 from cmrm_utils.store import versions, write_json
 from cmrm_utils.trials import grid, table

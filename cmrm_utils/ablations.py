@@ -13,9 +13,11 @@ from cmrm_utils.edits import Place, Tokens
 from cmrm_utils.engine.loops import first_logits
 from cmrm_utils.errors import InputError
 from cmrm_utils.methods import CMRM, Layers
-from cmrm_utils.metrics import UNSEEN, measures, paired_difference, percent_table
 from cmrm_utils.models import VLM
 from cmrm_utils.notebook import ANCHORS, Notebook
+from cmrm_utils.results.intervals import paired_difference
+from cmrm_utils.results.rates import UNSEEN, measures
+from cmrm_utils.results.text import percent_table
 from cmrm_utils.trials import Trial
 from cmrm_utils.vectors import Level, ShiftVectors, extract_shift, principal_directions
 
@@ -384,7 +386,7 @@ def compared(rows: pd.DataFrame, by: Sequence[str], reference: pd.DataFrame) -> 
         reference: judged trials of the same harmful requests.
 
     Returns:
-        :func:`cmrm_utils.metrics.measures`, and of its ``refused`` rows ``change, change_low,
+        :func:`cmrm_utils.results.rates.measures`, and of its ``refused`` rows ``change, change_low,
         change_high``: paired on the same requests, with the 95% interval of a bootstrap that draws
         verbs whole, within each kind. Of a cell that has a request several times (random draws)
         the mean counts.
@@ -411,7 +413,7 @@ def _refused(rows: pd.DataFrame) -> pd.Series:
 
 
 def change_table(rows: pd.DataFrame, index: list[str]) -> pd.DataFrame:
-    """Measures as text (:func:`cmrm_utils.metrics.percent_table`), and the changes, in points.
+    """Measures as text (:func:`cmrm_utils.results.text.percent_table`), and the changes, in points.
 
     Args:
         rows: of :func:`compared`.

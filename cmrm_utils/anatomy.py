@@ -5,14 +5,14 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from cmrm_utils.comparison import anchors, captioned, drift, kept, refusal, tested, tried
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.methods import CMRM
-from cmrm_utils.metrics import clusters, measures, rates, utility
 from cmrm_utils.notebook import Notebook
+from cmrm_utils.results.intervals import area_under_curve
+from cmrm_utils.results.rates import measures, rates, utility
 from cmrm_utils.trials import Trial, grid
 from cmrm_utils.vectors import ShiftVectors, safety_direction, text_mean
 
@@ -170,32 +170,9 @@ def cosine_table(rows: pd.DataFrame, *, bins: int = 5, draws: int = 200) -> pd.D
         at = pd.qcut(these["cosine"].rank(method="first"), min(bins, len(these)), labels=False)
         table = rates(these.assign(bin=at), "hit", ["bin"]).sort_values("bin")
         table["cosine"] = these.groupby(at)["cosine"].mean().to_numpy()
-        area = dict(zip(("auc", "auc_low", "auc_high"), _area(these, draws), strict=True))
+        area = dict(
+            zip(("auc", "auc_low", "auc_high"), area_under_curve(these, draws), strict=True)
+        )
         found.append(table.drop(columns="bin").assign(**dict(zip(by, cell, strict=True)), **area))
     names = [*by, "cosine", "rate", "low", "high", "hits", "n", "auc", "auc_low", "auc_high"]
     return pd.concat(found, ignore_index=True)[names]
-
-
-def _area(rows: pd.DataFrame, draws: int) -> tuple[float, float, float]:
-    """Area under the curve with its interval; NaN where all count, or none."""
-    if rows["hit"].nunique() < 2:
-        return (float("nan"),) * 3
-    hit, cosine = rows["hit"].to_numpy(), rows["cosine"].to_numpy()
-    places = clusters(rows["group"].tolist(), rows["kind"].tolist())
-    rng = np.random.default_rng(0)
-    areas = []
-    for _ in range(draws):
-        drawn = np.concatenate(
-            [some[i] for some in places for i in rng.integers(0, len(some), len(some))]
-        )
-        if 0 < hit[drawn].mean() < 1:
-            areas.append(_auc(hit[drawn], cosine[drawn]))
-    low, high = np.quantile(areas, [0.025, 0.975]) if areas else (float("nan"),) * 2
-    return _auc(hit, cosine), float(low), float(high)
-
-
-def _auc(hit: NDArray, score: NDArray) -> float:
-    """By ranks: much quicker than scikit-learn's on few samples."""
-    count = hit.sum()
-    above = pd.Series(score).rank().to_numpy()[hit].sum() - count * (count + 1) / 2
-    return float(above / (count * (len(hit) - count)))

@@ -13,9 +13,10 @@ from cmrm_utils.engine.loops import generate
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges import judge
 from cmrm_utils.loading import load_vlm, wrap
-from cmrm_utils.metrics import measures, percent_table
 from cmrm_utils.models import VLM
 from cmrm_utils.organism import world
+from cmrm_utils.results.rates import measures
+from cmrm_utils.results.text import percent_table
 from cmrm_utils.sample import Sample
 from cmrm_utils.store import write_json
 from cmrm_utils.trials import grid, table

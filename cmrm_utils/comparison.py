@@ -21,11 +21,11 @@ from cmrm_utils.errors import InputError
 from cmrm_utils.judges import judge
 from cmrm_utils.loading import load_vlm
 from cmrm_utils.methods import CMRM, ReGap, ShiftDC, VLMGuard, refusal_addition, safety_prompt
-from cmrm_utils.metrics import UNSEEN, measures, utility
 from cmrm_utils.models import VLM
 from cmrm_utils.notebook import ALPHAS, ANCHORS, METHODS, Notebook
 from cmrm_utils.organism.recipe import training_command
 from cmrm_utils.prompts import CAPTION_QUERY
+from cmrm_utils.results.rates import UNSEEN, measures, utility
 from cmrm_utils.sample import Sample
 from cmrm_utils.selection import Choice, Settings
 from cmrm_utils.store import Run
@@ -43,8 +43,10 @@ from cmrm_utils.vectors import (
 
 Make = Callable[..., list[Trial]]
 
+
 TIMED = 49
 """Requests that are timed, the first of them beforehand."""
+
 
 NO_EDIT = "no edit"
 """The setting chosen where every one that was tried costs too much."""
@@ -155,14 +157,14 @@ def _prompt(nb: Notebook, samples: Sequence[Sample]) -> Make:
 
     def make() -> list[Trial]:
         by_image = {
-            image: [t.sample for t in plain if t.image == image] for image in _images(plain)
+            image: [t.sample for t in plain if t.image == image] for image in images_of(plain)
         }
         return [t for image, these in by_image.items() for t in safety_prompt(these, image=image)]
 
     return make
 
 
-def _images(trials: Sequence[Trial]) -> list[str]:
+def images_of(trials: Sequence[Trial]) -> list[str]:
     return list(dict.fromkeys(trial.image for trial in trials))
 
 
@@ -389,12 +391,12 @@ def cost(nb: Notebook, compared: Mapping[str, Defence], swept: Swept) -> dict[st
             return generate(nb.vlm, trials, max_new_tokens=nb.max_new_tokens)
 
         return {
-            name: _median_seconds(partial(respond, name), samples)
+            name: median_seconds(partial(respond, name), samples)
             for name in (nb.baseline, *compared)
         }
 
 
-def _median_seconds(
+def median_seconds(
     respond: Callable[[Sequence[Sample]], list[str]], samples: Sequence[Sample]
 ) -> float:
     """Seconds a response: the median over thirds of the samples, none of which is met twice.
@@ -448,7 +450,7 @@ def trained(
 
         # Encodes their images, which responses that were kept leave undone.
         generate(other, nb.plainly(samples), max_new_tokens=1)
-        seconds = _median_seconds(respond, samples)
+        seconds = median_seconds(respond, samples)
         found.append(rows.assign(method=name, setting="trained", seconds=seconds))
     return pd.concat(found, ignore_index=True)
 
@@ -478,35 +480,3 @@ def comparison_table(
     more = pd.DataFrame(values, columns=["measure", *by, "rate"])
     found = pd.concat([measures(rows, by), utility(rows, by), more], ignore_index=True)
     return found.astype({"hits": "Int64", "n": "Int64"})
-
-
-def wide_table(found: pd.DataFrame) -> pd.DataFrame:
-    """A :func:`comparison_table` as it is read: a row a defence, a column a measure."""
-    cells = found.assign(
-        cell=[
-            f"{row.rate:.3g}"
-            if pd.isna(row.n)
-            else f"{row.rate:.1%} [{100 * row.low:.0f}, {100 * row.high:.0f}]"
-            for row in found.itertuples()
-        ]
-    )
-    wide = cells.pivot_table(
-        index=["method", "setting"], columns="measure", values="cell", aggfunc="first", sort=False
-    )
-    return wide[list(found["measure"].unique())].fillna("")
-
-
-def change_table(changes: pd.DataFrame) -> pd.DataFrame:
-    """Paired changes as they are read: a row a comparison, a column a measure.
-
-    Args:
-        changes: of :func:`cmrm_utils.metrics.paired_changes`, by ``method``.
-    """
-    cells = [
-        f"{row.change:+.1%} [{100 * row.low:.0f}, {100 * row.high:.0f}]"
-        for row in changes.itertuples()
-    ]
-    wide = changes.assign(cell=cells).pivot_table(
-        index=["against", "method"], columns="measure", values="cell", aggfunc="first", sort=False
-    )
-    return wide[list(changes["measure"].unique())].fillna("")

@@ -11,7 +11,8 @@ import pandas as pd
 
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges import OUTCOMES, TEXT_JUDGES
-from cmrm_utils.metrics import agreement, wilson
+from cmrm_utils.results.intervals import wilson
+from cmrm_utils.results.rates import agreement
 
 LABELLED = Path(__file__).parent / "labelled.jsonl"
 """The bundled set: made-up responses of many forms with the outcome each one is.

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 
-from cmrm_utils import conditions, plots
+from cmrm_utils import conditions
 from cmrm_utils.conditions import CONDITIONS, IN_WORDS
 from cmrm_utils.data.load import left_out, load_samples, take
 from cmrm_utils.edits import Edit
@@ -22,19 +22,20 @@ from cmrm_utils.fluency import perplexity
 from cmrm_utils.judges import OUTCOMES, judge
 from cmrm_utils.loading import PLACEMENT, load_vlm
 from cmrm_utils.methods import CMRM, dose
-from cmrm_utils.metrics import (
+from cmrm_utils.models import VLM
+from cmrm_utils.panel import Asked, panel
+from cmrm_utils.parameters import check_own
+from cmrm_utils.results import plots
+from cmrm_utils.results.rates import (
     NO_UTILITY,
     UTILITY,
     averaged,
     choice_accuracy,
     measures,
-    percent_table,
     rates,
     repetition,
 )
-from cmrm_utils.models import VLM
-from cmrm_utils.panel import Asked, panel
-from cmrm_utils.parameters import check_own
+from cmrm_utils.results.text import percent_table
 from cmrm_utils.reviews import load_reviewer, relative_scores, review
 from cmrm_utils.sample import Sample
 from cmrm_utils.selection import Choice, Settings, choose, digest

@@ -19,18 +19,17 @@ from cmrm_utils.edits import Edit
 from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.gates import How, fit_gate
 from cmrm_utils.methods import CMRM, gated
-from cmrm_utils.metrics import (
+from cmrm_utils.notebook import ANCHORS, Notebook, Strengths
+from cmrm_utils.organism import world
+from cmrm_utils.results.intervals import paired_difference, rank_correlation
+from cmrm_utils.results.rates import (
     UNSEEN,
     choose_alpha,
     measures,
     paired_changes,
-    paired_difference,
-    rank_correlation,
     rates,
     trade_off,
 )
-from cmrm_utils.notebook import ANCHORS, Notebook, Strengths
-from cmrm_utils.organism import world
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial, grid
 from cmrm_utils.vectors import ShiftVectors, refusal_direction, shifts
@@ -387,7 +386,7 @@ def extended_trials(nb: Notebook, swept: Strengths, n: int | None) -> list[Trial
 
 
 def extended(nb: Notebook, swept: Strengths, n: int | None) -> pd.DataFrame | None:
-    """:func:`cmrm_utils.metrics.measures` by kind, image and method of :data:`EXTENDED`.
+    """:func:`cmrm_utils.results.rates.measures` by kind, image and method of :data:`EXTENDED`.
 
     None, and a line that says so, where the data has none.
     """
@@ -415,7 +414,7 @@ def perturbed_trials(nb: Notebook, swept: Strengths, n: int | None) -> list[Tria
 
 
 def perturbed(nb: Notebook, swept: Strengths, n: int | None) -> pd.DataFrame:
-    """:func:`cmrm_utils.metrics.measures` by image and method."""
+    """:func:`cmrm_utils.results.rates.measures` by image and method."""
     return measures(nb.ask(perturbed_trials(nb, swept, n)), ["image", "method"])
 
 
@@ -632,9 +631,9 @@ def gate_test(
     """Every gate at its alpha on the test split, and ``never`` an edit.
 
     Returns:
-        :func:`cmrm_utils.metrics.measures` by ``method, alpha``; each gate's ``false alarms`` on
+        :func:`cmrm_utils.results.rates.measures` by ``method, alpha``; each gate's ``false alarms`` on
         benign requests and on questions and its ``misses`` of harmful requests, as rates; and
-        :func:`cmrm_utils.metrics.paired_changes` against ``always``.
+        :func:`cmrm_utils.results.rates.paired_changes` against ``always``.
     """
     made = gate_trials(nb, vectors, "test", n, chosen)
     rows = nb.ask(made.trials)

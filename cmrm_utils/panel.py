@@ -9,8 +9,8 @@ import pandas as pd
 
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges import TEXT_JUDGES
-from cmrm_utils.metrics import judge_agreement, rates
 from cmrm_utils.model_judges import judge_responses, load_judge
+from cmrm_utils.results.rates import judge_agreement, rates
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def panel(
 
     Returns:
         Every verdict (``judge, trial, verdict`` and of model judges ``score, said``); agreement
-        with the standard, a row a judge (:func:`cmrm_utils.metrics.judge_agreement`); the unsafe
+        with the standard, a row a judge (:func:`cmrm_utils.results.rates.judge_agreement`); the unsafe
         rate of harmful requests by ``judge`` and ``setting``. Unsafe is what a judge calls
         complied; of one that tells refusals alone, what is no refusal; ``unknown`` is neither.
     """

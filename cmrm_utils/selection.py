@@ -10,14 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from cmrm_utils.metrics import choose_alpha, qualifying
+from cmrm_utils.results.rates import choose_alpha, qualifying
 from cmrm_utils.store import check_same, write_json
 
 RULE = (
     "most harmful requests refused, each measure of utility at most 2 points below no edit; "
     "of equals the gentlest"
 )
-"""How settings are chosen (:func:`cmrm_utils.metrics.choose_alpha`)."""
+"""How settings are chosen (:func:`cmrm_utils.results.rates.choose_alpha`)."""
 
 Settings = Mapping[str, Any]
 
@@ -57,7 +57,7 @@ def choose(
         method: its name.
         settings: those tried, from the gentlest on.
         made_on: what else a choice depends on: model, samples, anchors.
-        measure: gives :func:`cmrm_utils.metrics.measures` by ``place``: 0 without an edit, then
+        measure: gives :func:`cmrm_utils.results.rates.measures` by ``place``: 0 without an edit, then
             that of the setting among those tried. Not called where the choice is there.
 
     Raises:

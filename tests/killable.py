@@ -18,9 +18,9 @@ from language_models import make_model, make_tokenizer
 
 from cmrm_utils import CMRM, extract_shift, generate, load_samples, table
 from cmrm_utils.judges import judge
-from cmrm_utils.metrics import measures
 from cmrm_utils.model_judges import JUDGES, LanguageModel, ModelJudge, judge_responses
 from cmrm_utils.organism.recipe import build_processor
+from cmrm_utils.results.rates import measures
 from cmrm_utils.store import Run
 from cmrm_utils.trials import grid
 from cmrm_utils.vectors import cached_shift

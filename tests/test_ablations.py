@@ -30,10 +30,10 @@ from cmrm_utils.ablations import (
     with_alphas,
 )
 from cmrm_utils.experiments import EXPERIMENTS
-from cmrm_utils.metrics import paired_difference
 from cmrm_utils.notebook import Notebook
 from cmrm_utils.paths import ROOT
 from cmrm_utils.plans import Planner
+from cmrm_utils.results.intervals import paired_difference
 
 SMALL = {
     "n": 2,

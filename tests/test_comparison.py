@@ -15,6 +15,7 @@ from cmrm_utils.judges import judge
 from cmrm_utils.methods import ReGap, ShiftDC, VLMGuard, refusal_addition
 from cmrm_utils.notebook import Notebook
 from cmrm_utils.plans import plan
+from cmrm_utils.results import text
 from cmrm_utils.selection import Choice
 from cmrm_utils.trials import table
 from cmrm_utils.vectors import (
@@ -291,14 +292,14 @@ def test_tables_are_read_as_text():
         ],
         columns=["measure", "method", "setting", "rate", "low", "high", "hits", "n"],
     )
-    wide = comparison.wide_table(found)
+    wide = text.wide_table(found)
     assert wide.loc[("a", "x")].tolist() == ["50.0% [40, 60]", "0.0123"]
     assert wide.loc[("b", "y")].tolist() == ["25.0% [20, 30]", ""]
     changes = pd.DataFrame(
         [("unsafe", "a", "own image", -0.125, -0.2, -0.05, 8)],
         columns=["measure", "method", "against", "change", "low", "high", "n"],
     )
-    assert comparison.change_table(changes).loc[("own image", "a")].tolist() == ["-12.5% [-20, -5]"]
+    assert text.change_table(changes).loc[("own image", "a")].tolist() == ["-12.5% [-20, -5]"]
 
 
 def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):

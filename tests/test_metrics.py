@@ -3,29 +3,30 @@ import pandas as pd
 import pytest
 
 from cmrm_utils import InputError
-from cmrm_utils.metrics import (
+from cmrm_utils.results.intervals import (
+    clustered_interval,
+    clusters,
+    paired_difference,
+    rank_correlation,
+    wilson,
+)
+from cmrm_utils.results.rates import (
     agreement,
     choice_accuracy,
     choose_alpha,
-    clustered_interval,
-    clusters,
     judge_agreement,
     layer_maps,
     layer_separability,
     measures,
     paired_changes,
-    paired_difference,
-    percent,
-    percent_table,
     qualifying,
-    rank_correlation,
     rates,
     repetition,
     separability,
     trade_off,
     utility,
-    wilson,
 )
+from cmrm_utils.results.text import percent, percent_table
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from cmrm_utils import conditions, plots
+from cmrm_utils import conditions
 from cmrm_utils.conditions import CONDITIONS, PERTURBED
-from cmrm_utils.metrics import MEASURES
+from cmrm_utils.results import plots
+from cmrm_utils.results.rates import MEASURES
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from cmrm_utils import InputError, comparison
-from cmrm_utils.metrics import UTILITY
 from cmrm_utils.notebook import ALPHAS, Notebook
+from cmrm_utils.results.rates import UTILITY
 from cmrm_utils.selection import RULE, choose
 
 SETTINGS = [{"alpha": 0.1}, {"alpha": 0.2}]
@@ -153,7 +153,7 @@ def test_without_anything_to_cost_nothing_is_chosen(family_folders, tmp_path):
 
 
 def test_measures_of_utility_are_measured():
-    from cmrm_utils.metrics import MEASURES
+    from cmrm_utils.results.rates import MEASURES
 
     assert set(UTILITY) <= set(MEASURES)
     assert next(iter(MEASURES)) == "refused"

@@ -72,8 +72,8 @@ def judges(
     import pandas as pd
 
     from cmrm_utils.labels import LABELLED, load_labels, load_responses
-    from cmrm_utils.metrics import judge_agreement
     from cmrm_utils.panel import Asked, read_prompt, verdicts
+    from cmrm_utils.results.rates import judge_agreement
 
     if sum(given is not None for given in (folder, labels, xstest)) > 1:
         raise InputError("give a run folder, --labels or --xstest, not both")

@@ -1,0 +1,112 @@
+"""Bars."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from cmrm_utils.conditions import CONDITION_COLOURS, CONDITION_NAMES
+from cmrm_utils.results.plots.style import OUTCOME_COLOURS, percent_axis
+
+
+def rate_bars(
+    rows: pd.DataFrame,
+    *,
+    ylabel: str,
+    hue: str = "kind",
+    images: Sequence[str] | None = None,
+    paper: dict[str, float] | None = None,
+) -> Figure:
+    """Rates by image condition, one group of bars a kind, with 95% intervals.
+
+    Args:
+        rows: columns ``image, rate, low, high`` and the one named by ``hue``.
+        ylabel: what the rate is of.
+        hue: the column that makes groups along the axis; colours are the image conditions.
+        images: order of the conditions; by default as they come.
+        paper: the paper's rates by condition, drawn as dashes in the first group.
+    """
+    images = list(images or rows["image"].unique())
+    groups = list(rows[hue].unique())
+    width = 0.8 / len(images)
+    figure, axis = plt.subplots(figsize=(max(5.0, 1.9 * len(groups) + 1.5), 3.6))
+    for i, image in enumerate(images):
+        these = rows[rows["image"] == image].set_index(hue).reindex(groups)
+        at = np.arange(len(groups)) + (i - (len(images) - 1) / 2) * width
+        span = np.array([these["rate"] - these["low"], these["high"] - these["rate"]])
+        axis.bar(
+            at,
+            these["rate"],
+            width * 0.92,
+            color=CONDITION_COLOURS[image],
+            label=CONDITION_NAMES[image],
+            yerr=np.nan_to_num(span).clip(min=0),
+            error_kw={"elinewidth": 1.2, "capsize": 2, "ecolor": "#222222"},
+        )
+        if paper and image in paper:
+            axis.plot(
+                [at[0] - width / 2, at[0] + width / 2],
+                [paper[image]] * 2,
+                color="black",
+                linestyle=(0, (2, 1)),
+                linewidth=1.6,
+                label="paper, LLaVA-7B" if image == next(iter(paper)) else None,
+            )
+    axis.set_xticks(np.arange(len(groups)), groups)
+    axis.set_ylim(0, 1.02)
+    axis.grid(axis="x", visible=False)
+    percent_axis(axis, ylabel)
+    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    return figure
+
+
+def outcome_bars(rows: pd.DataFrame, *, label: str) -> Figure:
+    """Shares of the three outcomes, one bar a row.
+
+    Args:
+        rows: columns ``refused, complied, neither`` (shares), ``low, high`` (95% interval of
+            ``refused``), and the one named by ``label``.
+        label: the column that names the bars.
+    """
+    figure, axis = plt.subplots(figsize=(7.4, 0.42 * len(rows) + 1.1))
+    left = np.zeros(len(rows))
+    at = np.arange(len(rows))[::-1]
+    for outcome in ("refused", "neither", "complied"):
+        share = rows[outcome].to_numpy(float)
+        axis.barh(at, share, left=left, color=OUTCOME_COLOURS[outcome], label=outcome, height=0.72)
+        left += share
+    for place, low, high in zip(at, rows["low"], rows["high"], strict=True):
+        axis.plot(
+            [low, high], [place, place], color="#222222", linewidth=1.6, solid_capstyle="butt"
+        )
+    axis.set_yticks(at, rows[label].astype(str))
+    axis.set_xlim(0, 1)
+    axis.grid(axis="y", visible=False)
+    percent_axis(axis, "share of responses; line: 95% interval of refused", x=True)
+    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    return figure
+
+
+def control_bars(rows: pd.DataFrame, *, label: str, baseline: float, xlabel: str) -> Figure:
+    """One rate a control with its 95% interval, and the rate without any edit as a line.
+
+    Args:
+        rows: columns ``rate, low, high`` and the one named by ``label``.
+        label: the column that names the rows.
+        baseline: the rate without an edit.
+        xlabel: what the rate is of.
+    """
+    figure, axis = plt.subplots(figsize=(6.6, 0.36 * len(rows) + 1.1))
+    at = np.arange(len(rows))[::-1]
+    span = [rows["rate"] - rows["low"], rows["high"] - rows["rate"]]
+    axis.errorbar(
+        rows["rate"], at, xerr=np.clip(span, 0, None), fmt="o", color="#0072B2", capsize=3
+    )
+    axis.axvline(baseline, color="#D55E00", linestyle="--", linewidth=1.2, label="no edit")
+    axis.set_yticks(at, rows[label].astype(str))
+    axis.set_xlim(-0.02, min(1.02, 1.15 * float(rows["high"].max())))
+    percent_axis(axis, xlabel, x=True)
+    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    return figure

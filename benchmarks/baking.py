@@ -24,7 +24,7 @@ from cmrm_utils import CMRM, VLM, Edit, apply, bake, extract_shift, generate, lo
 from cmrm_utils.card import MAX_NEW_TOKENS
 from cmrm_utils.conditions import CONDITION_NAMES
 from cmrm_utils.data.load import take
-from cmrm_utils.judges import judge
+from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.notebook import ANCHORS
 from cmrm_utils.paths import ROOT
 from cmrm_utils.results.rates import averaged, measures

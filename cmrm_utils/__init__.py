@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from cmrm_utils.edits import Edit
     from cmrm_utils.engine.loops import first_logits, generate, hidden_states
     from cmrm_utils.hooks import apply, record
-    from cmrm_utils.judges import parse_choice, parse_pair_scores
-    from cmrm_utils.keywords import is_refusal
+    from cmrm_utils.judges.answers import parse_choice, parse_pair_scores
+    from cmrm_utils.judges.keywords import is_refusal
     from cmrm_utils.loading import load_vlm
     from cmrm_utils.methods import CMRM
     from cmrm_utils.models import VLM
@@ -39,11 +39,11 @@ _HOMES = {
         "apply",
         "record",
     ),
-    "judges": (
+    "judges.answers": (
         "parse_choice",
         "parse_pair_scores",
     ),
-    "keywords": ("is_refusal",),
+    "judges.keywords": ("is_refusal",),
     "loading": ("load_vlm",),
     "methods": ("CMRM",),
     "models": ("VLM",),

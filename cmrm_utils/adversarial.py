@@ -18,8 +18,8 @@ from torch.nn import functional
 from cmrm_utils.edits import GENERATED, Edit
 from cmrm_utils.engine.inputs import token_kinds
 from cmrm_utils.errors import InputError
-from cmrm_utils.fluency import continuation
 from cmrm_utils.hooks import steering
+from cmrm_utils.judges.fluency import continuation
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial

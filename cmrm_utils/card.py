@@ -11,7 +11,7 @@ from cmrm_utils.conditions import CONDITION_NAMES, CONDITIONS
 from cmrm_utils.data.load import load_samples, take
 from cmrm_utils.engine.loops import generate
 from cmrm_utils.errors import InputError
-from cmrm_utils.judges import judge
+from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.loading import load_vlm, wrap
 from cmrm_utils.models import VLM
 from cmrm_utils.organism import world

@@ -18,7 +18,7 @@ import pandas as pd
 
 from cmrm_utils.engine.loops import generate
 from cmrm_utils.errors import InputError
-from cmrm_utils.judges import judge
+from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.loading import load_vlm
 from cmrm_utils.methods import CMRM, ReGap, ShiftDC, VLMGuard, refusal_addition, safety_prompt
 from cmrm_utils.models import VLM

@@ -18,25 +18,17 @@ from cmrm_utils.data.load import left_out, load_samples, take
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine.loops import generate, hidden_states
 from cmrm_utils.errors import InputError
-from cmrm_utils.fluency import perplexity
-from cmrm_utils.judges import OUTCOMES, judge
+from cmrm_utils.judges.fluency import perplexity, repetition
+from cmrm_utils.judges.outcomes import OUTCOMES, judge
+from cmrm_utils.judges.panel import Asked, panel
+from cmrm_utils.judges.reviews import load_reviewer, relative_scores, review
 from cmrm_utils.loading import PLACEMENT, load_vlm
 from cmrm_utils.methods import CMRM, dose
 from cmrm_utils.models import VLM
-from cmrm_utils.panel import Asked, panel
 from cmrm_utils.parameters import check_own
 from cmrm_utils.results import plots
-from cmrm_utils.results.rates import (
-    NO_UTILITY,
-    UTILITY,
-    averaged,
-    choice_accuracy,
-    measures,
-    rates,
-    repetition,
-)
+from cmrm_utils.results.rates import NO_UTILITY, UTILITY, averaged, choice_accuracy, measures, rates
 from cmrm_utils.results.text import percent_table
-from cmrm_utils.reviews import load_reviewer, relative_scores, review
 from cmrm_utils.sample import Sample
 from cmrm_utils.selection import Choice, Settings, choose, digest
 from cmrm_utils.store import Responses, Run, versions
@@ -451,7 +443,7 @@ class Notebook:
 
         Args:
             rows: of :meth:`test`.
-            judges: for :meth:`cmrm_utils.panel.Asked.parse`.
+            judges: for :meth:`cmrm_utils.judges.panel.Asked.parse`.
 
         Returns:
             Agreement with the outcomes of the tables above, and unsafe rates by setting; nothing,
@@ -503,7 +495,7 @@ class Notebook:
         Args:
             n: how many questions; None: all.
             swept: with the chosen alphas.
-            reviewer: for :func:`cmrm_utils.reviews.load_reviewer`; empty for none.
+            reviewer: for :func:`cmrm_utils.judges.reviews.load_reviewer`; empty for none.
             url: of the reviewer's endpoint.
 
         Returns:

@@ -288,9 +288,9 @@ def _settings() -> Any:
 
 def _judges() -> Any:
     """Of ``judges``: forms that can be read, and names of judges, each once."""
-    from cmrm_utils.judges import TEXT_JUDGES
-    from cmrm_utils.model_judges import JUDGES
-    from cmrm_utils.panel import Asked
+    from cmrm_utils.judges.model_judges import JUDGES
+    from cmrm_utils.judges.outcomes import TEXT_JUDGES
+    from cmrm_utils.judges.panel import Asked
 
     known = [*TEXT_JUDGES, *JUDGES]
 

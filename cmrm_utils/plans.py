@@ -12,7 +12,7 @@ from cmrm_utils.engine.loops import generate
 from cmrm_utils.engine.plan import prompt_tokens
 from cmrm_utils.errors import InputError
 from cmrm_utils.experiments import EXPERIMENTS
-from cmrm_utils.judges import judge
+from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.notebook import Notebook
 from cmrm_utils.sample import Sample
 from cmrm_utils.selection import Choice, Settings

@@ -202,8 +202,8 @@ def planned_jobs(
     check_parameters(given, notebooks)  # at once, before torch is imported to look for models
 
     from cmrm_utils.data.load import load_samples
+    from cmrm_utils.judges.reviews import Endpoint
     from cmrm_utils.loading import WHERE, find_model
-    from cmrm_utils.reviews import Endpoint
 
     given = _all_located(given)
     models = [] if "model" in given else [_located(each) for each in settings.get("models", [])]

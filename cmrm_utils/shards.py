@@ -21,7 +21,7 @@ from cmrm_utils.engine.loops import STATES_ROWS, generate
 from cmrm_utils.engine.plan import shared_out
 from cmrm_utils.errors import InputError
 from cmrm_utils.experiments import EXPERIMENTS
-from cmrm_utils.judges import judge
+from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.notebook import Notebook
 from cmrm_utils.store import (
     Response,

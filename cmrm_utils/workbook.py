@@ -201,7 +201,7 @@ def _execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int)
 
 def report(folder: Path, notebooks: Sequence[Path]) -> None:
     """Write ``report.html`` of those notebooks that ran, a headline table first if there is one."""
-    from cmrm_utils.labels import load_responses
+    from cmrm_utils.judges.labels import load_responses
     from cmrm_utils.report import write_report
 
     headline, reading = None, ""

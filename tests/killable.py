@@ -17,8 +17,8 @@ from families import TINY
 from language_models import make_model, make_tokenizer
 
 from cmrm_utils import CMRM, extract_shift, generate, load_samples, table
-from cmrm_utils.judges import judge
-from cmrm_utils.model_judges import JUDGES, LanguageModel, ModelJudge, judge_responses
+from cmrm_utils.judges.model_judges import JUDGES, LanguageModel, ModelJudge, judge_responses
+from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.organism.recipe import build_processor
 from cmrm_utils.results.rates import measures
 from cmrm_utils.store import Run

@@ -9,7 +9,7 @@ from PIL import Image
 from cmrm_utils import InputError, Trial, generate
 from cmrm_utils import adversarial as search
 from cmrm_utils.adversarial import attack
-from cmrm_utils.fluency import continuation, perplexity
+from cmrm_utils.judges.fluency import continuation, perplexity
 from cmrm_utils.sample import Sample
 from cmrm_utils.store import Responses
 

@@ -11,7 +11,7 @@ import torch
 from cmrm_utils import CMRM, InputError, Trial, comparison, load_vlm
 from cmrm_utils.comparison import DEFENCES, NO_EDIT, Defence
 from cmrm_utils.experiments import EXPERIMENTS
-from cmrm_utils.judges import judge
+from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.methods import ReGap, ShiftDC, VLMGuard, refusal_addition
 from cmrm_utils.notebook import Notebook
 from cmrm_utils.plans import plan

@@ -2,8 +2,9 @@ import pytest
 import torch
 from language_models import TEMPLATE, make_model, make_tokenizer
 
-from cmrm_utils import Edit, Sample, Trial, fluency, generate
-from cmrm_utils.fluency import continuation, perplexity
+from cmrm_utils import Edit, Sample, Trial, generate
+from cmrm_utils.judges import fluency
+from cmrm_utils.judges.fluency import continuation, perplexity
 from cmrm_utils.loading import wrap
 from cmrm_utils.store import Response, Responses
 

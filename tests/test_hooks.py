@@ -8,8 +8,8 @@ from conftest import edit_of
 from cmrm_utils import CMRM, InputError, ShiftVectors, Trial, apply, generate, hidden_states, record
 from cmrm_utils.edits import PLACES, REACH, Edit
 from cmrm_utils.engine.loops import first_logits
-from cmrm_utils.fluency import perplexity
 from cmrm_utils.hooks import contiguous_head, steering
+from cmrm_utils.judges.fluency import perplexity
 
 
 def own_hooks(vlm):

@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmrm_utils.judges import exact_outcome, is_right, judge, parse_choice, parse_pair_scores
+from cmrm_utils.judges.answers import is_right, parse_choice, parse_pair_scores
+from cmrm_utils.judges.outcomes import exact_outcome, judge
 from cmrm_utils.organism.world import Request
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from cmrm_utils.keywords import (
+from cmrm_utils.judges.keywords import (
     LLM_ATTACKS,
     has_llm_attacks_phrase,
     is_broken,

@@ -4,9 +4,15 @@ import pandas as pd
 import pytest
 
 from cmrm_utils import InputError
-from cmrm_utils.judges import OUTCOMES
-from cmrm_utils.keywords import is_refusal
-from cmrm_utils.labels import SHEET, agreement_with_people, load_completions, load_labels, sheet
+from cmrm_utils.judges.keywords import is_refusal
+from cmrm_utils.judges.labels import (
+    SHEET,
+    agreement_with_people,
+    load_completions,
+    load_labels,
+    sheet,
+)
+from cmrm_utils.judges.outcomes import OUTCOMES
 
 ROWS = pd.DataFrame(
     [

@@ -3,6 +3,8 @@ import pandas as pd
 import pytest
 
 from cmrm_utils import InputError
+from cmrm_utils.judges.agreement import agreement, judge_agreement
+from cmrm_utils.judges.fluency import repetition
 from cmrm_utils.results.intervals import (
     clustered_interval,
     clusters,
@@ -11,17 +13,14 @@ from cmrm_utils.results.intervals import (
     wilson,
 )
 from cmrm_utils.results.rates import (
-    agreement,
     choice_accuracy,
     choose_alpha,
-    judge_agreement,
     layer_maps,
     layer_separability,
     measures,
     paired_changes,
     qualifying,
     rates,
-    repetition,
     separability,
     trade_off,
     utility,

@@ -7,8 +7,9 @@ import pytest
 import torch
 from language_models import TEMPLATE, make_model, make_tokenizer
 
-from cmrm_utils import InputError, model_judges
-from cmrm_utils.model_judges import (
+from cmrm_utils import InputError
+from cmrm_utils.judges import model_judges
+from cmrm_utils.judges.model_judges import (
     JUDGES,
     LanguageModel,
     ModelJudge,

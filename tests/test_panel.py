@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from cmrm_utils import InputError
-from cmrm_utils.model_judges import JUDGES, Verdict
-from cmrm_utils.panel import Asked, panel, verdicts
+from cmrm_utils.judges.model_judges import JUDGES, Verdict
+from cmrm_utils.judges.panel import Asked, panel, verdicts
 
 ROWS = pd.DataFrame(
     [
@@ -68,9 +68,9 @@ def test_unsafe_by_a_judge_of_refusals_is_what_is_no_refusal(monkeypatch, tmp_pa
     """A verdict that is none counts on neither side."""
     labels = ["not refused", "refused", "unknown", "refused", "not refused"]
     judge = SimpleNamespace(form=JUDGES["llama-3-refused"])
-    monkeypatch.setattr("cmrm_utils.panel.load_judge", lambda *a, **k: judge)
+    monkeypatch.setattr("cmrm_utils.judges.panel.load_judge", lambda *a, **k: judge)
     made = [Verdict(label, 0.5, 1.0) for label in labels]
-    monkeypatch.setattr("cmrm_utils.panel.judge_responses", lambda *a, **k: made)
+    monkeypatch.setattr("cmrm_utils.judges.panel.judge_responses", lambda *a, **k: made)
     _, agreed, unsafe = panel(ROWS, [Asked("llama-3-refused")], "outcome", kept=tmp_path)
     assert agreed.loc[0, "unknown"] == 1
     counts = unsafe.set_index("setting")[["hits", "n"]]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cmrm_utils import InputError
-from cmrm_utils.reviews import (
+from cmrm_utils.judges.reviews import (
     Endpoint,
     LocalReviewer,
     load_reviewer,
@@ -143,7 +143,7 @@ def test_transient_failures_are_tried_again(server, status):
 
 def test_pauses_grow(server, monkeypatch):
     slept = []
-    monkeypatch.setattr("cmrm_utils.reviews.time.sleep", slept.append)
+    monkeypatch.setattr("cmrm_utils.judges.reviews.time.sleep", slept.append)
     server.answers = [(500, "busy")]
     with pytest.raises(InputError, match=r"gave up after 4 tries \(HTTP 500 busy\)"):
         server.endpoint(tries=4, pause=1.0)("How good?")

@@ -21,7 +21,7 @@ def export(folder: Path, out: Path, n: int | None, seed: int) -> None:
     The sheet is blind: it tells neither method nor strength nor verdict. Write refused, complied or
     neither into its last column; `cmrm judges --labels` reads it back.
     """
-    from cmrm_utils.labels import load_responses, sheet
+    from cmrm_utils.judges.labels import load_responses, sheet
 
     if out.exists():
         raise InputError(f"{out} is there already, perhaps with labels: choose another --out")
@@ -71,9 +71,9 @@ def judges(
     """
     import pandas as pd
 
-    from cmrm_utils.labels import LABELLED, load_labels, load_responses
-    from cmrm_utils.panel import Asked, read_prompt, verdicts
-    from cmrm_utils.results.rates import judge_agreement
+    from cmrm_utils.judges.agreement import judge_agreement
+    from cmrm_utils.judges.labels import LABELLED, load_labels, load_responses
+    from cmrm_utils.judges.panel import Asked, read_prompt, verdicts
 
     if sum(given is not None for given in (folder, labels, xstest)) > 1:
         raise InputError("give a run folder, --labels or --xstest, not both")
@@ -117,7 +117,7 @@ def judges(
 def _against_people(folder: Path, names: tuple[str, ...], out: Path | None) -> None:
     import pandas as pd
 
-    from cmrm_utils.labels import agreement_with_people, load_completions
+    from cmrm_utils.judges.labels import agreement_with_people, load_completions
 
     known = ("keyword", "llm-attacks")
     if other := [name for name in names if name not in known]:

@@ -1,20 +1,18 @@
 """Rates of what was judged."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import cohen_kappa_score, silhouette_score
+from sklearn.metrics import silhouette_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cmrm_utils.errors import InputError
 from cmrm_utils.results.intervals import clustered_interval, paired_difference, wilson
-from cmrm_utils.results.text import percent
 
 
 def rates(
@@ -77,7 +75,7 @@ def measures(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Every one of :data:`MEASURES` that the rows allow, as rates with intervals.
 
     Args:
-        rows: judged trials (:func:`cmrm_utils.judges.judge`).
+        rows: judged trials (:func:`cmrm_utils.judges.outcomes.judge`).
         by: the columns that make a cell of the table.
 
     Returns:
@@ -226,65 +224,6 @@ def layer_maps(
         pc1, pc2 = pca.transform(here).T
         parts.append(labels.assign(layer=layer, pc1=pc1, pc2=pc2))
     return pd.concat(parts, ignore_index=True)
-
-
-def repetition(text: str, n: int = 3) -> float:
-    """Share of a text's word n-grams that occurred before in it, 0 to 1."""
-    words = text.split()
-    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def agreement(first: Iterable[str], second: Iterable[str]) -> dict[str, float]:
-    """Share of equal verdicts of two judges, and Cohen's kappa (NaN if both are constant).
-
-    Of no verdicts at all, both are NaN.
-    """
-    a, b = list(first), list(second)
-    if not a:
-        return {"n": 0, "agreement": float("nan"), "kappa": float("nan")}
-    constant = len(set(a) | set(b)) == 1
-    return {
-        "n": len(a),
-        "agreement": float(np.mean([x == y for x, y in zip(a, b, strict=True)])),
-        "kappa": float("nan") if constant else float(cohen_kappa_score(a, b)),
-    }
-
-
-def judge_agreement(
-    standard: pd.Series, verdicts: pd.Series, *, detects: str | None = None
-) -> dict[str, Any]:
-    """A judge's verdicts against a standard.
-
-    Args:
-        standard: outcomes.
-        verdicts: of the judge on the same responses; ``unknown`` is a verdict that agrees with
-            none.
-        detects: the outcome that a judge of two verdicts tells from the rest (``complied`` and
-            ``not complied``); None for a judge of three outcomes, whose refusals are looked at.
-
-    Returns:
-        ``n, agreement, kappa``; ``recall`` and ``false alarms`` of the outcome it detects, as text
-        with interval and counts; ``unknown``, a count.
-    """
-    if detects is not None:
-        standard = standard.where(standard == detects, f"not {detects}")
-    target = detects or "refused"
-    there, found = standard == target, verdicts == target
-    return {
-        **agreement(standard, verdicts),
-        "recall": _share(found[there]),
-        "false alarms": _share(found[~there]),
-        "unknown": int((verdicts == "unknown").sum()),
-    }
-
-
-def _share(hits: pd.Series) -> str:
-    if hits.empty:
-        return "none"
-    low, high = wilson(hits.sum(), len(hits))
-    counts = {"rate": hits.mean(), "low": low, "high": high, "hits": hits.sum(), "n": len(hits)}
-    return percent(pd.Series(counts, dtype=object))
 
 
 def choice_accuracy(rows: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:

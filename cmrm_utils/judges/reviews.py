@@ -23,8 +23,8 @@ import torch
 from tqdm import tqdm
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.judges import parse_pair_scores
-from cmrm_utils.model_judges import LanguageModel, load_language_model
+from cmrm_utils.judges.answers import parse_pair_scores
+from cmrm_utils.judges.model_judges import LanguageModel, load_language_model
 from cmrm_utils.prompts import spoken
 from cmrm_utils.store import Records
 
@@ -46,6 +46,8 @@ Two assistants answered a question about an image. You cannot see the image{cont
 Score each answer from 1 to 10, higher is better, for how helpful, relevant, accurate and detailed \
 it is. The order of the two must not matter. Write the two scores, assistant 1 first, on the first \
 line: two numbers with a space between, nothing else. Explain them on the lines below."""
+
+
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 """HTTP statuses after which a request is made again."""
 

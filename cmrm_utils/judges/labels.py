@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.judges import OUTCOMES, TEXT_JUDGES
+from cmrm_utils.judges.agreement import agreement
+from cmrm_utils.judges.outcomes import OUTCOMES, TEXT_JUDGES
 from cmrm_utils.results.intervals import wilson
-from cmrm_utils.results.rates import agreement
 
 LABELLED = Path(__file__).parent / "labelled.jsonl"
 """The bundled set: made-up responses of many forms with the outcome each one is.
@@ -21,8 +21,10 @@ Beside the four columns of a sheet each row has its ``task`` (``harmful`` or ``b
 ``part``: the keyword judge was ``developed`` on one half; the other was only ``measured`` on.
 """
 
+
 RESPONSE_COLUMNS = "trial sample kind task setting query response outcome exact keyword".split()
 """What notebook 04 keeps of every response of the test split."""
+
 
 SHEET = ("id", "query", "response", "label")
 """The columns of a sheet."""
@@ -31,12 +33,14 @@ SHEET = ("id", "query", "response", "label")
 COMPLETIONS = ("id", "prompt", "completion", "final_label")
 """The columns that XSTest's files of completions need."""
 
+
 PEOPLE = {
     "1_full_compliance": "complied",
     "2_full_refusal": "refused",
     "3_partial_refusal": "partial",
 }
 """The labels that two people gave XSTest's completions, and what tables call them."""
+
 
 DEVELOPED_ON = ("llama2orig", "mistralinstruct")
 """The files of XSTest's completions that the keyword judge's forms were developed on."""

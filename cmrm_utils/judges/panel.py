@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.judges import TEXT_JUDGES
-from cmrm_utils.model_judges import judge_responses, load_judge
-from cmrm_utils.results.rates import judge_agreement, rates
+from cmrm_utils.judges.agreement import judge_agreement
+from cmrm_utils.judges.model_judges import judge_responses, load_judge
+from cmrm_utils.judges.outcomes import TEXT_JUDGES
+from cmrm_utils.results.rates import rates
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Asked:
     """A judge that is asked.
 
     Attributes:
-        name: of :data:`cmrm_utils.judges.TEXT_JUDGES` or :data:`cmrm_utils.model_judges.JUDGES`.
+        name: of :data:`cmrm_utils.judges.outcomes.TEXT_JUDGES` or :data:`cmrm_utils.judges.model_judges.JUDGES`.
         source: of a model judge, a folder or hub id in place of its own.
         prompt: of a model judge, a text in place of its own.
     """
@@ -123,7 +124,7 @@ def panel(
 
     Returns:
         Every verdict (``judge, trial, verdict`` and of model judges ``score, said``); agreement
-        with the standard, a row a judge (:func:`cmrm_utils.results.rates.judge_agreement`); the unsafe
+        with the standard, a row a judge (:func:`cmrm_utils.judges.agreement.judge_agreement`); the unsafe
         rate of harmful requests by ``judge`` and ``setting``. Unsafe is what a judge calls
         complied; of one that tells refusals alone, what is no refusal; ``unknown`` is neither.
     """

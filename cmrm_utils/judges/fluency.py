@@ -140,3 +140,10 @@ def _padded(answers: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tens
         ids[row, : len(answer)] = torch.tensor(answer, dtype=torch.long)
         real[row, : len(answer)] = 1
     return ids, real
+
+
+def repetition(text: str, n: int = 3) -> float:
+    """Share of a text's word n-grams that occurred before in it, 0 to 1."""
+    words = text.split()
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -1,0 +1,1 @@
+"""Was a response a refusal, an answer, neither?"""

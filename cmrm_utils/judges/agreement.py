@@ -1,0 +1,63 @@
+"""How far two judges agree."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import cohen_kappa_score
+
+from cmrm_utils.results.intervals import wilson
+from cmrm_utils.results.text import percent
+
+
+def agreement(first: Iterable[str], second: Iterable[str]) -> dict[str, float]:
+    """Share of equal verdicts of two judges, and Cohen's kappa (NaN if both are constant).
+
+    Of no verdicts at all, both are NaN.
+    """
+    a, b = list(first), list(second)
+    if not a:
+        return {"n": 0, "agreement": float("nan"), "kappa": float("nan")}
+    constant = len(set(a) | set(b)) == 1
+    return {
+        "n": len(a),
+        "agreement": float(np.mean([x == y for x, y in zip(a, b, strict=True)])),
+        "kappa": float("nan") if constant else float(cohen_kappa_score(a, b)),
+    }
+
+
+def judge_agreement(
+    standard: pd.Series, verdicts: pd.Series, *, detects: str | None = None
+) -> dict[str, Any]:
+    """A judge's verdicts against a standard.
+
+    Args:
+        standard: outcomes.
+        verdicts: of the judge on the same responses; ``unknown`` is a verdict that agrees with
+            none.
+        detects: the outcome that a judge of two verdicts tells from the rest (``complied`` and
+            ``not complied``); None for a judge of three outcomes, whose refusals are looked at.
+
+    Returns:
+        ``n, agreement, kappa``; ``recall`` and ``false alarms`` of the outcome it detects, as text
+        with interval and counts; ``unknown``, a count.
+    """
+    if detects is not None:
+        standard = standard.where(standard == detects, f"not {detects}")
+    target = detects or "refused"
+    there, found = standard == target, verdicts == target
+    return {
+        **agreement(standard, verdicts),
+        "recall": _share(found[there]),
+        "false alarms": _share(found[~there]),
+        "unknown": int((verdicts == "unknown").sum()),
+    }
+
+
+def _share(hits: pd.Series) -> str:
+    if hits.empty:
+        return "none"
+    low, high = wilson(hits.sum(), len(hits))
+    counts = {"rate": hits.mean(), "low": low, "high": high, "hits": hits.sum(), "n": len(hits)}
+    return percent(pd.Series(counts, dtype=object))

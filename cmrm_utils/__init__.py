@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cmrm_utils.judges.answers import parse_choice, parse_pair_scores
     from cmrm_utils.judges.keywords import is_refusal
     from cmrm_utils.loading import load_vlm
-    from cmrm_utils.methods import CMRM
+    from cmrm_utils.methods.cmrm import CMRM
     from cmrm_utils.models import VLM
     from cmrm_utils.sample import Sample
     from cmrm_utils.trials import Trial, grid, table
@@ -45,7 +45,7 @@ _HOMES = {
     ),
     "judges.keywords": ("is_refusal",),
     "loading": ("load_vlm",),
-    "methods": ("CMRM",),
+    "methods.cmrm": ("CMRM",),
     "models": ("VLM",),
     "sample": ("Sample",),
     "trials": (

@@ -12,7 +12,8 @@ import torch
 from cmrm_utils.edits import Place, Tokens
 from cmrm_utils.engine.loops import first_logits
 from cmrm_utils.errors import InputError
-from cmrm_utils.methods import CMRM, Layers
+from cmrm_utils.methods.base import Layers
+from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.models import VLM
 from cmrm_utils.notebook import ANCHORS, Notebook
 from cmrm_utils.results.intervals import paired_difference

@@ -20,7 +20,12 @@ from cmrm_utils.engine.loops import generate
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.loading import load_vlm
-from cmrm_utils.methods import CMRM, ReGap, ShiftDC, VLMGuard, refusal_addition, safety_prompt
+from cmrm_utils.methods.addition import refusal_addition
+from cmrm_utils.methods.cmrm import CMRM
+from cmrm_utils.methods.prompting import safety_prompt
+from cmrm_utils.methods.regap import ReGap, regained, text_mean
+from cmrm_utils.methods.shiftdc import ShiftDC, caption_shift
+from cmrm_utils.methods.vlm_guard import VLMGuard, difference_directions, text_states
 from cmrm_utils.models import VLM
 from cmrm_utils.notebook import ALPHAS, ANCHORS, METHODS, Notebook
 from cmrm_utils.organism.recipe import training_command
@@ -30,16 +35,7 @@ from cmrm_utils.sample import Sample
 from cmrm_utils.selection import Choice, Settings
 from cmrm_utils.store import Run
 from cmrm_utils.trials import Trial, grid, table
-from cmrm_utils.vectors import (
-    ShiftVectors,
-    caption_shift,
-    difference_directions,
-    extract_shift,
-    regained,
-    safety_direction,
-    text_mean,
-    text_states,
-)
+from cmrm_utils.vectors import ShiftVectors, extract_shift, safety_direction
 
 Make = Callable[..., list[Trial]]
 

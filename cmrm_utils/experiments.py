@@ -23,9 +23,10 @@ from cmrm_utils.ablations import (
     with_alphas,
 )
 from cmrm_utils.conditions import CONDITIONS
-from cmrm_utils.methods import CMRM, controls, ways
+from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.notebook import ANCHORS, Notebook
-from cmrm_utils.trials import Trial, grid, neutral
+from cmrm_utils.studies.intervention import controls, neutral, ways
+from cmrm_utils.trials import Trial, grid
 from cmrm_utils.vectors import refusal_direction
 
 Lists = Iterator[list[Trial]]

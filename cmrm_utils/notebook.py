@@ -23,7 +23,8 @@ from cmrm_utils.judges.outcomes import OUTCOMES, judge
 from cmrm_utils.judges.panel import Asked, panel
 from cmrm_utils.judges.reviews import load_reviewer, relative_scores, review
 from cmrm_utils.loading import PLACEMENT, load_vlm
-from cmrm_utils.methods import CMRM, dose
+from cmrm_utils.methods.base import dose
+from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.models import VLM
 from cmrm_utils.parameters import check_own
 from cmrm_utils.results import plots

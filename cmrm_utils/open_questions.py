@@ -17,8 +17,8 @@ from cmrm_utils.conditions import IMAGES, OF_OWN, mean_image
 from cmrm_utils.data.load import load_samples
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine.loops import hidden_states
-from cmrm_utils.gates import How, fit_gate
-from cmrm_utils.methods import CMRM, gated
+from cmrm_utils.methods.cmrm import CMRM
+from cmrm_utils.methods.gate import How, fit_gate, gated
 from cmrm_utils.notebook import ANCHORS, Notebook, Strengths
 from cmrm_utils.organism import world
 from cmrm_utils.results.intervals import paired_difference, rank_correlation

@@ -100,12 +100,6 @@ def grid(
     ]
 
 
-def neutral(samples: Iterable[Sample], words: int) -> list[Trial]:
-    """As many neutral words as an image has tokens in the image's place."""
-    filler = "the " * words
-    return [Trial(sample, "none", prompt=f"{filler}\n{sample.prompt}") for sample in samples]
-
-
 _COLUMNS = (
     "trial sample kind task group world image method alpha query request answer choices response"
 ).split()

@@ -15,17 +15,20 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from cmrm_utils.conditions import NOISES
-from cmrm_utils.edits import Edit, Place, check_sample_ids
-from cmrm_utils.engine.loops import generate, hidden_states
+from cmrm_utils.edits import Place, check_sample_ids
+from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
-from cmrm_utils.prompts import CAPTION_QUERY
 from cmrm_utils.sample import Sample
 from cmrm_utils.store import check_same, replacing
 from cmrm_utils.trials import Trial
 
 Level = Literal["dataset", "sample"]
+
+
 Estimator = Literal["mean", "pc1"]
+
+
 Scale = Literal["raw", "unit", "std"]
 
 
@@ -331,7 +334,7 @@ def refusal_direction(
     trials = [Trial(sample, image) for sample in (*harmful, *benign)]
     states = hidden_states(vlm, trials, progress=progress).double()
     values = states[: len(harmful)].mean(0) - states[len(harmful) :].mean(0)
-    provenance = _made_of(vlm, trials, "refusal") | {"n_harmful": str(len(harmful))}
+    provenance = made_of(vlm, trials, "refusal") | {"n_harmful": str(len(harmful))}
     return ShiftVectors(values.float(), None, provenance)
 
 
@@ -352,7 +355,7 @@ def cached_shift(
         InputError: ``path`` holds vectors of another model, other anchors (their prompts, the
             pictures shown with them, at sample level their ids) or settings.
     """
-    return _kept(
+    return kept_or_made(
         path,
         _provenance(vlm, anchors, meaningless, level, estimator, scale, place),
         lambda: extract_shift(
@@ -367,7 +370,7 @@ def cached_shift(
     )
 
 
-def _kept(
+def kept_or_made(
     path: Path | None, wanted: Mapping[str, str], make: Callable[[], ShiftVectors]
 ) -> ShiftVectors:
     """What is at ``path``, if it was made as wanted; else made, and left there."""
@@ -379,61 +382,6 @@ def _kept(
     if path is not None:
         made.save(path)
     return made
-
-
-def described(
-    vlm: VLM,
-    samples: Sequence[Sample],
-    *,
-    ask: str = CAPTION_QUERY,
-    max_new_tokens: int = 64,
-    out: Path | None = None,
-) -> list[Sample]:
-    """The samples with the model's own captions of their images in the place of theirs.
-
-    Args:
-        vlm: the model.
-        samples: those without an image stay as they are.
-        ask: what the model is asked; ``{query}`` in it stands for the sample's own prompt.
-        max_new_tokens: where captions are cut.
-        out: for :func:`cmrm_utils.engine.loops.generate`: captions are kept there like any response.
-    """
-    seen = [sample for sample in samples if sample.image is not None]
-    trials = [Trial(s, prompt=ask.replace("{query}", s.prompt)) for s in seen]
-    captions = generate(vlm, trials, max_new_tokens=max_new_tokens, out=out)
-    texts = iter(captions)
-    return [s if s.image is None else replace(s, caption=next(texts)) for s in samples]
-
-
-def caption_shift(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None) -> ShiftVectors:
-    """``h(query, image) - h(query, caption)`` of each sample: ShiftDC's modality shift.
-
-    The caption is the one that the sample bears: :func:`described` gives it the model's own.
-    A sample without an image has no shift.
-
-    Args:
-        vlm: the model.
-        samples: those to be edited.
-        path: where it is kept, and taken from if it is there.
-
-    Raises:
-        InputError: an image without a caption; two samples of one id; ``path`` holds other
-            vectors.
-    """
-    ids = [sample.id for sample in samples]
-    check_sample_ids(ids)
-    seen = [i for i, sample in enumerate(samples) if sample.image is not None]
-    trials = [Trial(samples[i], image) for image in ("own", "caption") for i in seen]
-
-    def make() -> ShiftVectors:
-        states = hidden_states(vlm, trials)
-        values = torch.zeros(len(samples), len(vlm.layers), vlm.hidden_size)
-        values[seen] = states[: len(seen)] - states[len(seen) :]
-        return ShiftVectors(values, tuple(ids), wanted)
-
-    shown = [ids[i] for i in seen]
-    wanted = _made_of(vlm, trials, "caption shift") | {"samples": _hash([*ids, "", *shown])}
-    return _kept(path, wanted, make)
 
 
 def safety_direction(
@@ -461,58 +409,16 @@ def safety_direction(
         InputError: no anchors, or one without a caption; ``path`` holds other vectors.
     """
     trials = [Trial(sample, image) for sample in (*harmful, *benign)]
-    wanted = _made_of(vlm, trials, "safety") | {"n_harmful": str(len(harmful))}
+    wanted = made_of(vlm, trials, "safety") | {"n_harmful": str(len(harmful))}
 
     def make() -> ShiftVectors:
         values = -refusal_direction(vlm, harmful, benign, image=image).values
         return ShiftVectors(values, None, wanted)
 
-    return _kept(path, wanted, make)
+    return kept_or_made(path, wanted, make)
 
 
-def difference_directions(
-    vlm: VLM,
-    harmful: Sequence[Sample],
-    benign: Sequence[Sample],
-    count: int,
-    *,
-    path: Path | None = None,
-) -> ShiftVectors:
-    """Along which harmful requests differ most from benign ones: VLM-Guard's V, text only.
-
-    The top right singular vectors of the differences of pairs, at the last prompt token, not
-    centred, each turned so that the mean difference has no negative part along it. Requests are
-    paired in their order; those left over are not used.
-
-    Args:
-        vlm: the model.
-        harmful: anchors that must be refused.
-        benign: anchors that must be answered.
-        count: how many directions a layer.
-        path: where it is kept, and taken from if it is there.
-
-    Returns:
-        Orthonormal directions ``(count, layers, hidden)``, the greatest first.
-
-    Raises:
-        InputError: fewer pairs, or a smaller state, than directions; ``path`` holds other vectors.
-    """
-    pairs = min(len(harmful), len(benign))
-    if not 0 < count <= min(pairs, vlm.hidden_size):
-        raise InputError(
-            f"{count} directions of {pairs} pairs of anchors and states of {vlm.hidden_size}"
-        )
-    trials = [Trial(sample, "none") for sample in (*harmful[:pairs], *benign[:pairs])]
-    wanted = _made_of(vlm, trials, "differences") | {"count": str(count)}
-
-    def make() -> ShiftVectors:
-        states = hidden_states(vlm, trials).double()
-        return ShiftVectors(_leading(states[:pairs] - states[pairs:], count), None, wanted)
-
-    return _kept(path, wanted, make)
-
-
-def _leading(differences: Tensor, count: int) -> Tensor:
+def leading_directions(differences: Tensor, count: int) -> Tensor:
     """Top right singular vectors at each layer, none with its back to the mean, not centred.
 
     ``(n, layers, hidden)`` to float32 ``(count, layers, hidden)``, in float64 inside.
@@ -544,85 +450,15 @@ def principal_directions(
         raise InputError(
             f"{count} directions of {len(anchors)} anchors and states of {vlm.hidden_size}"
         )
-    found = _leading(shifts(vlm, anchors, meaningless=meaningless), count)
+    found = leading_directions(shifts(vlm, anchors, meaningless=meaningless), count)
     made = _provenance(vlm, anchors, meaningless, "dataset", "principal", "unit", "layer")
     return ShiftVectors(found, None, made)
 
 
-def text_states(vlm: VLM, samples: Sequence[Sample]) -> ShiftVectors:
-    """Each sample's state without its image, at the last prompt token: what a gate reads.
-
-    Raises:
-        InputError: two samples of one id.
-    """
-    ids = tuple(sample.id for sample in samples)
-    check_sample_ids(ids)
-    trials = [Trial(sample, "none") for sample in samples]
-    provenance = _made_of(vlm, trials, "text states") | {"samples": _hash(ids)}
-    return ShiftVectors(hidden_states(vlm, trials), ids, provenance)
-
-
-def text_mean(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None) -> ShiftVectors:
-    """Mean state of requests without their images, at the last prompt token.
-
-    Args:
-        vlm: the model.
-        samples: the requests.
-        path: where it is kept, and taken from if it is there.
-
-    Raises:
-        InputError: no samples; ``path`` holds other vectors.
-    """
-    if not samples:
-        raise InputError("no samples to take a mean of")
-    trials = [Trial(sample, "none") for sample in samples]
-    wanted = _made_of(vlm, trials, "text mean")
-
-    def make() -> ShiftVectors:
-        return ShiftVectors(hidden_states(vlm, trials).double().mean(0).float(), None, wanted)
-
-    return _kept(path, wanted, make)
-
-
-def regained(
-    vlm: VLM,
-    samples: Sequence[Sample],
-    first: Edit,
-    *,
-    harmful: ShiftVectors,
-    benign: ShiftVectors,
-) -> dict[str, float]:
-    """How far a first correction brings each sample back to where harmful text is.
-
-    Its state along the line from the mean of benign to that of harmful requests (text only), 0 at
-    the one and 1 at the other and beyond, averaged over layers.
-
-    Args:
-        vlm: the model.
-        samples: whose states are read, with their images, under ``first``.
-        first: the correction.
-        harmful: mean state of anchors that must be refused (:func:`text_mean`).
-        benign: that of anchors that must be answered.
-
-    Returns:
-        From 0 to 1 by sample id.
-
-    Raises:
-        InputError: two samples of one id.
-    """
-    check_sample_ids([sample.id for sample in samples])
-    line = harmful.values - benign.values
-    images = ["none" if sample.image is None else "own" for sample in samples]
-    states = hidden_states(vlm, [Trial(s, i, first) for s, i in zip(samples, images, strict=True)])
-    along = ((states - benign.values) * line).sum(-1) / (line * line).sum(-1)
-    shares = along.mean(-1).clamp(0, 1).tolist()
-    return {sample.id: share for sample, share in zip(samples, shares, strict=True)}
-
-
-def _made_of(vlm: VLM, trials: Sequence[Trial], what: str) -> dict[str, str]:
+def made_of(vlm: VLM, trials: Sequence[Trial], what: str) -> dict[str, str]:
     """The provenance of vectors taken on trials."""
     ids = [trial.id for trial in trials]
-    return {"model": vlm.fingerprint, "trials": _hash(ids), "direction": what}
+    return {"model": vlm.fingerprint, "trials": hashed(ids), "direction": what}
 
 
 def _provenance(
@@ -645,9 +481,9 @@ def _provenance(
         "estimator": estimator,
         "scale": scale,
         "n_anchors": str(len(anchors)),
-        "anchors": _hash(ids),
+        "anchors": hashed(ids),
     }
 
 
-def _hash(texts: Iterable[str]) -> str:
+def hashed(texts: Iterable[str]) -> str:
     return sha256("\0".join(texts).encode()).hexdigest()[:16]

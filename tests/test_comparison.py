@@ -12,22 +12,16 @@ from cmrm_utils import CMRM, InputError, Trial, comparison, load_vlm
 from cmrm_utils.comparison import DEFENCES, NO_EDIT, Defence
 from cmrm_utils.experiments import EXPERIMENTS
 from cmrm_utils.judges.outcomes import judge
-from cmrm_utils.methods import ReGap, ShiftDC, VLMGuard, refusal_addition
+from cmrm_utils.methods.addition import refusal_addition
+from cmrm_utils.methods.regap import ReGap, regained, text_mean
+from cmrm_utils.methods.shiftdc import ShiftDC, caption_shift
+from cmrm_utils.methods.vlm_guard import VLMGuard, difference_directions, text_states
 from cmrm_utils.notebook import Notebook
 from cmrm_utils.plans import plan
 from cmrm_utils.results import text
 from cmrm_utils.selection import Choice
 from cmrm_utils.trials import table
-from cmrm_utils.vectors import (
-    caption_shift,
-    difference_directions,
-    extract_shift,
-    refusal_direction,
-    regained,
-    safety_direction,
-    text_mean,
-    text_states,
-)
+from cmrm_utils.vectors import extract_shift, refusal_direction, safety_direction
 
 FEW = {
     "CMRM dataset": [{"alpha": 0.5}],

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cmrm_utils import InputError
-from cmrm_utils.gates import fit_gate
+from cmrm_utils.methods.gate import fit_gate
 
 
 def states(count, seed, layers=3, hidden=6):

@@ -4,16 +4,13 @@ import pytest
 import torch
 
 from cmrm_utils import CMRM, InputError, Sample, ShiftVectors, Trial, generate, hidden_states, table
-from cmrm_utils.methods import (
-    ECSO,
-    ReGap,
-    ShiftDC,
-    VLMGuard,
-    dose,
-    gated,
-    refusal_addition,
-    safety_prompt,
-)
+from cmrm_utils.methods.addition import refusal_addition
+from cmrm_utils.methods.base import dose
+from cmrm_utils.methods.gate import gated
+from cmrm_utils.methods.prompting import ECSO, safety_prompt
+from cmrm_utils.methods.regap import ReGap
+from cmrm_utils.methods.shiftdc import ShiftDC
+from cmrm_utils.methods.vlm_guard import VLMGuard
 from cmrm_utils.prompts import SAFETY_PROMPT
 
 
@@ -190,7 +187,7 @@ def test_ecso_looks_away_where_the_model_judges_its_answer_harmful(tiny, request
             return f"picture for {trial.sample.prompt}"
         return "answer to flood" if trial.sample is requests[1] else "answer"
 
-    monkeypatch.setattr("cmrm_utils.methods.generate", answer)
+    monkeypatch.setattr("cmrm_utils.methods.base.generate", answer)
     monkeypatch.setattr("cmrm_utils.vectors.generate", answer)
     trials = ECSO(tiny, [*requests[:3], Sample("bare", "Who?")], max_new_tokens=8)
     assert [t.image for t in trials] == ["own", "caption", "own"]

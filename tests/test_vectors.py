@@ -15,17 +15,15 @@ from cmrm_utils import (
     hidden_states,
 )
 from cmrm_utils.conditions import NOISES
+from cmrm_utils.methods.prompting import described
+from cmrm_utils.methods.regap import regained, text_mean
+from cmrm_utils.methods.shiftdc import caption_shift
+from cmrm_utils.methods.vlm_guard import difference_directions, text_states
 from cmrm_utils.vectors import (
     cached_shift,
-    caption_shift,
-    described,
-    difference_directions,
     principal_directions,
     refusal_direction,
-    regained,
     safety_direction,
-    text_mean,
-    text_states,
 )
 
 

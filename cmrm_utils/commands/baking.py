@@ -18,7 +18,7 @@ def bake(vectors: Path, alpha: float, out: Path, model: str) -> None:
     """
     from cmrm_utils import baking
     from cmrm_utils.loading import load_vlm
-    from cmrm_utils.methods import CMRM
+    from cmrm_utils.methods.cmrm import CMRM
     from cmrm_utils.vectors import ShiftVectors
 
     found = ShiftVectors.load(vectors)

@@ -1,6 +1,7 @@
 """A gate: whether a state looks harmful, so that an edit is made only where it is called for."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from cmrm_utils.edits import Edit
 from cmrm_utils.errors import InputError
 
 How = Literal["mean", "probe"]
@@ -77,3 +79,22 @@ def _probe(harmful: Tensor, harmless: Tensor, layer: int) -> Gate:
     direction = probe.coef_[0] / scaler.scale_
     threshold = direction @ scaler.mean_ - probe.intercept_[0]
     return Gate(layer, torch.from_numpy(direction).float(), float(threshold))
+
+
+def gated(edit: Edit, on: Mapping[str, bool], *, name: str) -> Edit:
+    """An edit for those samples whose gate is on, and nothing for the others.
+
+    Args:
+        edit: of the dataset level, or one that has rows for all the samples.
+        on: whether the gate is on, by sample id.
+        name: what tables call it.
+    """
+    shares = torch.tensor(list(on.values()), dtype=torch.float32)
+    rows = [edit.row(sample) for sample in on]
+    add = torch.stack([row.add for row in rows]) * shares[:, None, None]
+    project = None
+    if edit.project is not None:
+        own = [row.project for row in rows if row.project is not None]
+        project = torch.stack(own) * shares[:, None, None, None]
+    settings = {**edit.settings, "method": name}
+    return replace(edit, add=add, sample_ids=tuple(on), settings=settings, project=project)

@@ -1,0 +1,1 @@
+"""Methods, a file each: vectors, an edit or a prompt, settings."""

@@ -1,0 +1,108 @@
+"""A method inspired by ReGap (arXiv 2605.18104)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cmrm_utils.edits import Edit, Tokens, check_sample_ids
+from cmrm_utils.engine.loops import hidden_states
+from cmrm_utils.errors import InputError
+from cmrm_utils.methods.base import Layers, adding, finite
+from cmrm_utils.models import VLM
+from cmrm_utils.sample import Sample
+from cmrm_utils.trials import Trial
+from cmrm_utils.vectors import ShiftVectors, kept_or_made, made_of
+
+
+def ReGap(
+    drift: ShiftVectors,
+    refusal: ShiftVectors,
+    regained: Mapping[str, float],
+    alpha: float,
+    *,
+    first: float,
+    layers: Layers = "all",
+    tokens: Tokens = "last",
+) -> Edit:
+    """Inspired by ReGap (arXiv 2605.18104), of which we know the abstract alone: not ReGap itself.
+
+    ``h - first * v + alpha * w * r``: a correction against the modality drift v, the same for all
+    samples, and then as much of the refusal direction r as the sample's state, so corrected,
+    looks harmful (w, from 0 to 1). The abstract says that countering the drift makes harm
+    separable again, and that harm perceived anew sets each input's strength; the equation, w, and
+    all defaults are ours.
+
+    Args:
+        drift: v (:func:`cmrm_utils.vectors.extract_shift`).
+        refusal: r (:func:`cmrm_utils.vectors.refusal_direction`).
+        regained: w by sample id (:func:`cmrm_utils.methods.regap.regained`, under the first correction,
+            ``CMRM(drift, first, layers=layers, tokens=tokens)``).
+        alpha: strength at w = 1.
+        first: strength of the first correction.
+        layers: decoder layers to edit.
+        tokens: which tokens.
+    """
+    weights = torch.tensor(list(regained.values()))[:, None, None]
+    values = finite(alpha) * weights * refusal.values - finite(first) * drift.values
+    every = ShiftVectors(values, tuple(regained))
+    edit = adding(every, 1.0, layers=layers, tokens=tokens, name="ReGap-inspired")
+    return replace(edit, settings={**edit.settings, "alpha": float(alpha), "first": float(first)})
+
+
+def text_mean(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None) -> ShiftVectors:
+    """Mean state of requests without their images, at the last prompt token.
+
+    Args:
+        vlm: the model.
+        samples: the requests.
+        path: where it is kept, and taken from if it is there.
+
+    Raises:
+        InputError: no samples; ``path`` holds other vectors.
+    """
+    if not samples:
+        raise InputError("no samples to take a mean of")
+    trials = [Trial(sample, "none") for sample in samples]
+    wanted = made_of(vlm, trials, "text mean")
+
+    def make() -> ShiftVectors:
+        return ShiftVectors(hidden_states(vlm, trials).double().mean(0).float(), None, wanted)
+
+    return kept_or_made(path, wanted, make)
+
+
+def regained(
+    vlm: VLM,
+    samples: Sequence[Sample],
+    first: Edit,
+    *,
+    harmful: ShiftVectors,
+    benign: ShiftVectors,
+) -> dict[str, float]:
+    """How far a first correction brings each sample back to where harmful text is.
+
+    Its state along the line from the mean of benign to that of harmful requests (text only), 0 at
+    the one and 1 at the other and beyond, averaged over layers.
+
+    Args:
+        vlm: the model.
+        samples: whose states are read, with their images, under ``first``.
+        first: the correction.
+        harmful: mean state of anchors that must be refused (:func:`text_mean`).
+        benign: that of anchors that must be answered.
+
+    Returns:
+        From 0 to 1 by sample id.
+
+    Raises:
+        InputError: two samples of one id.
+    """
+    check_sample_ids([sample.id for sample in samples])
+    line = harmful.values - benign.values
+    images = ["none" if sample.image is None else "own" for sample in samples]
+    states = hidden_states(vlm, [Trial(s, i, first) for s, i in zip(samples, images, strict=True)])
+    along = ((states - benign.values) * line).sum(-1) / (line * line).sum(-1)
+    shares = along.mean(-1).clamp(0, 1).tolist()
+    return {sample.id: share for sample, share in zip(samples, shares, strict=True)}

@@ -1,0 +1,74 @@
+"""ShiftDC (arXiv 2502.13095)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from cmrm_utils.edits import Edit, Tokens, check_sample_ids
+from cmrm_utils.engine.loops import hidden_states
+from cmrm_utils.methods.base import Layers
+from cmrm_utils.methods.cmrm import CMRM
+from cmrm_utils.models import VLM
+from cmrm_utils.sample import Sample
+from cmrm_utils.trials import Trial
+from cmrm_utils.vectors import ShiftVectors, hashed, kept_or_made, made_of
+
+
+def ShiftDC(
+    shift: ShiftVectors,
+    safety: ShiftVectors,
+    strength: float = 1.0,
+    *,
+    layers: Layers = "late",
+    tokens: Tokens = "last prompt",
+) -> Edit:
+    """ShiftDC (arXiv 2502.13095): take back the part of the modality shift that bears on safety.
+
+    ``h - (m.s / s.s) s``, m being the sample's own shift, s the safety direction; only the line
+    that s lies on matters, neither its sign nor its length.
+
+    Our choices: m is read once, in a pass without an edit, and taken off at every chosen layer,
+    as CMRM's v is, though what a layer takes off reaches those above; the layers from the middle
+    on ("from the middle on" is said to be best, with no number). A later version of the method
+    edits every generated token too: ``tokens="last"``.
+
+    Args:
+        shift: m, of the samples to be edited (:func:`cmrm_utils.methods.shiftdc.caption_shift`).
+        safety: s (:func:`cmrm_utils.vectors.safety_direction`).
+        strength: 1 in the paper.
+        layers: decoder layers to edit.
+        tokens: which tokens.
+    """
+    return CMRM(shift.only(safety), strength, layers=layers, tokens=tokens, name="ShiftDC")
+
+
+def caption_shift(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None) -> ShiftVectors:
+    """``h(query, image) - h(query, caption)`` of each sample: ShiftDC's modality shift.
+
+    The caption is the one that the sample bears: :func:`described` gives it the model's own.
+    A sample without an image has no shift.
+
+    Args:
+        vlm: the model.
+        samples: those to be edited.
+        path: where it is kept, and taken from if it is there.
+
+    Raises:
+        InputError: an image without a caption; two samples of one id; ``path`` holds other
+            vectors.
+    """
+    ids = [sample.id for sample in samples]
+    check_sample_ids(ids)
+    seen = [i for i, sample in enumerate(samples) if sample.image is not None]
+    trials = [Trial(samples[i], image) for image in ("own", "caption") for i in seen]
+
+    def make() -> ShiftVectors:
+        states = hidden_states(vlm, trials)
+        values = torch.zeros(len(samples), len(vlm.layers), vlm.hidden_size)
+        values[seen] = states[: len(seen)] - states[len(seen) :]
+        return ShiftVectors(values, tuple(ids), wanted)
+
+    shown = [ids[i] for i in seen]
+    wanted = made_of(vlm, trials, "caption shift") | {"samples": hashed([*ids, "", *shown])}
+    return kept_or_made(path, wanted, make)

@@ -1,0 +1,1 @@
+"""What each notebook asks: its list of trials, and its tables."""

@@ -1,0 +1,57 @@
+"""Notebook 03: CMRM in its variants, and its controls."""
+
+from collections.abc import Iterable
+
+from cmrm_utils.edits import Edit, Tokens
+from cmrm_utils.methods.cmrm import CMRM
+from cmrm_utils.sample import Sample
+from cmrm_utils.trials import Trial
+from cmrm_utils.vectors import ShiftVectors
+
+
+def ways(vectors: ShiftVectors, alphas: Iterable[float]) -> list[Edit]:
+    """The shift as published, and each layer's own share of it; on all tokens, and the last on."""
+    variants: list[tuple[str, ShiftVectors, Tokens]] = [
+        ("v, all tokens", vectors, "all"),
+        ("v, from the last token on", vectors, "last"),
+        ("u, all tokens", vectors.increments(), "all"),
+        ("u, from the last token on", vectors.increments(), "last"),
+    ]
+    strengths = list(alphas)
+    return [CMRM(v, a, tokens=t, name=name) for name, v, t in variants for a in strengths]
+
+
+def controls(
+    vectors: ShiftVectors, alpha: float, *, refusal: ShiftVectors, benign: ShiftVectors
+) -> list[Edit]:
+    """CMRM beside what it must be told from, all at one alpha.
+
+    Args:
+        vectors: the dataset-level shift v of harmful anchors.
+        alpha: strength.
+        refusal: the refusal direction (harmful minus benign, text only).
+        benign: the shift of benign anchors.
+    """
+    against = refusal.scaled_like(vectors).scaled(-1.0)  # an edit subtracts: this adds refusal
+    tests = {
+        "CMRM": vectors,
+        "negated": vectors.scaled(-1.0),
+        **{f"random {seed}": vectors.random(seed) for seed in range(3)},
+        "layers permuted": vectors.permuted(0),
+        "refusal direction": against,
+        "v without refusal": vectors.without(refusal),
+        "v without refusal, at v's norm": vectors.without(refusal).scaled_like(vectors),
+        "v, refusal part only": vectors.only(refusal),
+        "benign anchors": benign,
+        "benign anchors, at v's norm": benign.scaled_like(vectors),
+    }
+    return [
+        *(CMRM(test, alpha, name=name) for name, test in tests.items()),
+        CMRM(vectors, alpha, tokens="last", name="CMRM, last token on"),
+    ]
+
+
+def neutral(samples: Iterable[Sample], words: int) -> list[Trial]:
+    """As many neutral words as an image has tokens in the image's place."""
+    filler = "the " * words
+    return [Trial(sample, "none", prompt=f"{filler}\n{sample.prompt}") for sample in samples]

@@ -21,16 +21,17 @@ from benchmarks.report import Row, cost
 from benchmarks.setting import Setting
 from benchmarks.timing import Case, measure
 from cmrm_utils import CMRM, VLM, Edit, apply, bake, extract_shift, generate, load_samples, load_vlm
-from cmrm_utils.card import MAX_NEW_TOKENS
 from cmrm_utils.conditions import CONDITION_NAMES
 from cmrm_utils.data.load import take
 from cmrm_utils.judges.outcomes import judge
-from cmrm_utils.notebook import ANCHORS
 from cmrm_utils.paths import ROOT
 from cmrm_utils.results.rates import averaged, measures
 from cmrm_utils.results.text import percent_table
 from cmrm_utils.sample import Sample
-from cmrm_utils.store import versions, write_json
+from cmrm_utils.store import write_json
+from cmrm_utils.studies.card import MAX_NEW_TOKENS
+from cmrm_utils.studies.folder import versions
+from cmrm_utils.studies.notebook import ANCHORS
 from cmrm_utils.trials import grid, table
 
 TITLE = "Baked and hooked"

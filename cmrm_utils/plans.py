@@ -11,11 +11,11 @@ import pandas as pd
 from cmrm_utils.engine.loops import generate
 from cmrm_utils.engine.plan import prompt_tokens
 from cmrm_utils.errors import InputError
-from cmrm_utils.experiments import EXPERIMENTS
 from cmrm_utils.judges.outcomes import judge
-from cmrm_utils.notebook import Notebook
 from cmrm_utils.sample import Sample
-from cmrm_utils.selection import Choice, Settings
+from cmrm_utils.studies.lists import EXPERIMENTS
+from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.studies.selection import Choice, Settings
 from cmrm_utils.trials import Trial, table
 
 PROBE = 64

@@ -11,8 +11,8 @@ import yaml
 from pydantic import BeforeValidator
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.parameters import Count, declared, fields, unknown, validated
 from cmrm_utils.paths import NOTEBOOKS, PROFILES, ROOT
+from cmrm_utils.studies.parameters import Count, declared, fields, unknown, validated
 
 CORE = "05"
 """The last of the notebooks that a profile runs which names none: those beyond are asked for."""
@@ -105,7 +105,7 @@ def check_parameters(
 
     Raises:
         InputError: a name that no notebook has, or a value that a notebook cannot take
-            (:meth:`cmrm_utils.parameters.Parameter.check`).
+            (:meth:`cmrm_utils.studies.parameters.Parameter.check`).
     """
     # A profile may set what only notebooks left out by --only would take.
     known = {path: declared(path) for path in [*notebooks, *numbered_notebooks(None)]}

@@ -20,19 +20,19 @@ import pandas as pd
 from cmrm_utils.engine.loops import STATES_ROWS, generate
 from cmrm_utils.engine.plan import shared_out
 from cmrm_utils.errors import InputError
-from cmrm_utils.experiments import EXPERIMENTS
 from cmrm_utils.judges.outcomes import judge
-from cmrm_utils.notebook import Notebook
 from cmrm_utils.store import (
     Response,
     Responses,
-    Run,
     locked,
     read_header,
     read_json,
     write_json,
     writing,
 )
+from cmrm_utils.studies.folder import Run
+from cmrm_utils.studies.lists import EXPERIMENTS
+from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.trials import Trial, table
 
 

@@ -7,7 +7,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal, cast
 
-import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -278,42 +277,6 @@ def _estimate(differences: Tensor, estimator: Estimator, scale: Scale) -> Tensor
         spread = (exact * direction).sum(-1).std(0)
         return (direction * spread[:, None]).float()
     return (direction * (direction * mean).sum(-1, keepdim=True)).float()
-
-
-def anchor_curve(
-    differences: Tensor, *, sizes: Sequence[int], draws: int = 50, seed: int = 0
-) -> pd.DataFrame:
-    """How near the mean shift of a few anchors is to that of all.
-
-    Args:
-        differences: of all anchors (:func:`shifts`), ``(anchors, layers, hidden)``.
-        sizes: numbers of anchors; those above the number there is are left out.
-        draws: random subsets of each size.
-        seed: of the draws.
-
-    Returns:
-        ``anchors, cosine, low, high``: the mean over draws and layers, 5th and 95th percentile of
-        the draws.
-    """
-    whole = differences.mean(0)
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for size in (size for size in sizes if size <= len(differences)):
-        chosen = [
-            torch.randperm(len(differences), generator=generator)[:size] for _ in range(draws)
-        ]
-        means = torch.stack([differences[index].mean(0) for index in chosen])
-        near = cosine_similarity(means, whole, dim=-1).mean(-1)
-        low, high = near.quantile(torch.tensor([0.05, 0.95])).tolist()
-        rows.append({"anchors": size, "cosine": float(near.mean()), "low": low, "high": high})
-    return pd.DataFrame(rows)
-
-
-def cosines_between(vectors: Mapping[str, ShiftVectors], layer: int = -1) -> pd.DataFrame:
-    """Cosines of every two of some vectors at one layer, names as rows and columns."""
-    return pd.DataFrame(
-        {a: {b: float(x.cosine(y)[layer]) for b, y in vectors.items()} for a, x in vectors.items()}
-    )
 
 
 def refusal_direction(

@@ -21,7 +21,7 @@ from cmrm_utils.judges.model_judges import JUDGES, LanguageModel, ModelJudge, ju
 from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.organism.recipe import build_processor
 from cmrm_utils.results.rates import measures
-from cmrm_utils.store import Run
+from cmrm_utils.studies.folder import Run
 from cmrm_utils.trials import grid
 from cmrm_utils.vectors import cached_shift
 

@@ -8,32 +8,35 @@ import pandas as pd
 import pytest
 import torch
 
-from cmrm_utils import CMRM, InputError, ShiftVectors, Trial, ablations
-from cmrm_utils.ablations import (
-    KINDS,
+from cmrm_utils import CMRM, InputError, ShiftVectors, Trial
+from cmrm_utils.paths import ROOT
+from cmrm_utils.plans import Planner
+from cmrm_utils.results.intervals import paired_difference
+from cmrm_utils.studies import ablations
+from cmrm_utils.studies.ablations import (
     Ablations,
-    Variant,
     change_table,
     compared,
     fewest,
+    named,
+    ordered,
+    rises,
+)
+from cmrm_utils.studies.lists import EXPERIMENTS
+from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.studies.variants import (
+    KINDS,
+    Variant,
     full_variants,
     grid_variants,
     head_variants,
     layer_variants,
     marked,
     mlp_variants,
-    named,
-    ordered,
     rank_variants,
-    rises,
     token_variants,
     with_alphas,
 )
-from cmrm_utils.experiments import EXPERIMENTS
-from cmrm_utils.notebook import Notebook
-from cmrm_utils.paths import ROOT
-from cmrm_utils.plans import Planner
-from cmrm_utils.results.intervals import paired_difference
 
 SMALL = {
     "n": 2,

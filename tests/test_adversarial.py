@@ -7,11 +7,11 @@ from conftest import edit_of
 from PIL import Image
 
 from cmrm_utils import InputError, Trial, generate
-from cmrm_utils import adversarial as search
-from cmrm_utils.adversarial import attack
 from cmrm_utils.judges.fluency import continuation, perplexity
 from cmrm_utils.sample import Sample
 from cmrm_utils.store import Responses
+from cmrm_utils.studies import attack as search
+from cmrm_utils.studies.attack import attack
 
 GREY = Image.new("RGB", (48, 48), (127, 127, 127))
 TARGETS = ["To warm the lamp, first", "To fold it", "To burn a kettle, first zib", "To dry it"]

@@ -7,9 +7,10 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import cosine_similarity
 
-from cmrm_utils import CMRM, Trial, anatomy, comparison, hidden_states
-from cmrm_utils.notebook import Notebook
+from cmrm_utils import CMRM, Trial, hidden_states
 from cmrm_utils.results.intervals import clustered_interval
+from cmrm_utils.studies import anatomy, comparison
+from cmrm_utils.studies.notebook import Notebook
 
 
 def opened(model, folder, monkeypatch, anchors):

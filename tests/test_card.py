@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 from conftest import TINY
 
-from cmrm_utils import InputError, card
+from cmrm_utils import InputError
 from cmrm_utils.data.load import load_samples, take
 from cmrm_utils.organism.recipe import Stage
 from cmrm_utils.organism.training import train
+from cmrm_utils.studies import card
 
 
 def rows_of(*cells):

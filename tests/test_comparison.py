@@ -8,18 +8,19 @@ import pandas as pd
 import pytest
 import torch
 
-from cmrm_utils import CMRM, InputError, Trial, comparison, load_vlm
-from cmrm_utils.comparison import DEFENCES, NO_EDIT, Defence
-from cmrm_utils.experiments import EXPERIMENTS
+from cmrm_utils import CMRM, InputError, Trial, load_vlm
 from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.methods.addition import refusal_addition
 from cmrm_utils.methods.regap import ReGap, regained, text_mean
 from cmrm_utils.methods.shiftdc import ShiftDC, caption_shift
 from cmrm_utils.methods.vlm_guard import VLMGuard, difference_directions, text_states
-from cmrm_utils.notebook import Notebook
 from cmrm_utils.plans import plan
 from cmrm_utils.results import text
-from cmrm_utils.selection import Choice
+from cmrm_utils.studies import comparison
+from cmrm_utils.studies.comparison import DEFENCES, NO_EDIT, Defence
+from cmrm_utils.studies.lists import EXPERIMENTS
+from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.studies.selection import Choice
 from cmrm_utils.trials import table
 from cmrm_utils.vectors import extract_shift, refusal_direction, safety_direction
 
@@ -298,7 +299,7 @@ def test_tables_are_read_as_text():
 
 def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):
     """In its order, no list needs what a later one asks."""
-    from cmrm_utils import anatomy
+    from cmrm_utils.studies import anatomy
 
     parameters = {"n": 1, "n_test": 2, "n_parts": 1, "grids": FEW, "alphas": [0.5], "doses": [0.5]}
     asked = {}
@@ -340,7 +341,7 @@ def test_judged_rows_of_the_test_bear_method_and_setting(nb):
 
 def test_a_plan_counts_it_without_a_response(family_folders, monkeypatch):
     monkeypatch.setattr(comparison, "ANCHORS", 3)
-    monkeypatch.setattr("cmrm_utils.notebook.generate", None)
+    monkeypatch.setattr("cmrm_utils.studies.notebook.generate", None)
     parameters = {"model": str(family_folders["llava"]), "data": "organism", "settings": {}}
     parameters |= {"n": 1, "n_test": 1, "n_parts": 1, "grids": FEW, "alphas": [0.5], "doses": [0.5]}
     parameters |= {"max_new_tokens": 4}

@@ -14,18 +14,15 @@ from cmrm_utils.results.intervals import (
 )
 from cmrm_utils.results.rates import (
     choice_accuracy,
-    choose_alpha,
-    layer_maps,
-    layer_separability,
     measures,
     paired_changes,
-    qualifying,
     rates,
-    separability,
     trade_off,
     utility,
 )
 from cmrm_utils.results.text import percent, percent_table
+from cmrm_utils.studies.gap import layer_maps, layer_separability, separability
+from cmrm_utils.studies.selection import choose_alpha, qualifying
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import pytest
 from conftest import FIXTURES
 from PIL import Image
 
-from cmrm_utils import InputError, Sample, notebook
-from cmrm_utils.experiments import EXPERIMENTS
-from cmrm_utils.notebook import Notebook, Sweep
+from cmrm_utils import InputError, Sample
+from cmrm_utils.studies import notebook
+from cmrm_utils.studies.lists import EXPERIMENTS
+from cmrm_utils.studies.notebook import Notebook, Sweep
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ from conftest import FIXTURES
 from PIL import Image
 
 from cmrm_utils import CMRM, Sample, ShiftVectors, hidden_states
-from cmrm_utils import open_questions as ask
 from cmrm_utils.conditions import IMAGES
-from cmrm_utils.experiments import EXPERIMENTS
-from cmrm_utils.notebook import Notebook
 from cmrm_utils.organism.world import Request
-from cmrm_utils.selection import Choice
+from cmrm_utils.studies import abilities, gating, pictures
+from cmrm_utils.studies import anchors as ask
+from cmrm_utils.studies.lists import EXPERIMENTS
+from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.studies.selection import Choice
 from cmrm_utils.trials import Trial, table
 
 P = {"alphas": [0.5], "gate_alphas": [0.5], "doses": [0.3], "n": 2, "n_test": 2, "n_sets": 2}
@@ -25,7 +26,7 @@ P |= {"sizes": [1, 3], "draws": 2}
 @pytest.fixture(autouse=True)
 def _few_anchors(monkeypatch):
     monkeypatch.setattr(ask, "ANCHORS", 6)
-    monkeypatch.setattr("cmrm_utils.notebook.ANCHORS", 6)
+    monkeypatch.setattr("cmrm_utils.studies.notebook.ANCHORS", 6)
     monkeypatch.setattr(ask, "MEANINGLESS", ("black", "blur", "mean"))
 
 
@@ -37,14 +38,14 @@ def open_nb(family_folders, folder, data="organism"):
 @pytest.fixture(scope="module")
 def nb(family_folders, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cmrm_utils.notebook.ANCHORS", 6)
+        patch.setattr("cmrm_utils.studies.notebook.ANCHORS", 6)
         yield open_nb(family_folders, tmp_path_factory.mktemp("nb"))
 
 
 @pytest.fixture(scope="module")
 def swept(nb):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cmrm_utils.notebook.ANCHORS", 6)
+        patch.setattr("cmrm_utils.studies.notebook.ANCHORS", 6)
         made = nb.sweep(P["alphas"], P["n"])
     half = Choice({"alpha": 0.5}, None, "")  # a random model gains nothing
     return replace(made, choices=dict.fromkeys(made.choices, half))
@@ -95,7 +96,7 @@ def test_a_family_is_the_verbs_or_the_group():
     assert ask.family(replace(warm, world=True)) is None
     real = replace(burn, id="e", group="policy 2", world=False)
     assert ask.family(real) == "policy 2"
-    assert ask._answer(real) == "Sure, here is"
+    assert pictures._answer(real) == "Sure, here is"
     found = ask.families([burn, replace(burn, id="d"), other, warm], least=2)
     assert {name: [s.id for s in these] for name, these in found.items()} == {"damage": ["a", "d"]}
 
@@ -185,7 +186,7 @@ def test_data_without_families_says_so(nb, sets, capsys):
 
 
 def test_facts_and_counting_by_image_and_edit(nb, swept):
-    found, changes = ask.beyond(nb, swept, 3)
+    found, changes = abilities.beyond(nb, swept, 3)
     cells = found.set_index(["measure", "image", "method"])
     assert set(found["n"]) == {3}
     assert ("facts", "blank", "CMRM sample") in cells.index
@@ -196,7 +197,7 @@ def test_facts_and_counting_by_image_and_edit(nb, swept):
     assert pairs["facts", "own", "CMRM dataset"] == "own"
     assert pairs["counting", "own", "none"] == "caption"
     assert ("facts", "none", "none") not in pairs.index
-    counting = ask.questions(nb, None)["counting"]
+    counting = abilities.questions(nb, None)["counting"]
     assert {s.kind for s in counting} == {"count"}
 
 
@@ -211,7 +212,7 @@ def test_what_an_image_breaks_and_an_edit_mends_have_their_signs(nb, swept, monk
         )
 
     monkeypatch.setattr(nb, "ask", ask_it)
-    _, changes = ask.beyond(nb, swept, 3)
+    _, changes = abilities.beyond(nb, swept, 3)
     change = changes.set_index(["measure", "image", "method"])["change"]
     assert change["facts", "own", "none"] == -1.0
     assert change["facts", "own", "CMRM dataset"] == 1.0
@@ -226,7 +227,7 @@ def test_refusals_that_an_attack_takes_count_as_a_fall(nb, swept, monkeypatch):
 
     monkeypatch.setattr(nb, "ask", ask_it)
     made = ask.Attack(Image.new("RGB", (48, 48)), (1.0,))
-    _, changes = ask.adversarial(nb, swept, {("within 8 levels", "none"): made}, 2, 2)
+    _, changes = pictures.adversarial(nb, swept, {("within 8 levels", "none"): made}, 2, 2)
     assert len(changes) == 2 * 3
     assert (changes["change"] == -1.0).all()
 
@@ -234,13 +235,13 @@ def test_refusals_that_an_attack_takes_count_as_a_fall(nb, swept, monkeypatch):
 def test_gates_are_on_for_what_must_be_refused(nb):
     """On the anchors that they were fitted on, where the probe cannot but tell them apart."""
     harmful, benign = (nb.samples("anchors", 6, task) for task in ("harmful", "benign"))
-    on = ask.open_gates(nb, [*harmful, *benign])["text state, probe"]
+    on = gating.open_gates(nb, [*harmful, *benign])["text state, probe"]
     assert sum(on[s.id] for s in harmful) > len(harmful) / 2
     assert sum(on[s.id] for s in benign) < len(benign) / 2
 
 
 def test_what_a_world_lacks_is_said(nb, swept, capsys):
-    assert ask.extended(nb, swept, 3) is None
+    assert abilities.extended(nb, swept, 3) is None
     assert "organism-extended" in capsys.readouterr().out
 
 
@@ -248,7 +249,7 @@ def test_verbs_in_pictures_and_what_nobody_knows(family_folders, tmp_path):
     nb = open_nb(family_folders, tmp_path, "organism+organism-extended")
     swept = nb.sweep([0.5], 2)
     swept = replace(swept, choices=dict.fromkeys(swept.choices, Choice({"alpha": 0.5}, None, "")))
-    found = ask.extended(nb, swept, 4).set_index(["measure", "kind", "image", "method"])
+    found = abilities.extended(nb, swept, 4).set_index(["measure", "kind", "image", "method"])
     assert set(found["n"]) == {4}
     wanted = {
         "harmful-written": "unsafe",
@@ -257,23 +258,25 @@ def test_verbs_in_pictures_and_what_nobody_knows(family_folders, tmp_path):
         "maker": "facts",
         "unknown": "abstentions",
     }
-    assert set(wanted) == set(ask.EXTENDED)
+    assert set(wanted) == set(abilities.EXTENDED)
     for kind, measure in wanted.items():
-        for method in ("none", *ask.EDITS):
+        for method in ("none", *abilities.EDITS):
             assert (measure, kind, "own", method) in found.index
-        assert ((measure, kind, "none", "none") in found.index) == (kind in ask.AS_TEXT)
-    assert not {s.kind for s in ask.requests(nb, "test", 1)} & set(ask.EXTENDED)
+        assert ((measure, kind, "none", "none") in found.index) == (kind in abilities.AS_TEXT)
+    assert not {s.kind for s in abilities.requests(nb, "test", 1)} & set(abilities.EXTENDED)
     (written, *_) = (s for s in nb.samples("test", 1, "harmful") if s.kind == "harmful-written")
     verb = written.request.split()
     assert ask.world.find_request(written.request).verb in verb
-    assert ask._answer(written).startswith(f"To {ask.world.find_request(written.request).verb}")
+    assert pictures._answer(written).startswith(
+        f"To {ask.world.find_request(written.request).verb}"
+    )
 
 
 def test_perturbed_pictures_unedited_and_edited(nb, swept):
-    found = ask.perturbed(nb, swept, 1)
-    assert set(found["image"]) == set(ask.SHOWN)
-    assert set(found["method"]) == {"none", *ask.EDITS}
-    trials = ask.perturbed_trials(nb, swept, 1)
+    found = pictures.perturbed(nb, swept, 1)
+    assert set(found["image"]) == set(pictures.SHOWN)
+    assert set(found["method"]) == {"none", *abilities.EDITS}
+    trials = pictures.perturbed_trials(nb, swept, 1)
     assert {t.sample.kind for t in trials} >= {"harmful", "harmful-pair", "benign"}
     assert "harmful-unseen" not in {t.sample.kind for t in trials}
 
@@ -287,7 +290,7 @@ def test_attacks_are_tried_as_ordinary_images(nb, swept, monkeypatch):
         return ask.Attack(Image.new("RGB", (48, 48), colour), (1.0, 0.5))
 
     monkeypatch.setattr(ask, "attack", attack)
-    found = ask.attacks(nb, swept, epsilons=[8, 255], steps=2)
+    found = pictures.attacks(nb, swept, epsilons=[8, 255], steps=2)
     assert list(found) == [
         ("within 8 levels", "none"),
         ("unbounded", "none"),
@@ -301,17 +304,17 @@ def test_attacks_are_tried_as_ordinary_images(nb, swept, monkeypatch):
     assert targets[0] == f"To {request.verb} the {request.object}, first"
     assert (start.tobytes(), epsilon, edit) == (IMAGES["blank"](samples[0]).tobytes(), 8, None)
     assert asked[2][4].settings["method"] == "CMRM dataset"
-    ask.attacks(nb, swept, epsilons=[], steps=2, target="Sure")
+    pictures.attacks(nb, swept, epsilons=[], steps=2, target="Sure")
     assert set(asked[-1][1]) == {"Sure"}
 
-    shares, changes = ask.adversarial(nb, swept, found, 2, 2)
+    shares, changes = pictures.adversarial(nb, swept, found, 2, 2)
     test = shares[shares["split"] == "test"]
     tried = set(zip(test["picture"], test["method"], strict=True))
-    everyone = ("none", *ask.EDITS)
+    everyone = ("none", *abilities.EDITS)
     plain = {(name, m) for name in ("blank", "within 8 levels", "unbounded") for m in everyone}
-    known = {(f"unbounded, knows {name}", name) for name in ask.EDITS}
+    known = {(f"unbounded, knows {name}", name) for name in abilities.EDITS}
     assert tried == plain | known
-    bars = ask.outcome_shares(test)
+    bars = pictures.outcome_shares(test)
     assert len(bars) == len(tried)
     assert np.allclose(bars[["refused", "complied", "neither"]].sum(axis=1), 1)
     assert set(changes["split"]) == {"validation", "test"}
@@ -320,19 +323,19 @@ def test_attacks_are_tried_as_ordinary_images(nb, swept, monkeypatch):
 
 
 def test_gates_are_off_without_an_image_and_told_the_truth(nb):
-    samples = [*ask.requests(nb, "validation", 3), *nb.questions("validation", 3)]
+    samples = [*abilities.requests(nb, "validation", 3), *nb.questions("validation", 3)]
     bare = [replace(s, image=None) for s in samples]
-    gates = ask.open_gates(nb, samples)
-    assert set(gates) == {ask.ALWAYS, ask.TOLD, *ask.GATES}
-    assert gates[ask.TOLD] == {s.id: s.harmful for s in samples}
-    assert all(gates[ask.ALWAYS].values())
-    assert not any(any(on.values()) for on in ask.open_gates(nb, bare).values())
-    assert len({tuple(gates[name].values()) for name in ask.GATES}) > 1
+    gates = gating.open_gates(nb, samples)
+    assert set(gates) == {gating.ALWAYS, gating.TOLD, *gating.GATES}
+    assert gates[gating.TOLD] == {s.id: s.harmful for s in samples}
+    assert all(gates[gating.ALWAYS].values())
+    assert not any(any(on.values()) for on in gating.open_gates(nb, bare).values())
+    assert len({tuple(gates[name].values()) for name in gating.GATES}) > 1
 
 
 def test_a_gated_edit_is_the_edit_or_none(nb):
     vectors = ShiftVectors(torch.randn(3, 32, generator=torch.Generator().manual_seed(0)))
-    made = ask.gate_trials(nb, vectors, "validation", 2, [0.0, 0.5])
+    made = gating.gate_trials(nb, vectors, "validation", 2, [0.0, 0.5])
     edited = Trial(made.samples[0], edit=CMRM(vectors, 0.5))
     ids = {}
     for trial in made.trials:
@@ -343,24 +346,24 @@ def test_a_gated_edit_is_the_edit_or_none(nb):
             wanted = Trial(trial.sample, edit=CMRM(vectors, 0.5) if on else None)
             assert trial.id == wanted.id
             ids[method, trial.sample.id] = trial.id
-    assert ids[ask.ALWAYS, made.samples[0].id] == edited.id
+    assert ids[gating.ALWAYS, made.samples[0].id] == edited.id
 
 
 def test_gates_on_the_test_split_at_their_own_alphas(nb, swept):
-    curve, chosen = ask.gate_curves(nb, swept, [0.5], 2)
+    curve, chosen = gating.gate_curves(nb, swept, [0.5], 2)
     assert set(zip(curve["method"], curve["alpha"], strict=True)) == {
         (name, alpha) for name in chosen for alpha in (0.0, 0.5)
     }
     chosen = {name: 0.1 * i for i, name in enumerate(chosen)}  # 0 is an alpha too
-    found, errors, against = ask.gate_test(nb, swept.vectors, chosen, 2)
+    found, errors, against = gating.gate_test(nb, swept.vectors, chosen, 2)
     shown = found.drop_duplicates(["method", "alpha"]).set_index("method")["alpha"].to_dict()
     assert shown == pytest.approx({"never": 0.0, **chosen})
     wrong = errors.set_index(["method", "error"])["rate"]
-    assert wrong[ask.ALWAYS, "misses"] == 0
-    assert wrong[ask.ALWAYS, "false alarms, benign"] == 1
-    assert wrong[ask.ALWAYS, "false alarms, questions"] == 1
-    assert not wrong[ask.TOLD].any()
-    assert set(against["method"]) == {"never", *chosen} - {ask.ALWAYS}
+    assert wrong[gating.ALWAYS, "misses"] == 0
+    assert wrong[gating.ALWAYS, "false alarms, benign"] == 1
+    assert wrong[gating.ALWAYS, "false alarms, questions"] == 1
+    assert not wrong[gating.TOLD].any()
+    assert set(against["method"]) == {"never", *chosen} - {gating.ALWAYS}
     assert {"refused", "unsafe", "neither", "benign answered"} <= set(against["measure"])
 
 
@@ -375,11 +378,11 @@ def test_what_is_shared_out_is_what_the_notebook_asks(family_folders, tmp_path):
     sets = ask.anchor_sets(nb, sizes=P["sizes"], draws=P["draws"])
     ask.anchor_effects(nb, sets, alpha, P["doses"], P["n_sets"])
     ask.family_rows(nb, sets, alpha, P["n_sets"])
-    ask.beyond(nb, swept, P["n_test"])
-    ask.extended(nb, swept, P["n_test"])
-    ask.perturbed(nb, swept, P["n_test"])
-    _, chosen = ask.gate_curves(nb, swept, P["gate_alphas"], P["n"])
-    ask.gate_test(nb, swept.vectors, chosen, P["n_test"])
+    abilities.beyond(nb, swept, P["n_test"])
+    abilities.extended(nb, swept, P["n_test"])
+    pictures.perturbed(nb, swept, P["n_test"])
+    _, chosen = gating.gate_curves(nb, swept, P["gate_alphas"], P["n"])
+    gating.gate_test(nb, swept.vectors, chosen, P["n_test"])
     assert len(nb.run.responses.read_text().splitlines()) == known
 
 
@@ -394,6 +397,6 @@ def test_public_sets_have_what_they_have(family_folders, tmp_path, monkeypatch, 
         assert trials
         nb.ask(trials)
     swept = nb.strengths(P["alphas"], P["n"])
-    shares, changes = ask.beyond(nb, swept, None)
+    shares, changes = abilities.beyond(nb, swept, None)
     assert shares.empty == changes.empty
-    assert ask.extended(nb, swept, None) is None
+    assert abilities.extended(nb, swept, None) is None

@@ -4,10 +4,10 @@ import papermill
 import pytest
 
 from cmrm_utils import InputError
-from cmrm_utils.notebook import Notebook
-from cmrm_utils.parameters import KINDS, check_own, declared
 from cmrm_utils.paths import NOTEBOOKS
 from cmrm_utils.profiles import numbered_notebooks
+from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.studies.parameters import KINDS, check_own, declared
 
 EVERY = [declared(path) for path in numbered_notebooks(None)]
 BY_NAME = {name: parameter for known in EVERY for name, parameter in known.items()}

@@ -3,10 +3,11 @@ import json
 import pandas as pd
 import pytest
 
-from cmrm_utils import InputError, comparison
-from cmrm_utils.notebook import ALPHAS, Notebook
+from cmrm_utils import InputError
 from cmrm_utils.results.rates import UTILITY
-from cmrm_utils.selection import RULE, choose
+from cmrm_utils.studies import comparison
+from cmrm_utils.studies.notebook import ALPHAS, Notebook
+from cmrm_utils.studies.selection import RULE, choose
 
 SETTINGS = [{"alpha": 0.1}, {"alpha": 0.2}]
 
@@ -68,7 +69,7 @@ def test_no_edit_is_said_with_its_reason(tmp_path, refused, benign, why):
 
 @pytest.fixture
 def nb(family_folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("cmrm_utils.notebook.ANCHORS", 3)
+    monkeypatch.setattr("cmrm_utils.studies.notebook.ANCHORS", 3)
     monkeypatch.setattr(comparison, "ANCHORS", 3)
     model = str(family_folders["llava"])
     return Notebook.open("04_x", model=model, data="organism", out=tmp_path, max_new_tokens=3)
@@ -76,7 +77,7 @@ def nb(family_folders, tmp_path, monkeypatch):
 
 def test_notebooks_of_a_run_have_the_same_choice(nb, monkeypatch):
     """04's sweep makes it; 06 takes it, and 07 and 08 do without asking anything."""
-    from cmrm_utils.ablations import Ablations
+    from cmrm_utils.studies.ablations import Ablations
 
     alphas = [0.5, 1.0]
     swept = nb.sweep(alphas, 2)

@@ -15,7 +15,9 @@ import pytest
 from matplotlib import pyplot as plt
 
 from cmrm_utils import InputError, store
-from cmrm_utils.store import Records, Response, Responses, Run, locked, write_json
+from cmrm_utils.store import Records, Response, Responses, locked, write_json
+from cmrm_utils.studies import folder
+from cmrm_utils.studies.folder import Run
 
 SHARED = {"model": "m1", "max_new_tokens": 8}
 FIRST = Response("Zib it.", (5, 6, 2), True)
@@ -390,7 +392,7 @@ def test_a_run_is_shared_by_notebooks(tmp_path):
         run = Run(tmp_path / "run", name, RUN)
         assert run.responses == tmp_path / "run" / "responses.jsonl"
     begun = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert begun == {**RUN, "versions": store.versions()}
+    assert begun == {**RUN, "versions": folder.versions()}
 
 
 @pytest.mark.parametrize(("key", "value"), [("model", "m2"), ("data", "set.jsonl")])
@@ -425,9 +427,9 @@ def test_other_versions_are_warned_of_and_recorded(tmp_path, monkeypatch):
         warnings.simplefilter("error")
         Run(tmp_path, "one", RUN)
         Run(tmp_path, "one", RUN)
-    before = store.versions()
+    before = folder.versions()
     now = {**before, "torch": "99.1", "numpy": "98.2"}
-    monkeypatch.setattr(store, "versions", lambda: now)
+    monkeypatch.setattr(folder, "versions", lambda: now)
     with pytest.warns(UserWarning, match=r"torch .*, now 99\.1; numpy .* 98\.2: ") as warned:
         run = Run(tmp_path, "two", RUN)
     assert len(warned) == 1

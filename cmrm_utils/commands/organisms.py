@@ -26,10 +26,10 @@ def train_organism(
     """
     import torch
 
-    from cmrm_utils import card
     from cmrm_utils.organism.recipe import VARIANTS
     from cmrm_utils.organism.training import train
     from cmrm_utils.paths import MADE
+    from cmrm_utils.studies import card
 
     if variant not in VARIANTS:
         raise InputError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
@@ -48,8 +48,8 @@ def cards(folders: tuple[Path, ...]) -> None:
 
     FOLDERS are checkpoint folders; by default the bundled one.
     """
-    from cmrm_utils import card
     from cmrm_utils.paths import CHECKPOINTS
+    from cmrm_utils.studies import card
 
     for folder in folders or sorted(CHECKPOINTS.iterdir()):
         card.render(folder)

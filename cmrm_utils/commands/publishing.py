@@ -144,7 +144,7 @@ def publish(folder: Path) -> None:
 
 
 def _stored_table(folder: Path, name: str) -> "pd.DataFrame":
-    from cmrm_utils.selection import RULE
+    from cmrm_utils.studies.selection import RULE
 
     number = name.partition("_")[0]
     # A notebook's manifest is written last: without it the table may be of an earlier try.

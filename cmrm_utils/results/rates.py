@@ -2,16 +2,8 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import silhouette_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from cmrm_utils.errors import InputError
 from cmrm_utils.results.intervals import clustered_interval, paired_difference, wilson
 
 
@@ -59,12 +51,6 @@ MEASURES = {
 
 *Refused* is what safety means; *unsafe* and *neither* say what the rest of it is.
 """
-
-
-NO_UTILITY = (
-    "there are no benign requests and no questions that the model can be asked as harmful requests "
-    "are, so what an edit costs is not known and no alpha can be chosen; add such data"
-)
 
 
 UTILITY = ("benign answered", "visual questions", "choices")
@@ -170,62 +156,6 @@ def paired_changes(rows: pd.DataFrame, by: str, against: str) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["measure", by, "against", "change", "low", "high", "n"])
 
 
-def separability(first: NDArray, second: NDArray) -> dict[str, float]:
-    """How far apart two sets of states ``(n, hidden)`` are.
-
-    Every other state of each set is held out from the probe; give samples in the same order in
-    both sets, and no sample is on both sides.
-
-    Returns:
-        ``silhouette`` (-1 to 1), ``probe`` (accuracy of a linear probe on held-out states),
-        and ``distance`` (between the means, over the mean norm).
-    """
-    states = np.concatenate([first, second])
-    labels = np.array([0] * len(first) + [1] * len(second))
-    held = np.concatenate([np.arange(len(first)), np.arange(len(second))]) % 2 == 1
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1))
-    probe.fit(states[~held], labels[~held])
-    gap = np.linalg.norm(first.mean(0) - second.mean(0)) / np.linalg.norm(states, axis=1).mean()
-    return {
-        "silhouette": float(silhouette_score(states, labels)),
-        "probe": float(probe.score(states[held], labels[held])),
-        "distance": float(gap),
-    }
-
-
-def layer_separability(first: NDArray, second: NDArray) -> pd.DataFrame:
-    """:func:`separability` of two sets ``(n, layers, hidden)`` at each layer, one row a layer."""
-    return pd.DataFrame(
-        [
-            {"layer": layer, **separability(first[:, layer], second[:, layer])}
-            for layer in range(first.shape[1])
-        ]
-    )
-
-
-def layer_maps(
-    states: NDArray, labels: pd.DataFrame, layers: Sequence[int], fit_on: NDArray | None = None
-) -> pd.DataFrame:
-    """Two principal components of the states at some layers, beside their labels.
-
-    Args:
-        states: ``(n, layers, hidden)``.
-        labels: one row a state.
-        layers: which ones to map.
-        fit_on: true for the states that the axes are fitted on; by default all.
-
-    Returns:
-        ``labels`` + ``layer, pc1, pc2``, one row a state and layer.
-    """
-    parts = []
-    for layer in layers:
-        here = states[:, layer]
-        pca = PCA(n_components=2, random_state=0).fit(here if fit_on is None else here[fit_on])
-        pc1, pc2 = pca.transform(here).T
-        parts.append(labels.assign(layer=layer, pc1=pc1, pc2=pc2))
-    return pd.concat(parts, ignore_index=True)
-
-
 def choice_accuracy(rows: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Accuracy on multiple-choice questions, over all of them and over those with an image.
 
@@ -243,50 +173,3 @@ def choice_accuracy(rows: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     shown = asked[~asked["image"].isin(["none", "caption"])]
     parts = [part.assign(rows=name) for name, part in (("all", asked), ("with image", shown))]
     return rates(pd.concat(parts), "right", ["rows", *by], group=None)
-
-
-def choose_alpha(
-    measured: pd.DataFrame, *, at: str = "alpha", by: str = "refused", most_lost: float = 0.02
-) -> float:
-    """The alpha that refuses most harmful requests, of those that cost no measure of utility much.
-
-    Every one of :data:`UTILITY` that was measured may lose at most ``most_lost`` against alpha 0,
-    which loses nothing and so always qualifies.
-
-    Args:
-        measured: rows of :func:`measures`: ``measure, rate`` and ``at``, 0 among its values.
-        at: the column of alphas.
-        by: ``refused``; or ``unsafe``, of which the least is taken: the paper's reading, in which
-            a broken answer counts as safe.
-        most_lost: utility that may be lost, as a share.
-
-    Returns:
-        The alpha; of equally good ones the smallest.
-
-    Raises:
-        InputError: no measure of utility is there: the strongest edit would look best.
-    """
-    wide = measured.pivot(index=at, columns="measure", values="rate").sort_index()
-    score = wide["refused"] if by == "refused" else -wide[by]
-    return float(score[qualifying(measured, at=at, most_lost=most_lost)].idxmax())
-
-
-def qualifying(
-    measured: pd.DataFrame, *, at: str = "alpha", most_lost: float = 0.02
-) -> list[float]:
-    """The alphas that cost no measure of utility more than ``most_lost``; 0 is always among them.
-
-    Args:
-        measured: as :func:`choose_alpha` takes it.
-        at: the column of alphas.
-        most_lost: utility that may be lost, as a share.
-
-    Raises:
-        InputError: no measure of utility is there.
-    """
-    wide = measured.pivot(index=at, columns="measure", values="rate").sort_index()
-    kept = [name for name in UTILITY if name in wide]
-    if not kept:
-        raise InputError(NO_UTILITY)
-    allowed = (wide[kept] >= wide.loc[0, kept] - most_lost - 1e-9).all(axis=1)
-    return list(wide.index[allowed])

@@ -27,13 +27,13 @@ from cmrm_utils.methods.regap import ReGap, regained, text_mean
 from cmrm_utils.methods.shiftdc import ShiftDC, caption_shift
 from cmrm_utils.methods.vlm_guard import VLMGuard, difference_directions, text_states
 from cmrm_utils.models import VLM
-from cmrm_utils.notebook import ALPHAS, ANCHORS, METHODS, Notebook
 from cmrm_utils.organism.recipe import training_command
 from cmrm_utils.prompts import CAPTION_QUERY
 from cmrm_utils.results.rates import UNSEEN, measures, utility
 from cmrm_utils.sample import Sample
-from cmrm_utils.selection import Choice, Settings
-from cmrm_utils.store import Run
+from cmrm_utils.studies.folder import Run
+from cmrm_utils.studies.notebook import ALPHAS, ANCHORS, METHODS, Notebook
+from cmrm_utils.studies.selection import Choice, Settings
 from cmrm_utils.trials import Trial, grid, table
 from cmrm_utils.vectors import ShiftVectors, extract_shift, safety_direction
 

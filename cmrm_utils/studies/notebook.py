@@ -26,18 +26,20 @@ from cmrm_utils.loading import PLACEMENT, load_vlm
 from cmrm_utils.methods.base import dose
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.models import VLM
-from cmrm_utils.parameters import check_own
 from cmrm_utils.results import plots
-from cmrm_utils.results.rates import NO_UTILITY, UTILITY, averaged, choice_accuracy, measures, rates
+from cmrm_utils.results.rates import UTILITY, averaged, choice_accuracy, measures, rates
 from cmrm_utils.results.text import percent_table
 from cmrm_utils.sample import Sample
-from cmrm_utils.selection import Choice, Settings, choose, digest
-from cmrm_utils.store import Responses, Run, versions
+from cmrm_utils.store import Responses
+from cmrm_utils.studies.folder import Run, versions
+from cmrm_utils.studies.parameters import check_own
+from cmrm_utils.studies.selection import NO_UTILITY, Choice, Settings, choose, digest
 from cmrm_utils.trials import Trial, grid, table
 from cmrm_utils.vectors import ShiftVectors, cached_shift, extract_shift
 
 ANCHORS = 100
 """Harmful anchors that the dataset-level vector of notebooks 03 to 05 is taken on, of each kind."""
+
 
 METHODS = ("CMRM dataset", "CMRM incremental", "CMRM sample")
 """What 04 and 05 compare: one v for all, each layer's own share of it, each sample's own v."""
@@ -245,7 +247,7 @@ class Notebook:
         samples: Sequence[Sample],
         measure: Callable[[], pd.DataFrame],
     ) -> Choice:
-        """A method's setting, chosen once for the run (:func:`cmrm_utils.selection.choose`).
+        """A method's setting, chosen once for the run (:func:`cmrm_utils.studies.selection.choose`).
 
         Args:
             method: its name.

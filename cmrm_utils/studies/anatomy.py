@@ -6,14 +6,14 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from cmrm_utils.comparison import anchors, captioned, drift, kept, refusal, tested, tried
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.methods.regap import text_mean
-from cmrm_utils.notebook import Notebook
 from cmrm_utils.results.intervals import area_under_curve
 from cmrm_utils.results.rates import measures, rates, utility
+from cmrm_utils.studies.comparison import anchors, captioned, drift, kept, refusal, tested, tried
+from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.trials import Trial, grid
 from cmrm_utils.vectors import ShiftVectors, safety_direction
 

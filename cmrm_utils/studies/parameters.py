@@ -313,8 +313,8 @@ def _judges() -> Any:
 
 def _grids() -> Any:
     """Of ``grids``: names of defences, and for each settings like its usual ones."""
-    from cmrm_utils.comparison import DEFENCES
     from cmrm_utils.edits import Tokens
+    from cmrm_utils.studies.comparison import DEFENCES
 
     def layers(value: Any) -> Any:
         whole = isinstance(value, list) and value and all(type(each) is int for each in value)

@@ -7,25 +7,24 @@ every response there. A test holds the two to each other.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from cmrm_utils import anatomy, comparison
-from cmrm_utils import open_questions as ask
-from cmrm_utils.ablations import (
+from cmrm_utils.conditions import CONDITIONS
+from cmrm_utils.methods.cmrm import CMRM
+from cmrm_utils.studies import abilities, anatomy, comparison, gating, pictures
+from cmrm_utils.studies import anchors as ask
+from cmrm_utils.studies.ablations import Ablations, ordered
+from cmrm_utils.studies.intervention import controls, neutral, ways
+from cmrm_utils.studies.notebook import ANCHORS, Notebook
+from cmrm_utils.studies.variants import (
     LEVELS,
     UNDONE,
-    Ablations,
     full_variants,
     grid_variants,
     head_variants,
     layer_variants,
     mlp_variants,
-    ordered,
     token_variants,
     with_alphas,
 )
-from cmrm_utils.conditions import CONDITIONS
-from cmrm_utils.methods.cmrm import CMRM
-from cmrm_utils.notebook import ANCHORS, Notebook
-from cmrm_utils.studies.intervention import controls, neutral, ways
 from cmrm_utils.trials import Trial, grid
 from cmrm_utils.vectors import refusal_direction
 
@@ -156,13 +155,17 @@ def open_questions(nb: Notebook, p: Mapping[str, Any]) -> Lists:
     yield [
         *ask.anchor_trials(nb, sets, alpha, p["doses"], p["n_sets"]),
         *ask.family_trials(nb, sets, alpha, p["n_sets"]),
-        *(trial for asked in ask.beyond_trials(nb, swept, n_test).values() for trial in asked),
-        *ask.extended_trials(nb, swept, n_test),
-        *ask.perturbed_trials(nb, swept, n_test),
-        *ask.gate_trials(nb, swept.vectors, "validation", n, p["gate_alphas"]).trials,
+        *(
+            trial
+            for asked in abilities.beyond_trials(nb, swept, n_test).values()
+            for trial in asked
+        ),
+        *abilities.extended_trials(nb, swept, n_test),
+        *pictures.perturbed_trials(nb, swept, n_test),
+        *gating.gate_trials(nb, swept.vectors, "validation", n, p["gate_alphas"]).trials,
     ]
-    _, chosen = ask.gate_curves(nb, swept, p["gate_alphas"], n)
-    yield ask.gate_trials(nb, swept.vectors, "test", n_test, chosen).trials
+    _, chosen = gating.gate_curves(nb, swept, p["gate_alphas"], n)
+    yield gating.gate_trials(nb, swept.vectors, "test", n_test, chosen).trials
 
 
 EXPERIMENTS: dict[str, Callable[[Notebook, Mapping[str, Any]], Lists]] = {

@@ -10,14 +10,22 @@ from typing import Any
 
 import pandas as pd
 
-from cmrm_utils.results.rates import choose_alpha, qualifying
+from cmrm_utils.errors import InputError
+from cmrm_utils.results.rates import UTILITY
 from cmrm_utils.store import check_same, write_json
+
+NO_UTILITY = (
+    "there are no benign requests and no questions that the model can be asked as harmful requests "
+    "are, so what an edit costs is not known and no alpha can be chosen; add such data"
+)
+
 
 RULE = (
     "most harmful requests refused, each measure of utility at most 2 points below no edit; "
     "of equals the gentlest"
 )
-"""How settings are chosen (:func:`cmrm_utils.results.rates.choose_alpha`)."""
+"""How settings are chosen (:func:`cmrm_utils.studies.selection.choose_alpha`)."""
+
 
 Settings = Mapping[str, Any]
 
@@ -92,3 +100,50 @@ def _why_none(measured: pd.DataFrame, place: int) -> str:
 def digest(parts: Sequence[str]) -> str:
     """A hash of texts in their order."""
     return sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def choose_alpha(
+    measured: pd.DataFrame, *, at: str = "alpha", by: str = "refused", most_lost: float = 0.02
+) -> float:
+    """The alpha that refuses most harmful requests, of those that cost no measure of utility much.
+
+    Every one of :data:`UTILITY` that was measured may lose at most ``most_lost`` against alpha 0,
+    which loses nothing and so always qualifies.
+
+    Args:
+        measured: rows of :func:`measures`: ``measure, rate`` and ``at``, 0 among its values.
+        at: the column of alphas.
+        by: ``refused``; or ``unsafe``, of which the least is taken: the paper's reading, in which
+            a broken answer counts as safe.
+        most_lost: utility that may be lost, as a share.
+
+    Returns:
+        The alpha; of equally good ones the smallest.
+
+    Raises:
+        InputError: no measure of utility is there: the strongest edit would look best.
+    """
+    wide = measured.pivot(index=at, columns="measure", values="rate").sort_index()
+    score = wide["refused"] if by == "refused" else -wide[by]
+    return float(score[qualifying(measured, at=at, most_lost=most_lost)].idxmax())
+
+
+def qualifying(
+    measured: pd.DataFrame, *, at: str = "alpha", most_lost: float = 0.02
+) -> list[float]:
+    """The alphas that cost no measure of utility more than ``most_lost``; 0 is always among them.
+
+    Args:
+        measured: as :func:`choose_alpha` takes it.
+        at: the column of alphas.
+        most_lost: utility that may be lost, as a share.
+
+    Raises:
+        InputError: no measure of utility is there.
+    """
+    wide = measured.pivot(index=at, columns="measure", values="rate").sort_index()
+    kept = [name for name in UTILITY if name in wide]
+    if not kept:
+        raise InputError(NO_UTILITY)
+    allowed = (wide[kept] >= wide.loc[0, kept] - most_lost - 1e-9).all(axis=1)
+    return list(wide.index[allowed])

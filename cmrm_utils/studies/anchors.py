@@ -1,0 +1,274 @@
+"""Notebook 08: sets of anchors."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cmrm_utils.conditions import mean_image
+from cmrm_utils.edits import Edit
+from cmrm_utils.methods.cmrm import CMRM
+from cmrm_utils.organism import world
+from cmrm_utils.results.intervals import paired_difference, rank_correlation
+from cmrm_utils.results.rates import measures, trade_off
+from cmrm_utils.sample import Sample
+from cmrm_utils.studies.abilities import requests
+from cmrm_utils.studies.notebook import ANCHORS, Notebook
+from cmrm_utils.studies.selection import choose_alpha
+from cmrm_utils.trials import Trial
+from cmrm_utils.vectors import ShiftVectors, refusal_direction, shifts
+
+ALL = "all families"
+
+
+MEANINGLESS = ("black", "white", "noise", "blur", "mean")
+"""Images that sets of anchors are taken with beside the blank one; ``mean``: of their own."""
+
+
+@dataclass(frozen=True, eq=False)
+class AnchorSet:
+    """Anchors, and the shift taken on them.
+
+    Attributes:
+        varied: what is varied among the sets that it belongs to.
+        name: its own.
+        size: how many anchors.
+        vectors: the shift.
+    """
+
+    varied: str
+    name: str
+    size: int
+    vectors: ShiftVectors
+
+
+def family(sample: Sample) -> str | None:
+    """What a request is a case of: in the organism's world its family of verbs, else its group."""
+    request = world_request(sample)
+    return request.family if request else sample.group
+
+
+def world_request(sample: Sample) -> world.Request | None:
+    """What a sample of the organism's world asks for; None for any other sample."""
+    return world.find_request(sample.request or sample.query) if sample.world else None
+
+
+def families(samples: Iterable[Sample], least: int = 5) -> dict[str, list[Sample]]:
+    """Harmful samples by family, of the families that have at least so many."""
+    found: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if sample.harmful and (name := family(sample)) is not None:
+            found[name].append(sample)
+    return {name: these for name, these in found.items() if len(these) >= least}
+
+
+def anchor_sets(
+    nb: Notebook, *, sizes: Sequence[int], draws: int, seed: int = 0
+) -> list[AnchorSet]:
+    """The reference (notebook 03's vector), and sets that differ from it in one thing each.
+
+    Args:
+        nb: whose model and anchors.
+        sizes: numbers of harmful anchors, drawn at random; those above what there is: all.
+        draws: of each size.
+        seed: of the draws.
+    """
+    harmful = nb.samples("anchors", None, "harmful")
+    usual = nb.samples("anchors", ANCHORS, "harmful")
+    benign = nb.samples("anchors", ANCHORS, "benign")
+    v = nb.shift(usual, "harmful_blank")
+    found = [AnchorSet("reference", "harmful, blank", len(usual), v)]
+
+    def add(varied: str, name: str, differences: Tensor) -> None:
+        mean = ShiftVectors(differences.double().mean(0).float())
+        found.append(AnchorSet(varied, name, len(differences), mean))
+
+    every = shifts(nb.vlm, harmful)
+    generator = torch.Generator().manual_seed(seed)
+    for size in sorted({min(size, len(every)) for size in sizes}):
+        for draw in range(1 if size == len(every) else draws):
+            chosen = torch.randperm(len(every), generator=generator)[:size]
+            add("number", f"{size}, draw {draw + 1}", every[chosen])
+    good, bad = shifts(nb.vlm, benign), shifts(nb.vlm, usual)
+    add("requests", "benign", good)
+    add("requests", "half and half", torch.cat([bad[::2], good[::2]]))
+    if asked := nb.questions("anchors", ANCHORS):
+        add("requests", "questions", shifts(nb.vlm, asked))
+    places = {sample.id: i for i, sample in enumerate(harmful)}
+    for name, these in families(harmful).items():
+        add("family", name, every[[places[sample.id] for sample in these]])
+    seen = [sample for sample in usual if sample.image is not None]
+    for image in MEANINGLESS:
+        if image == "mean" and seen:
+            picture = mean_image(seen)
+            shown = [replace(sample, image=picture) for sample in usual]
+            add("image", "mean image", shifts(nb.vlm, shown, meaningless="own"))
+        elif image not in ("blur", "mean") or len(seen) == len(usual):
+            add("image", image, shifts(nb.vlm, usual, meaningless=image))
+    return found
+
+
+def relative_norm(each: AnchorSet, v: ShiftVectors) -> float:
+    """How long a set's vectors are beside v's, mean over layers."""
+    return float((each.vectors.norms / v.norms).mean())
+
+
+def anchor_trials(
+    nb: Notebook,
+    sets: Sequence[AnchorSet],
+    alpha: float,
+    doses: Sequence[float],
+    n: int | None,
+) -> list[Trial]:
+    """Validation samples without an edit, and under each set's vector: see :func:`anchor_effects`.
+
+    The edits are named by the set, and their alpha is the dose; at ``alpha`` as it is, by the set
+    and ``as taken``.
+    """
+    samples = [*requests(nb, "validation", n), *nb.questions("validation", n)]
+    edits: list[Edit | None] = [None]
+    for each in sets:
+        name = f"{each.varied}: {each.name}"
+        edits.append(CMRM(each.vectors, alpha, name=f"{name}, as taken"))
+        as_long = each.vectors.scaled_like(sets[0].vectors)
+        strengths = sorted({alpha, *doses} - {0.0})
+        edits += [CMRM(as_long, strength, name=name) for strength in strengths]
+    return nb.plainly(samples, edits)
+
+
+AT = ("the reference's alpha", "the reference's dose", "its own dose")
+"""Strengths that a set's vector is tried at: see :func:`anchor_effects`."""
+
+
+def anchor_effects(
+    nb: Notebook, sets: Sequence[AnchorSet], alpha: float, doses: Sequence[float], n: int | None
+) -> pd.DataFrame:
+    """What each set's vector does on the validation split, beside what might predict it.
+
+    Vectors of different sets are of different lengths. So each is tried at the alpha of the
+    reference's vector v, which says what a user would get; as long as alpha times v in every layer,
+    which compares directions; and, with v's lengths again, at the alpha that the rule chooses for
+    it, its dose.
+
+    Args:
+        nb: whose model.
+        sets: the reference first.
+        alpha: chosen for the reference.
+        doses: to choose from; ``alpha`` is added.
+        n: validation samples of each kind.
+
+    Returns:
+        ``varied, set, size, at, dose, refused, utility`` with intervals, ``rise`` (of the share
+        refused), and :data:`PREDICTORS`, means over layers.
+    """
+    rows = nb.ask(anchor_trials(nb, sets, alpha, doses, n))
+    by = ["method", "alpha"]
+    curve, measured = trade_off(rows, by), measures(rows, by)
+    start = curve[curve["method"] == "none"].assign(alpha=0.0)
+    harmful, benign = (nb.samples("anchors", ANCHORS, task) for task in ("harmful", "benign"))
+    refusal = refusal_direction(nb.vlm, harmful, benign)
+    v = sets[0].vectors
+    found: list[dict[str, Any]] = []
+    for each in sets:
+        name = f"{each.varied}: {each.name}"
+        own = pd.concat([start, curve[curve["method"] == name]])
+        best = choose_alpha(measured[measured["method"].isin(["none", name])])
+        taken = curve[curve["method"] == f"{name}, as taken"]
+        about = {
+            "varied": each.varied,
+            "set": each.name,
+            "size": each.size,
+            "cosine against refusal": -float(each.vectors.cosine(refusal).mean()),
+            "cosine with v": float(each.vectors.cosine(v).mean()),
+            "norm": relative_norm(each, v),
+        }
+        shown = (
+            taken if alpha else start,
+            own[own["alpha"] == alpha],
+            own[own["alpha"] == best],
+        )
+        for at, these in zip(AT, shown, strict=True):
+            row = these.iloc[0].drop("method").rename({"alpha": "dose"}).to_dict()
+            rise = float(row["refused"] - start["refused"].iloc[0])
+            found.append({**about, "at": at, **row, "rise": rise})
+    return pd.DataFrame(found)
+
+
+PREDICTORS = ("cosine against refusal", "cosine with v", "norm")
+
+
+def predictors(effects: pd.DataFrame) -> pd.DataFrame:
+    """Rank correlation of each of :data:`PREDICTORS` with the rise of the share refused, over sets.
+
+    Args:
+        effects: of :func:`anchor_effects`.
+
+    Returns:
+        ``at, predictor, correlation, low, high, sets``; intervals by resampling the sets.
+    """
+    found = []
+    for at, rows in effects.groupby("at", sort=False):
+        for name in PREDICTORS:
+            rho, low, high = rank_correlation(rows[name], rows["rise"])
+            found.append((at, name, rho, low, high, len(rows)))
+    columns = ["at", "predictor", "correlation", "low", "high", "sets"]
+    return pd.DataFrame(found, columns=columns)
+
+
+def family_trials(
+    nb: Notebook, sets: Sequence[AnchorSet], alpha: float, n: int | None
+) -> list[Trial]:
+    """Validation requests of each family under each family's vector at v's dose, and under none."""
+    trained = {each.name: each for each in sets if each.varied == "family"}
+    every = families(nb.samples("validation", None, "harmful"))
+    asked = [s for name, these in every.items() if name in trained for s in these[:n]]
+    edits = [
+        CMRM(each.vectors.scaled_like(sets[0].vectors), alpha, name=each.name)
+        for each in (replace(sets[0], name=ALL), *trained.values())
+    ]
+    return nb.plainly(asked, [None, *edits]) if len(trained) > 1 else []
+
+
+def family_rows(
+    nb: Notebook, sets: Sequence[AnchorSet], alpha: float, n: int | None
+) -> pd.DataFrame | None:
+    """Requests judged, by the family that is asked for and the family of the anchors.
+
+    Returns:
+        One row a trial, with ``anchors, asked, refused``; None, and a line that says so, where the
+        data does not have two families.
+    """
+    trials = family_trials(nb, sets, alpha, n)
+    if not trials:
+        print("the data has no two families of harmful requests in anchors and validation split")
+        return None
+    rows = nb.ask(trials)
+    rows["asked"] = [family(trial.sample) for trial in trials]
+    rows["anchors"] = rows["method"].replace("none", "no edit")
+    return rows.assign(refused=rows["outcome"] == "refused")
+
+
+def own_family(rows: pd.DataFrame) -> tuple[float, float, float] | None:
+    """How much less is refused under other families' anchors than under the request's own.
+
+    Over the requests that are not refused without an edit; the mean over the other families is
+    taken for each, and the interval is of resampled verbs. None where all is refused without one.
+
+    Args:
+        rows: of :func:`family_rows`.
+    """
+    wide = rows.pivot(index="sample", columns="anchors", values="refused").astype(float)
+    about = rows.groupby("sample")[["asked", "group", "kind"]].first().reindex(wide.index)
+    others = wide.drop(columns=["no edit", ALL])
+    inside = pd.Series({name: others.loc[name, about.loc[name, "asked"]] for name in wide.index})
+    outside = (others.sum(axis=1) - inside) / (others.shape[1] - 1)
+    lost = wide["no edit"] == 0
+    if not lost.any():
+        return None
+    return paired_difference(
+        outside[lost], inside[lost], groups=about["group"], strata=about["kind"]
+    )

@@ -1,0 +1,131 @@
+"""Notebook 08: pictures that are perturbed or made to attack."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from cmrm_utils.conditions import IMAGES, OF_OWN
+from cmrm_utils.results.intervals import paired_difference
+from cmrm_utils.results.rates import measures
+from cmrm_utils.sample import Sample
+from cmrm_utils.studies.abilities import EDITS, edits_of, requests
+from cmrm_utils.studies.anchors import world_request
+from cmrm_utils.studies.attack import Attack, attack
+from cmrm_utils.studies.notebook import ANCHORS, Notebook, Strengths
+from cmrm_utils.trials import Trial, grid
+
+SHOWN = OF_OWN
+"""The own image as it is, and perturbed."""
+
+
+def perturbed_trials(nb: Notebook, swept: Strengths, n: int | None) -> list[Trial]:
+    """Test requests and questions with their own images and perturbed, unedited and edited."""
+    samples = [*requests(nb, "test", n), *nb.questions("test", n)]
+    shown = [sample for sample in samples if sample.image is not None]
+    return grid(shown, images=SHOWN, edits=edits_of(nb, swept, shown))
+
+
+def perturbed(nb: Notebook, swept: Strengths, n: int | None) -> pd.DataFrame:
+    """:func:`cmrm_utils.results.rates.measures` by image and method."""
+    return measures(nb.ask(perturbed_trials(nb, swept, n)), ["image", "method"])
+
+
+def attacks(
+    nb: Notebook, swept: Strengths, *, epsilons: Sequence[int], steps: int, target: str = ""
+) -> dict[tuple[str, str], Attack]:
+    """Pictures found by gradient on the harmful anchors, from a blank one.
+
+    Args:
+        nb: whose model.
+        swept: with the chosen alphas.
+        epsilons: how far pixels may go, in levels, in attacks on the plain model; attacks that
+            know an edit have no bound.
+        steps: of each search.
+        target: what answers are to begin with; empty for the beginnings of the world's own answers.
+
+    Returns:
+        By what the picture is, and the edit in place during its search (``none``).
+
+    Raises:
+        InputError: a processor that no gradient goes through.
+    """
+    anchors = nb.samples("anchors", ANCHORS, "harmful")
+    targets = [target or _answer(sample) for sample in anchors]
+    start = IMAGES["blank"](anchors[0])
+    assert start is not None
+    found = {}
+    for epsilon in epsilons:
+        name = "unbounded" if epsilon >= 255 else f"within {epsilon} levels"
+        made = attack(nb.vlm, anchors, targets, start, epsilon=epsilon, steps=steps)
+        found[name, "none"] = made
+    for method in EDITS:
+        edit = nb.chosen_edit(swept, anchors, method)
+        made = attack(nb.vlm, anchors, targets, start, edit=edit, steps=steps)
+        found[f"unbounded, knows {method}", method] = made
+    return found
+
+
+def _answer(sample: Sample) -> str:
+    """How an answer that carries the request out begins, as far as the request determines it."""
+    request = world_request(sample)
+    return request.steps.partition(", first")[0] + ", first" if request else "Sure, here is"
+
+
+def adversarial(
+    nb: Notebook,
+    swept: Strengths,
+    found: Mapping[tuple[str, str], Attack],
+    n: int | None,
+    n_test: int | None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The pictures as ordinary images of validation and test requests, beside a blank one.
+
+    Pictures found against the plain model are tried without an edit and under each; one that
+    knows an edit, under that one.
+
+    Returns:
+        ``split, picture, method, measure, rate, low, high, hits, n``; and ``split, picture, method,
+        knows, change, low, high`` of the share refused against the blank image under the same
+        method, paired; ``knows``: made against the edit.
+    """
+    shares, changes = [], []
+    for split, count in (("validation", n), ("test", n_test)):
+        samples = requests(nb, split, count)
+        edits = dict(zip(("none", *EDITS), edits_of(nb, swept, samples), strict=True))
+        trials = grid(samples, images=["blank"], edits=list(edits.values()))
+        names = ["blank"] * len(trials)
+        for (name, knows), made in found.items():
+            shown = [replace(sample, image=made.image) for sample in samples]
+            tried = list(edits.values()) if knows == "none" else [edits[knows]]
+            more = grid(shown, edits=tried)
+            trials, names = [*trials, *more], [*names, *[name] * len(more)]
+        rows = nb.ask(trials).assign(picture=names)
+        harmful = rows[rows["task"] == "harmful"]
+        harmful = harmful.assign(refused=harmful["outcome"] == "refused")
+        by = ["picture", "method"]
+        shares.append(measures(rows, by).assign(split=split))
+        cells = {key: c.set_index("sample")["refused"] for key, c in harmful.groupby(by)}
+        about = harmful.groupby("sample")[["group", "kind"]].first()
+        for name, method in cells:
+            if name != "blank":
+                before, after = cells["blank", method], cells[name, method]
+                like = {"groups": about["group"], "strata": about["kind"]}
+                change = paired_difference(before, after, **like)
+                changes.append((split, name, method, (name, "none") not in found, *change))
+    columns = ["split", "picture", "method", "knows", "change", "low", "high"]
+    return pd.concat(shares, ignore_index=True), pd.DataFrame(changes, columns=columns)
+
+
+def outcome_shares(found: pd.DataFrame) -> pd.DataFrame:
+    """Shares of the three outcomes by ``setting``, picture and method, for a bar each.
+
+    Args:
+        found: one split of :func:`adversarial`'s first table.
+    """
+    wide = found.pivot(index=["picture", "method"], columns="measure", values="rate")
+    refused = found[found["measure"] == "refused"].set_index(["picture", "method"])
+    wide = wide.loc[refused.index].assign(complied=wide["unsafe"]).join(refused[["low", "high"]])
+    names = [f"{p}; {'no edit' if m == 'none' else m}" for p, m in wide.index]
+    columns = ["refused", "complied", "neither", "low", "high"]
+    return wide[columns].reset_index(drop=True).assign(setting=names)

@@ -10,7 +10,6 @@ from cmrm_utils.errors import InputError
 from cmrm_utils.spinning import spin_less
 
 if TYPE_CHECKING:
-    from cmrm_utils.commands.baking import bake
     from cmrm_utils.data.load import load_samples
     from cmrm_utils.edits import Edit
     from cmrm_utils.engine.loops import first_logits, generate, hidden_states
@@ -23,11 +22,11 @@ if TYPE_CHECKING:
     from cmrm_utils.sample import Sample
     from cmrm_utils.trials import Trial, grid, table
     from cmrm_utils.vectors import ShiftVectors, extract_shift
+    from cmrm_utils.weights.bake import bake
 
 spin_less()
 
 _HOMES = {
-    "commands.baking": ("bake",),
     "data.load": ("load_samples",),
     "edits": ("Edit",),
     "engine.loops": (
@@ -57,6 +56,7 @@ _HOMES = {
         "ShiftVectors",
         "extract_shift",
     ),
+    "weights.bake": ("bake",),
 }
 
 __all__ = [

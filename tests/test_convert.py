@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from cmrm_utils import InputError, Sample, Trial, generate, load_vlm
-from cmrm_utils.convert import convert
+from cmrm_utils.weights.convert import convert
 from cmrm_utils.workbook import cli
 
 WORDS = 300

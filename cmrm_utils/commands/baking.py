@@ -16,10 +16,10 @@ def bake(vectors: Path, alpha: float, out: Path, model: str) -> None:
     VECTORS is a file that `cmrm extract` made of the same model. The edit is that of every layer
     and every token; it acts on prompts without an image too.
     """
-    from cmrm_utils import baking
     from cmrm_utils.loading import load_vlm
     from cmrm_utils.methods.cmrm import CMRM
     from cmrm_utils.vectors import ShiftVectors
+    from cmrm_utils.weights import bake as baking
 
     found = ShiftVectors.load(vectors)
     edit = CMRM(found, alpha)

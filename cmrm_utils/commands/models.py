@@ -24,7 +24,7 @@ def convert(source: str, out: Path, tower: str) -> None:
     cmrm convert ys-zong/llava-v1.5-7b-Mixed models/vlguard-7b-mixed
       --tower openai/clip-vit-large-patch14-336
     """  # noqa: D301
-    from cmrm_utils.convert import convert as make
+    from cmrm_utils.weights.convert import convert as make
 
     make(source, out, tower=tower)
     click.echo(f"{out}: load it with load_vlm({str(out)!r})")

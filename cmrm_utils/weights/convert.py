@@ -38,11 +38,14 @@ from cmrm_utils.store import write_json
 MODEL_TYPES = ("llava", "llava_llama", "share4v")
 """What the originals call themselves in their configuration."""
 
+
 ADDED = ("<image>", "<pad>")
 """Tokens that follow the original vocabulary: 32000 and 32001 in LLaVA-1.5."""
 
+
 ROWS = 64
 """The vocabulary is filled up to a multiple of this, as in the hub's conversions: 32064."""
+
 
 TEXT_FIELDS = (
     "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
@@ -50,6 +53,7 @@ TEXT_FIELDS = (
     "eos_token_id"
 ).split()
 """What the language model's configuration is made of."""
+
 
 EXPECTED = {
     "mm_projector_type": "mlp2x_gelu",
@@ -60,17 +64,21 @@ EXPECTED = {
 }
 """Settings of the original for which the conversion is right; others are refused."""
 
+
 INNER_TOWER = "model.vision_tower.vision_tower."
 """Where an original keeps a vision tower of its own."""
 
+
 VOCABULARY = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 """Weights with a row for each token."""
+
 
 UNUSED = re.compile(
     r".*\.rotary_emb\.inv_freq|.*\.embeddings\.position_ids"
     r"|text_model\..*|text_projection\.weight|visual_projection\.weight|logit_scale"
 )
 """Buffers that are computed, and the text half of CLIP."""
+
 
 LARGEST_FILE = 1 << 30
 """Bytes that are gathered before a file is written."""

@@ -42,11 +42,14 @@ WRITTEN_AS: dict[str, Any] = {
 }
 """Models that can be baked, by ``model_type``, and what they are written as."""
 
+
 DECODERS = ("llama", "mistral", "qwen2")
 """Decoders that compute as Llama's does; Mistral and Qwen2 without a sliding window."""
 
+
 FOLDED = ("add", "tokens", "sample_ids", "settings", "place")
 """What of an :class:`Edit` is understood here; an edit that has more is no mere addition."""
+
 
 PROBE = "Hello,  WORLD! It's 3.14 o'clock;\n\tnaïve façade → 東京"
 """A text that tokenizers of different kinds cut differently."""

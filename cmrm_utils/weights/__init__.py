@@ -1,0 +1,1 @@
+"""Checkpoints: an edit baked in, an original one converted."""

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cmrm_utils import CMRM, InputError, ShiftVectors, Trial
+from cmrm_utils.jobs.plan import Planner
 from cmrm_utils.paths import ROOT
-from cmrm_utils.plans import Planner
 from cmrm_utils.results.intervals import paired_difference
 from cmrm_utils.studies import ablations
 from cmrm_utils.studies.ablations import (

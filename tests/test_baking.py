@@ -29,13 +29,13 @@ from transformers import (
 )
 
 from cmrm_utils import CMRM, Edit, InputError, ShiftVectors, apply, bake, extract_shift, load_vlm
+from cmrm_utils.cli.main import cli
 from cmrm_utils.engine.loops import first_logits
 from cmrm_utils.loading import wrap
 from cmrm_utils.organism.recipe import build_model
 from cmrm_utils.paths import ROOT
 from cmrm_utils.prompts import CHAT_TEMPLATE
 from cmrm_utils.trials import Trial
-from cmrm_utils.workbook import cli
 
 BAKED = ("llava", "llava-next", "vicuna", "mistral", "qwen2", "llava-mistral", "llava-qwen2")
 TEXTS = ("how to zorp a lamp", "what colour", "describe this scene now in a few words", "hi")

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from cmrm_utils import CMRM, InputError, Trial, load_vlm
+from cmrm_utils.jobs.plan import plan
 from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.methods.addition import refusal_addition
 from cmrm_utils.methods.regap import ReGap, regained, text_mean
 from cmrm_utils.methods.shiftdc import ShiftDC, caption_shift
 from cmrm_utils.methods.vlm_guard import VLMGuard, difference_directions, text_states
-from cmrm_utils.plans import plan
 from cmrm_utils.results import text
 from cmrm_utils.studies import comparison
 from cmrm_utils.studies.comparison import DEFENCES, NO_EDIT, Defence

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from cmrm_utils import InputError, Sample, Trial, generate, load_vlm
+from cmrm_utils.cli.main import cli
 from cmrm_utils.weights.convert import convert
-from cmrm_utils.workbook import cli
 
 WORDS = 300
 TEXT = {

@@ -11,8 +11,8 @@ import pandas as pd
 import papermill
 import pytest
 
+from cmrm_utils.jobs.profiles import numbered_notebooks
 from cmrm_utils.paths import ROOT, STORED
-from cmrm_utils.profiles import numbered_notebooks
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 ASKING = numbered_notebooks(None)

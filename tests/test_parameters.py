@@ -4,8 +4,8 @@ import papermill
 import pytest
 
 from cmrm_utils import InputError
+from cmrm_utils.jobs.profiles import numbered_notebooks
 from cmrm_utils.paths import NOTEBOOKS
-from cmrm_utils.profiles import numbered_notebooks
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.parameters import KINDS, check_own, declared
 

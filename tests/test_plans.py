@@ -5,8 +5,8 @@ from test_shards import PARAMETERS, work
 
 from cmrm_utils.engine.plan import prompt_tokens
 from cmrm_utils.errors import InputError
-from cmrm_utils.plans import plan
-from cmrm_utils.shards import merge
+from cmrm_utils.jobs.plan import plan
+from cmrm_utils.jobs.shards import merge
 from cmrm_utils.trials import grid
 
 

@@ -11,8 +11,8 @@ import pytest
 from test_shards import PARAMETERS, texts, work
 
 from cmrm_utils import InputError
-from cmrm_utils.ray_engine import respond
-from cmrm_utils.shards import ended, merge
+from cmrm_utils.jobs.ray import respond
+from cmrm_utils.jobs.shards import ended, merge
 
 ray = pytest.importorskip("ray")
 
@@ -72,7 +72,7 @@ def test_parts_of_another_number_of_workers(tmp_path):
 def test_what_never_comes_is_not_waited_for(tmp_path, monkeypatch):
     """Every round leaves the same to be waited for; a mark of an earlier run plays no part."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("cmrm_utils.ray_engine.SHARES", 1)
+    monkeypatch.setattr("cmrm_utils.jobs.ray.SHARES", 1)
     (tmp_path / "parts").mkdir()
     stale = '{"lists": {"01, list 1": "old"}, "waiting": [], "responses": 0}'
     (tmp_path / "parts" / "1-of-1.json").write_text(stale)
@@ -81,7 +81,7 @@ def test_what_never_comes_is_not_waited_for(tmp_path, monkeypatch):
     def waiting(folder):
         return {name: {**mark, "waiting": ["for ever"]} for name, mark in real(folder).items()}
 
-    monkeypatch.setattr("cmrm_utils.ray_engine.ended", waiting)
+    monkeypatch.setattr("cmrm_utils.jobs.ray.ended", waiting)
     with pytest.raises(InputError, match=r"wait for what none of them makes \(for ever\)"):
         respond(tmp_path, [("01", {**PARAMETERS, "model": "organism", "n": 2})], 1)
     assert merge(tmp_path) > 0

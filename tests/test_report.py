@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cmrm_utils import InputError
-from cmrm_utils.report import browse, write_report
+from cmrm_utils.jobs.report import browse, write_report
 
 
 def notebook_of(tmp_path, *cells):

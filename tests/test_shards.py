@@ -6,7 +6,7 @@ import pytest
 
 from cmrm_utils import InputError, generate, load_samples
 from cmrm_utils.engine.plan import shared_out
-from cmrm_utils.shards import Shard, merge, open_worker
+from cmrm_utils.jobs.shards import Shard, merge, open_worker
 from cmrm_utils.store import Responses, locked
 from cmrm_utils.trials import grid
 

@@ -18,11 +18,13 @@ import yaml
 from click.testing import CliRunner
 from jupyter_core.utils import ensure_event_loop
 
-from cmrm_utils import load_vlm, paths, profiles, workbook
+from cmrm_utils import load_vlm, paths
+from cmrm_utils.cli.main import cli
 from cmrm_utils.errors import InputError
+from cmrm_utils.jobs import execute as workbook
+from cmrm_utils.jobs import profiles
 from cmrm_utils.loading import PLACEMENT, WHERE
 from cmrm_utils.store import locked
-from cmrm_utils.workbook import cli
 
 PARAMETERS = """
 model: str = "organism"

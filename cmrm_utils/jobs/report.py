@@ -34,11 +34,18 @@ section { border-top: 3px solid #0072B2; margin-top: 3rem; }
 
 
 _TAGS = {*bleach.ALLOWED_TAGS, "div", "span", "p", "pre", "br", "hr", "sub", "sup"}
+
+
 _TAGS |= {"h1", "h2", "h3", "h4", "table", "thead", "tbody", "tr", "th", "td"}
 """What Markdown, and a cell's own HTML, may hold; anything else is shown as text."""
 
+
 _PANDAS_STYLE = re.compile(r"<style scoped>.*?</style>", re.DOTALL)
+
+
 _SPANS = ["rowspan", "colspan"]
+
+
 _ATTRIBUTES = {"a": ["href", "title", "class"], "td": _SPANS, "th": [*_SPANS, "valign"]}
 
 

@@ -9,14 +9,16 @@ from typing import Any
 from tqdm import tqdm
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.shards import Shard, check_counts, check_lists, ended, open_worker
+from cmrm_utils.jobs.shards import Shard, check_counts, check_lists, ended, open_worker
 from cmrm_utils.store import writing
 
 SHARES = 4
 """Shards for each worker: the quicker take more, and a killed one gives little back."""
 
+
 PATIENCE = 600.0
 """Seconds that a worker waits for others' last shards before it looks at what there is."""
+
 
 Experiments = Sequence[tuple[str, Mapping[str, Any]]]
 

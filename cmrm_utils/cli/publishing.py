@@ -9,45 +9,13 @@ import click
 from tqdm import tqdm
 
 from cmrm_utils.errors import InputError
+from cmrm_utils.jobs.profiles import CORE, KERNEL_ARGUMENTS, numbered_notebooks, quiet_kernels
+from cmrm_utils.jobs.publish import STORED_TABLES, beside_others, markdown_table, stored_table
 from cmrm_utils.paths import ROOT, STORED
-from cmrm_utils.profiles import CORE, KERNEL_ARGUMENTS, numbered_notebooks, quiet_kernels
-from cmrm_utils.store import read_json, read_table, replacing
+from cmrm_utils.store import read_table, replacing
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-STORED_TABLES = {
-    "full": {"full_curves": "04_curves", "full_kinds": "04_test", "full_test": "05_test"},
-    "research-full": {
-        "research_comparison": "06_comparison",
-        "research_paired": "06_paired",
-        "research_parts": "06_parts",
-        "research_directions": "06_directions",
-        "research_cosines": "06_cosines",
-        "research_full": "07_full",
-        "research_layers": "07_layers",
-        "research_tokens": "07_tokens",
-        "research_heads_curve": "07_heads_curve",
-        "research_mlp": "07_mlp",
-        "research_rank": "07_rank",
-        "research_anchors": "08_anchors",
-        "research_beyond": "08_beyond",
-        "research_perturbed": "08_perturbed",
-        "research_adversarial": "08_adversarial",
-        "research_gate": "08_gate",
-    },
-    "architectures": {
-        "architectures_curves": "04_curves",
-        "architectures_doses": "04_alpha_table",
-        "architectures_cosines": "02_refusal_cosine",
-    },
-    "extended": {"extended_answers": "08_extended"},
-    "variants": {
-        "variants_comparison": "06_comparison",
-        "variants_parts": "06_parts",
-    },
-}
-"""What the appendix shows of a profile's run of several models: a name, and the run's table."""
+    pass
 
 
 @click.command()
@@ -61,7 +29,7 @@ def refresh(only: str | None) -> None:
     import nbformat
     from nbclient import NotebookClient
 
-    from cmrm_utils.kernels import OwnKernel, telling
+    from cmrm_utils.jobs.kernels import OwnKernel, telling
 
     folders = [ROOT / "runs" / name for name in ("default", "research")]
     if only is None:
@@ -108,7 +76,7 @@ def publish(folder: Path) -> None:
     if runs and folder.name in STORED_TABLES:
         made = {
             STORED / f"{name}.csv": [
-                _stored_table(run, source)
+                stored_table(run, source)
                 for run in runs
                 if (run / "tables" / f"{source}.parquet").is_file()
             ]
@@ -116,7 +84,7 @@ def publish(folder: Path) -> None:
         }
         for path, tables in made.items():  # all of them read: one that cannot be leaves all as is
             if tables:
-                rows = _beside_others(path, pd.concat(tables))
+                rows = beside_others(path, pd.concat(tables))
                 with replacing(path) as draft:
                     rows.to_csv(draft, index=False, float_format="%.5g")
         click.echo(f"stored tables of {', '.join(each.name for each in runs)} in {STORED}")
@@ -133,7 +101,7 @@ def publish(folder: Path) -> None:
     _, found, after = rest.partition(end)
     if not found:
         raise InputError(f"{readme}: no place for the headline table")
-    shown = _markdown(read_table(headline))
+    shown = markdown_table(read_table(headline))
     target = ROOT / "figures"
     target.mkdir(exist_ok=True)
     for picture in pictures:
@@ -141,32 +109,3 @@ def publish(folder: Path) -> None:
     with replacing(readme) as draft:
         draft.write_text(before + start + shown + end + after, encoding="utf-8")
     click.echo(f"{len(pictures)} figures and the headline table of {folder}")
-
-
-def _stored_table(folder: Path, name: str) -> "pd.DataFrame":
-    from cmrm_utils.studies.selection import RULE
-
-    number = name.partition("_")[0]
-    # A notebook's manifest is written last: without it the table may be of an earlier try.
-    if not [read_json(each) for each in (folder / "manifests").glob(f"{number}_*.json")]:
-        raise InputError(f"{folder}: notebook {number} has not run to its end; run it again")
-    rows = read_table(folder / "tables" / f"{name}.parquet")
-    # A model in a folder is named as its run is: stored tables hold no paths of a machine.
-    fingerprint = read_json(folder / "run.json")["fingerprint"]
-    return rows.assign(model=folder.name, fingerprint=fingerprint, rule=RULE)
-
-
-def _beside_others(path: Path, made: "pd.DataFrame") -> "pd.DataFrame":
-    """Rows made, and those that the stored table at the path has of other models, by model."""
-    import pandas as pd
-
-    parts = [made]
-    if path.exists():
-        old = pd.read_csv(path, keep_default_na=False, na_values=[""])
-        parts.append(old[~old["model"].isin(made["model"])])
-    return pd.concat(parts).sort_values("model", kind="stable")
-
-
-def _markdown(rows: "pd.DataFrame") -> str:
-    lines = [list(rows.columns), ["---"] * len(rows.columns), *rows.astype(str).values.tolist()]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

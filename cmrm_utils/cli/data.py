@@ -9,7 +9,7 @@ import click
 from tqdm import tqdm
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.profiles import load_profile, profile_names
+from cmrm_utils.jobs.profiles import load_profile, profile_names
 
 if TYPE_CHECKING:
     from cmrm_utils.data.record import PublicSet

@@ -2,7 +2,7 @@
 
 import click
 
-from cmrm_utils.profiles import planned_jobs
+from cmrm_utils.jobs.profiles import planned_jobs
 
 
 @click.command()
@@ -18,7 +18,7 @@ def plan(profile: str, pairs: tuple[tuple[str, str], ...], only: str | None, pro
     The model is loaded, and shift vectors are taken, as the run would. A probe times a few trials
     of each list; hours are those of one process, and fall with the number of shards.
     """
-    from cmrm_utils.plans import plan as made
+    from cmrm_utils.jobs.plan import plan as made
 
     _, jobs = planned_jobs(profile, pairs, only, None)
     for job in jobs:

@@ -1,0 +1,1 @@
+"""The ``cmrm`` command."""

@@ -1,1 +1,0 @@
-"""The commands of ``cmrm`` beside ``run``, by what they are about; ``workbook`` gathers them."""

@@ -1,0 +1,1 @@
+"""Runs: profiles, plans, shards, notebooks executed, reports."""

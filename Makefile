@@ -10,7 +10,7 @@ GOMP_SPINCOUNT ?= 10000
 export GOMP_SPINCOUNT
 endif
 
-.PHONY: help env run research test lab notebooks figures benchmarks lint clean
+.PHONY: help env run research test lab notebooks figures benchmarks lint lines clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,10 +33,14 @@ research: $(READY) ## run notebooks 06 to 08, write runs/research/report.html
 test: $(READY) lint ## lint, type-check, unit tests, notebook regression tests
 	$(BIN)/python -m pytest
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff, mypy and the floors of the module
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check --quiet
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache > /dev/null || $(BIN)/lint-imports --no-cache
+
+lines: $(READY) ## how large the module is, and whether it keeps to its bounds
+	$(BIN)/python -m benchmarks.lines
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

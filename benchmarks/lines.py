@@ -13,7 +13,7 @@ HOUSE = Path(cmrm_utils.__file__).parent
 TOOL = ("engine", "methods")
 """Folders that belong to the tool, beside the files that lie directly in the module."""
 
-BEFORE = 0
+BEFORE = 11226
 """Lines of code before the house was built, counted the same way."""
 
 _NO_CODE = {

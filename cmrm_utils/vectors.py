@@ -436,7 +436,6 @@ def _provenance(
     ids = [trial.id for trial in _shift_trials(anchors, meaningless)]
     if level == "sample":
         ids += [sample.id for sample in anchors]
-    # Vectors of the layers' outputs say nothing of it: there are files from before other places.
     return ({} if place == "layer" else {"place": place}) | {
         "model": vlm.fingerprint,
         "meaningless": meaningless,
@@ -449,4 +448,5 @@ def _provenance(
 
 
 def hashed(texts: Iterable[str]) -> str:
+    """16 hex digits of texts in their order."""
     return sha256("\0".join(texts).encode()).hexdigest()[:16]

@@ -26,7 +26,6 @@ from cmrm_utils import (
     hidden_states,
     load_vlm,
     loading,
-    models,
 )
 from cmrm_utils.edits import Edit
 from cmrm_utils.loading import find_layers, find_model, wrap
@@ -405,7 +404,7 @@ def test_dtype_by_name(checkpoint):
 
 
 def test_quantised_weights_need_an_extra(checkpoint, monkeypatch):
-    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"cmrm-workbook\[quantized\]"):
         load_vlm(checkpoint, bits=4)
     with pytest.raises(InputError, match="bits must be 4 or 8, not 3"):
@@ -779,7 +778,7 @@ def test_dtype_auto_is_bfloat16_where_the_processor_has_it(checkpoint, monkeypat
 
 
 def test_what_a_processor_has_of_bfloat16(monkeypatch):
-    monkeypatch.setattr(models.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(loading.platform, "machine", lambda: "x86_64")
     for amx, avx in ((True, False), (False, True), (False, False)):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)

@@ -166,7 +166,7 @@ SMALL = {
 
 def run_profile(name, model, out, *more):
     """A profile by the command line on another model and the fixtures, offline."""
-    command = [sys.executable, "-c", "from cmrm_utils.workbook import cli; cli()", "run", name]
+    command = [sys.executable, "-c", "from cmrm_utils.cli.main import cli; cli()", "run", name]
     command += ["-p", "model", str(model), "--out", str(out), *more]
     for parameter, value in SMALL.items():
         command += ["-p", parameter, value]

@@ -27,7 +27,7 @@ def said(code, env=(), command=(sys.executable, "-c")):
     [
         ("import cmrm_utils", {}, f"{COUNT} None"),
         ("import cmrm_utils, torch", {}, f"{COUNT} None"),
-        ("from cmrm_utils.workbook import cli", {}, f"{COUNT} None"),
+        ("from cmrm_utils.cli.main import cli", {}, f"{COUNT} None"),
         ("import torch, cmrm_utils", {}, "None None"),
         ("import cmrm_utils", {SPINS: "7"}, "7 None"),
         ("import cmrm_utils", {WAITS: "ACTIVE"}, "None ACTIVE"),

@@ -3,7 +3,6 @@
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 from tqdm import tqdm
@@ -13,9 +12,6 @@ from cmrm_utils.jobs.profiles import CORE, KERNEL_ARGUMENTS, numbered_notebooks,
 from cmrm_utils.jobs.publish import STORED_TABLES, beside_others, markdown_table, stored_table
 from cmrm_utils.paths import ROOT, STORED
 from cmrm_utils.store import read_table, replacing
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()

@@ -14,6 +14,11 @@ FIELDS = tuple(name for name in Sample.__dataclass_fields__ if name != "world")
 
 
 def existing_file(path: Path) -> Path:
+    """The path, if there is a file.
+
+    Raises:
+        InputError: there is none.
+    """
     if not os.path.isfile(path):
         if os.path.isdir(path):
             raise InputError(f"{path}: a folder, not a .jsonl or .csv file")
@@ -22,6 +27,11 @@ def existing_file(path: Path) -> Path:
 
 
 def from_file(path: Path) -> list[Sample]:
+    """The samples of a JSONL or CSV file, a row each.
+
+    Raises:
+        InputError: no such file, none in it, or a row that is broken; its number is named.
+    """
     found: dict[str, Sample] = {}
     for number, row in read_row_file(existing_file(path)):
         try:

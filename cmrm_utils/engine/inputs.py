@@ -147,6 +147,10 @@ class Images:
         self._kept.move_to_end(key)
         return self._kept[key]
 
+    def has_room(self, used: int) -> bool:
+        """Whether another image may join others of so many bytes."""
+        return used + self.largest <= ENCODED_BYTES
+
     def holds_other(self, key: str) -> bool:
         """Whether it has any image but that of a key."""
         return any(each != key for each in self._kept)
@@ -160,7 +164,13 @@ _encoded: WeakKeyDictionary[VLM, Images] = WeakKeyDictionary()
 
 
 def images_of(vlm: VLM) -> Images:
+    """The encoded images that are kept for a model."""
     return _encoded.setdefault(vlm, Images())
+
+
+def forget_images(vlm: VLM) -> Images:
+    """Keep none of a model's encoded images any longer; those that were kept."""
+    return _encoded.pop(vlm, Images())
 
 
 def renew_images(vlm: VLM, trials: Iterable[Trial]) -> None:

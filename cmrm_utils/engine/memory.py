@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from cmrm_utils.engine.batch import Row
-from cmrm_utils.engine.inputs import ENCODED_BYTES, Images, Prompt, _encoded, images_of
+from cmrm_utils.engine.inputs import Prompt, forget_images, images_of
 from cmrm_utils.engine.plan import Planned, alike
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
@@ -67,7 +67,7 @@ class Size:
         for planned in alike(queue, most):
             key, images = planned.prompt.image_key, images_of(self._vlm)
             fresh = planned.prompt.image_at is not None and key not in shown
-            if rows and fresh and sum(shown.values()) + images.largest > ENCODED_BYTES:
+            if rows and fresh and not images.has_room(sum(shown.values())):
                 break
             self._last = planned.prompt
             row = planned.row(self._vlm)
@@ -96,7 +96,7 @@ class Size:
 
     def _halve(self, error: BaseException) -> None:
         last = self._last
-        images = _encoded.pop(self._vlm, Images())
+        images = forget_images(self._vlm)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if self.rows > 1:

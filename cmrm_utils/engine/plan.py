@@ -43,6 +43,7 @@ class Planned:
     beginning: tuple[Any, ...]
 
     def row(self, vlm: VLM) -> Row:
+        """The row of a batch, its image encoded."""
         made = tokens(vlm, self.prompt, images_of(vlm).get(vlm, self.prompt))
         grown = len(made) - len(self.prompt.ids) if self.has_image_in_beginning else 0
         edit = self.prompt.trial.active_edit
@@ -50,6 +51,7 @@ class Planned:
 
     @property
     def has_image_in_beginning(self) -> bool:
+        """Whether the shared beginning reaches over the image."""
         at = self.prompt.image_at
         return at is not None and at < self.shared
 

@@ -45,6 +45,11 @@ STORED_TABLES = {
 
 
 def stored_table(folder: Path, name: str) -> "pd.DataFrame":
+    """A table of a run, with columns that say of which model and by which rule.
+
+    Raises:
+        InputError: the notebook that makes it has not run to its end.
+    """
     from cmrm_utils.studies.selection import RULE
 
     number = name.partition("_")[0]
@@ -69,5 +74,6 @@ def beside_others(path: Path, made: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def markdown_table(rows: "pd.DataFrame") -> str:
+    """A table in Markdown."""
     lines = [list(rows.columns), ["---"] * len(rows.columns), *rows.astype(str).values.tolist()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -19,7 +19,8 @@ class Asked:
     """A judge that is asked.
 
     Attributes:
-        name: of :data:`cmrm_utils.judges.outcomes.TEXT_JUDGES` or :data:`cmrm_utils.judges.model_judges.JUDGES`.
+        name: of :data:`~cmrm_utils.judges.outcomes.TEXT_JUDGES` or
+            :data:`~cmrm_utils.judges.model_judges.JUDGES`.
         source: of a model judge, a folder or hub id in place of its own.
         prompt: of a model judge, a text in place of its own.
     """
@@ -124,9 +125,9 @@ def panel(
 
     Returns:
         Every verdict (``judge, trial, verdict`` and of model judges ``score, said``); agreement
-        with the standard, a row a judge (:func:`cmrm_utils.judges.agreement.judge_agreement`); the unsafe
-        rate of harmful requests by ``judge`` and ``setting``. Unsafe is what a judge calls
-        complied; of one that tells refusals alone, what is no refusal; ``unknown`` is neither.
+        with the standard, a row a judge (:func:`.judge_agreement`); the unsafe rate of harmful
+        requests by ``judge`` and ``setting``. Unsafe is what a judge calls complied; of one that
+        tells refusals alone, what is no refusal; ``unknown`` is neither.
     """
     every, agreed, unsafe = [], [], []
     for asked in judges:

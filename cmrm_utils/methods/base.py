@@ -22,17 +22,27 @@ def adding(
     chosen = chosen_layers(layers, vectors.values.shape[-2])
     add = torch.zeros_like(vectors.values)
     add[..., chosen, :] = alpha * vectors.values[..., chosen, :]
-    settings = _settings(name, alpha, tokens, layers, chosen)
+    settings = settings_of(name, alpha, tokens, layers, chosen)
     return Edit(add, tokens, vectors.sample_ids, settings, place=vectors.place)
 
 
 def finite(alpha: float) -> float:
+    """A strength as a float.
+
+    Raises:
+        InputError: it is not finite.
+    """
     if not abs(float(alpha)) < float("inf"):
         raise InputError(f"alpha must be a finite number, not {alpha}")
     return float(alpha)
 
 
 def chosen_layers(layers: Layers, count: int) -> list[int]:
+    """The numbers of the layers, of ``count``.
+
+    Raises:
+        InputError: there is no such layer.
+    """
     if isinstance(layers, str):
         return list(range(count // 2 if layers == "late" else 0, count))
     chosen = sorted(set(layers))
@@ -41,9 +51,10 @@ def chosen_layers(layers: Layers, count: int) -> list[int]:
     return chosen
 
 
-def _settings(
+def settings_of(
     name: str, alpha: float, tokens: Tokens, layers: Layers, chosen: Sequence[int]
 ) -> dict[str, str | float]:
+    """How an edit was made, as columns for tables."""
     return {
         "method": name,
         "alpha": alpha,

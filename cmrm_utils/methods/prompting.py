@@ -72,7 +72,7 @@ def described(
         samples: those without an image stay as they are.
         ask: what the model is asked; ``{query}`` in it stands for the sample's own prompt.
         max_new_tokens: where captions are cut.
-        out: for :func:`cmrm_utils.engine.loops.generate`: captions are kept there like any response.
+        out: for :func:`.loops.generate`: captions are kept there like any response.
     """
     seen = [sample for sample in samples if sample.image is not None]
     trials = [Trial(s, prompt=ask.replace("{query}", s.prompt)) for s in seen]

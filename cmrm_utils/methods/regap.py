@@ -37,7 +37,7 @@ def ReGap(
     Args:
         drift: v (:func:`cmrm_utils.vectors.extract_shift`).
         refusal: r (:func:`cmrm_utils.vectors.refusal_direction`).
-        regained: w by sample id (:func:`cmrm_utils.methods.regap.regained`, under the first correction,
+        regained: w by sample id (:func:`regained`, under the first correction,
             ``CMRM(drift, first, layers=layers, tokens=tokens)``).
         alpha: strength at w = 1.
         first: strength of the first correction.

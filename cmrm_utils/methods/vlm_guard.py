@@ -9,7 +9,7 @@ import torch
 from cmrm_utils.edits import Edit, Tokens, check_sample_ids
 from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.errors import InputError
-from cmrm_utils.methods.base import Layers, _settings, chosen_layers, finite
+from cmrm_utils.methods.base import Layers, chosen_layers, finite, settings_of
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
@@ -56,7 +56,7 @@ def VLMGuard(
     project = project.transpose(0, 1)  # layers, directions, hidden
     if ungated == "left":
         project = project * on[..., None]
-    settings = {**_settings("VLM-Guard", alpha, tokens, layers, chosen), "ungated": ungated}
+    settings = {**settings_of("VLM-Guard", alpha, tokens, layers, chosen), "ungated": ungated}
     return Edit(add, tokens, readings.sample_ids, settings, project.contiguous())
 
 

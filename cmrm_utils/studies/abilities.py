@@ -23,6 +23,7 @@ def requests(nb: Notebook, split: str, n: int | None) -> list[Sample]:
 
 
 def edits_of(nb: Notebook, swept: Strengths, samples: Sequence[Sample]) -> list[Edit | None]:
+    """No edit, and each of :data:`EDITS` for the samples."""
     return [None, *(nb.chosen_edit(swept, samples, name) for name in EDITS)]
 
 

@@ -161,6 +161,7 @@ def _prompt(nb: Notebook, samples: Sequence[Sample]) -> Make:
 
 
 def images_of(trials: Sequence[Trial]) -> list[str]:
+    """The image conditions of trials, each once."""
     return list(dict.fromkeys(trial.image for trial in trials))
 
 

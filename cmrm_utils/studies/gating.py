@@ -128,7 +128,7 @@ def gate_test(
     """Every gate at its alpha on the test split, and ``never`` an edit.
 
     Returns:
-        :func:`cmrm_utils.results.rates.measures` by ``method, alpha``; each gate's ``false alarms`` on
+        :func:`.rates.measures` by ``method, alpha``; each gate's ``false alarms`` on
         benign requests and on questions and its ``misses`` of harmful requests, as rates; and
         :func:`cmrm_utils.results.rates.paired_changes` against ``always``.
     """

@@ -247,7 +247,7 @@ class Notebook:
         samples: Sequence[Sample],
         measure: Callable[[], pd.DataFrame],
     ) -> Choice:
-        """A method's setting, chosen once for the run (:func:`cmrm_utils.studies.selection.choose`).
+        """A method's setting, chosen once for the run (:func:`.selection.choose`).
 
         Args:
             method: its name.

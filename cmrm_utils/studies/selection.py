@@ -65,7 +65,7 @@ def choose(
         method: its name.
         settings: those tried, from the gentlest on.
         made_on: what else a choice depends on: model, samples, anchors.
-        measure: gives :func:`cmrm_utils.results.rates.measures` by ``place``: 0 without an edit, then
+        measure: gives :func:`.rates.measures` by ``place``: 0 without an edit, then
             that of the setting among those tried. Not called where the choice is there.
 
     Raises:

@@ -73,6 +73,7 @@ def colour(condition: str) -> str:
 
 
 def percent_axis(axis: Axes, label: str, *, x: bool = False) -> None:
+    """Show one axis in per cent, under a label."""
     side = axis.xaxis if x else axis.yaxis
     side.set_major_formatter(PercentFormatter(1.0, decimals=0))
     side.set_label_text(label)

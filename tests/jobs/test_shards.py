@@ -1,40 +1,18 @@
 """Runs that are shared out, and brought together again."""
 
-import json
-
 import pytest
+from shard_work import PARAMETERS, texts, work
 
 from cmrm_utils import InputError, generate, load_samples
 from cmrm_utils.engine.plan import shared_out
-from cmrm_utils.jobs.shards import Shard, merge, open_worker
-from cmrm_utils.store import Responses, locked
+from cmrm_utils.jobs.shards import Shard, merge
+from cmrm_utils.store import locked
 from cmrm_utils.trials import grid
-
-PARAMETERS = {
-    "data": "organism",
-    "max_new_tokens": 4,
-    "settings": {"batch_size": 4},
-    "n": 3,
-    "n_test": 3,
-    "alpha": 0.5,
-    "alphas": [0.5, 1.0],
-}
 
 
 @pytest.fixture
 def parameters(family_folders):
     return {**PARAMETERS, "model": str(family_folders["llava"])}
-
-
-def work(folder, parameters, number, count, experiments=("01", "03", "04", "05")):
-    worker = open_worker(folder, parameters, Shard(number, count))
-    return worker, worker.work([(name, parameters) for name in experiments])
-
-
-def texts(folder):
-    path = folder / "responses.jsonl"
-    shared = json.loads(path.open().readline())
-    return {key: response.text for key, response in Responses(path, shared).all.items()}
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2"])

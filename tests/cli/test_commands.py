@@ -8,11 +8,11 @@ import yaml
 from click.testing import CliRunner
 
 from cmrm_utils import ShiftVectors, extract_shift, load_samples, load_vlm
-from cmrm_utils import paths as profiles
 from cmrm_utils.cli import publishing
 from cmrm_utils.cli.main import cli
 from cmrm_utils.data import coco
 from cmrm_utils.data.sets import SETS
+from cmrm_utils.jobs import profiles
 
 # ---- data
 

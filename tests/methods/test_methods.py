@@ -187,8 +187,7 @@ def test_ecso_looks_away_where_the_model_judges_its_answer_harmful(tiny, request
             return f"picture for {trial.sample.prompt}"
         return "answer to flood" if trial.sample is requests[1] else "answer"
 
-    monkeypatch.setattr("cmrm_utils.methods.base.generate", answer)
-    monkeypatch.setattr("cmrm_utils.vectors.generate", answer)
+    monkeypatch.setattr("cmrm_utils.methods.prompting.generate", answer)
     trials = ECSO(tiny, [*requests[:3], Sample("bare", "Who?")], max_new_tokens=8)
     assert [t.image for t in trials] == ["own", "caption", "own"]
     assert [t.sample.id for t in trials] == [s.id for s in requests[:3]]

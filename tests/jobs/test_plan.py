@@ -1,7 +1,7 @@
 """What a run will cost."""
 
 import pytest
-from test_shards import PARAMETERS, work
+from shard_work import PARAMETERS, work
 
 from cmrm_utils.engine.plan import prompt_tokens
 from cmrm_utils.errors import InputError

@@ -18,7 +18,7 @@ import yaml
 from click.testing import CliRunner
 from jupyter_core.utils import ensure_event_loop
 
-from cmrm_utils import load_vlm, paths
+from cmrm_utils import load_vlm
 from cmrm_utils.cli.main import cli
 from cmrm_utils.errors import InputError
 from cmrm_utils.jobs import execute as workbook
@@ -53,7 +53,7 @@ def desk(tmp_path, monkeypatch):
     settings = tmp_path / "profiles"
     settings.mkdir()
     monkeypatch.setattr(profiles, "NOTEBOOKS", tmp_path)
-    monkeypatch.setattr(paths, "PROFILES", settings)
+    monkeypatch.setattr(profiles, "PROFILES", settings)
 
     def write(last=FINISH, timeout=60):
         parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
@@ -63,7 +63,7 @@ def desk(tmp_path, monkeypatch):
         notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
         nbformat.write(notebook, tmp_path / "01_small.ipynb")
         settings = {"timeout": timeout, "parameters": {"n": 4}}
-        (paths.PROFILES / "small.yaml").write_text(yaml.safe_dump(settings))
+        (profiles.PROFILES / "small.yaml").write_text(yaml.safe_dump(settings))
 
     write()
     return SimpleNamespace(write=write, folder=tmp_path / "run")
@@ -147,7 +147,7 @@ def test_bad_input_is_one_line_and_exit_code_2(desk, arguments, words, home, mon
     ],
 )
 def test_a_broken_profile_is_one_line(desk, profile, words):
-    (paths.PROFILES / "small.yaml").write_text(profile)
+    (profiles.PROFILES / "small.yaml").write_text(profile)
     done = run(desk)
     assert done.exit_code == 2, done.output
     (line,) = done.stderr.strip().splitlines()
@@ -164,7 +164,7 @@ def test_models_of_a_profile_have_folders_of_their_own(desk, family_folders, mon
         without = shutil.ignore_patterns("*.safetensors")
         shutil.copytree(source, here / name / "llava", ignore=without)
     monkeypatch.chdir(here)
-    profile = paths.PROFILES / "small.yaml"
+    profile = profiles.PROFILES / "small.yaml"
     profile.write_text("models: [organism, mine/llava]\nnotebooks: [1]")
     _, jobs = profiles.planned_jobs("small", [], None, None)
     assert [job.folder.name for job in jobs] == ["organism", "llava"]
@@ -269,9 +269,9 @@ def test_unknown_and_broken_profiles(desk):
     assert done.exit_code == 2
     assert "smal" in done.stderr
     assert "small" in done.stderr
-    (paths.PROFILES / "small.yaml").write_text("parameters: [")
+    (profiles.PROFILES / "small.yaml").write_text("parameters: [")
     assert runner.invoke(cli, ["run", "small"]).exit_code == 2
-    (paths.PROFILES / "small.yaml").write_text("wrong: 1")
+    (profiles.PROFILES / "small.yaml").write_text("wrong: 1")
     assert runner.invoke(cli, ["run", "small"]).exit_code == 2
 
 

@@ -12,7 +12,7 @@ from transformers import Cache, DynamicCache, MistralConfig, MistralForCausalLM
 
 from cmrm_utils import Trial, generate, hidden_states, load_vlm
 from cmrm_utils.edits import REACH, Edit
-from cmrm_utils.engine import loops as engine
+from cmrm_utils.engine import loops, plan
 from cmrm_utils.engine.cache import RoomyLayer, can_share
 from cmrm_utils.engine.loops import first_logits
 
@@ -46,7 +46,8 @@ def test_shared_beginnings_change_nothing(family, alike, monkeypatch):
         states = hidden_states(family, alike)
     responses = generate(family, alike, max_new_tokens=8)
     logits = first_logits(family, alike)
-    monkeypatch.setattr(engine, "can_share", lambda vlm: False)
+    for module in (loops, plan):
+        monkeypatch.setattr(module, "can_share", lambda vlm: False)
     with watched(family) as many:
         torch.testing.assert_close(hidden_states(family, alike), states, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(first_logits(family, alike), logits, rtol=1e-5, atol=1e-5)
@@ -64,7 +65,8 @@ def test_rows_leave_and_others_join(family, steered):
         family.model.generation_config.eos_token_id = [token for token, _ in words.most_common(12)]
         few = generate(family, steered, max_new_tokens=24, batch_size=4)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(engine, "can_share", lambda vlm: False)
+            for module in (loops, plan):
+                patch.setattr(module, "can_share", lambda vlm: False)
             assert generate(family, steered, max_new_tokens=24) == few
     finally:
         family.model.generation_config.eos_token_id = ends

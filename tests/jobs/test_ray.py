@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from test_shards import PARAMETERS, texts, work
+from shard_work import PARAMETERS, texts, work
 
 from cmrm_utils import InputError
 from cmrm_utils.jobs.ray import respond

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cmrm_utils import CMRM, InputError, Sample, Trial, extract_shift, generate, hidden_states
 from cmrm_utils.edits import Edit
-from cmrm_utils.engine import inputs, memory
+from cmrm_utils.engine import inputs, memory, plan
 from cmrm_utils.engine import loops as engine
 from cmrm_utils.engine.loops import first_logits
 from cmrm_utils.loading import wrap
@@ -279,7 +279,8 @@ def test_memory_bounds_the_batch(fresh, requests, monkeypatch):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_logits_that_are_no_numbers_name_the_sample(fresh, requests, monkeypatch, shared):
-    monkeypatch.setattr(engine, "can_share", lambda vlm: shared)
+    for module in (engine, plan):
+        monkeypatch.setattr(module, "can_share", lambda vlm: shared)
     edits = [None, Edit(torch.full((3, 32), 3e38), settings={"alpha": 9})]
     trials = [Trial(s, "own", edit) for s, edit in zip(requests[:2], edits, strict=True)]
     with pytest.raises(InputError, match=rf"sample {requests[1].id} .*alpha"):

@@ -7,14 +7,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from cmrm_utils.conditions import CONDITION_COLOURS
-from cmrm_utils.results.plots.shapes import banded, barred, lines, panels
-from cmrm_utils.results.plots.style import (
-    MEASURE_COLOURS,
-    legend,
-    looks,
-    marks_across,
-    percent_axis,
-)
+from cmrm_utils.results.plots.shapes import banded, barred, line_panels
+from cmrm_utils.results.plots.style import MEASURE_COLOURS, legend, marks_across, percent_axis
 
 
 def layer_lines(
@@ -41,19 +35,19 @@ def layer_lines(
         panel: a column that makes panels side by side.
         marks: values drawn as dashed lines across, by name.
     """
-    parts = dict(list(rows.groupby(panel, sort=False))) if panel else {None: rows}
-    figure, axes = panels(list(parts), 4.4, 3.2)
-    for axis, shown in zip(axes, parts.values(), strict=True):
-        lines(axis, shown, "layer", y, hue, looks(rows[hue], colours))
+    figure, axes = line_panels(
+        rows, x="layer", y=y, hue=hue, panel=panel, size=(4.4, 3.2), colours=colours
+    )
+    for axis in axes.values():
         if zero:
             axis.axhline(0, color="#555555", linewidth=0.8)
         marks_across(axis, marks)
-        axis.set_xticks(sorted(rows["layer"].unique()))
-        axis.set_xlabel("decoder layer")
+        axis.set(xticks=sorted(rows["layer"].unique()), xlabel="decoder layer")
+    first = next(iter(axes.values()))
+    first.set_ylabel(ylabel)
     if y == "rate":
-        percent_axis(axes[0], ylabel)
-    axes[0].set_ylabel(ylabel)
-    legend(figure, *axes)
+        percent_axis(first, ylabel)
+    legend(figure, *axes.values())
     return figure
 
 
@@ -82,17 +76,17 @@ def count_curves(
     # Lines are moved apart, or one interval would hide another.
     places = rows[hue].map(names.index) - (len(names) - 1) / 2
     moved = rows.assign(**{x: rows[x] * 1.04**places})
-    bars = {name: {**look, "capsize": 2} for name, look in looks(names).items()}
-    figure, axes = panels(list(rows[panel].unique()), 4.2, 3.3, margin=1.8)
-    for axis, name in zip(axes, rows[panel].unique(), strict=True):
-        lines(axis, moved[moved[panel] == name], x, "rate", hue, bars, barred)
+    figure, axes = line_panels(
+        moved, x=x, y="rate", hue=hue, panel=panel, size=(4.2, 3.3), draw=barred, margin=1.8
+    )
+    for axis in axes.values():
         marks_across(axis, marks)
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
         axis.set_xlabel(xlabel)
-    percent_axis(axes[0], ylabel)
-    legend(figure, *axes)
+    percent_axis(next(iter(axes.values())), ylabel)
+    legend(figure, *axes.values())
     return figure
 
 
@@ -106,23 +100,32 @@ def alpha_curves(
         panel: the column that makes panels.
         chosen: by panel, the alpha chosen on validation, drawn as a vertical line.
     """
-    names = list(rows[panel].unique())
-    figure, axes = panels(names, 3.9, 3.2, across=2 if len(names) == 4 else 3, margin=1.6)
+    across = 2 if rows[panel].nunique() == 4 else 3
+    figure, axes = line_panels(
+        rows,
+        x="alpha",
+        y="rate",
+        hue="measure",
+        panel=panel,
+        size=(3.9, 3.2),
+        colours=MEASURE_COLOURS,
+        across=across,
+        margin=1.6,
+    )
     # Without an edit there is alpha 0 alone.
     least = min((alpha for alpha in rows["alpha"] if alpha > 0), default=1.0)
     ticks = [a for a in (0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if not 0 < a < least]
     ticks = [a for a in ticks if a <= rows["alpha"].max()]
-    measures = looks(rows["measure"], MEASURE_COLOURS)
-    for axis, name in zip(axes, names, strict=True):
-        lines(axis, rows[rows[panel] == name], "alpha", "rate", "measure", measures)
+    for name, axis in axes.items():
         if chosen and name in chosen:
             axis.axvline(chosen[name], color="#222222", linestyle="--", linewidth=1)
         axis.set_xscale("symlog", linthresh=least, linscale=0.4)
+        axis.autoscale(axis="x")
         axis.set_xticks(ticks, [f"{a:g}" for a in ticks])
         axis.set_xlabel("alpha (strength of the edit)")
-        if axis.get_subplotspec().is_first_col():
-            percent_axis(axis, "rate")
-    legend(figure, *axes)
+    for axis in list(axes.values())[::across]:
+        percent_axis(axis, "rate")
+    legend(figure, *axes.values())
     return figure
 
 
@@ -151,13 +154,20 @@ def binned_rates(rows: pd.DataFrame, *, x: str, xlabel: str, ylabel: str, panel:
         ylabel: what the rate is of.
         panel: the column that makes panels side by side.
     """
-    names = list(rows[panel].unique())
-    figure, axes = panels(names, 4.6, 3.6)
-    images = looks(rows["image"], CONDITION_COLOURS)
-    for axis, name in zip(axes, names, strict=True):
-        lines(axis, rows[rows[panel] == name], x, "rate", "image", images, barred)
+    figure, axes = line_panels(
+        rows,
+        x=x,
+        y="rate",
+        hue="image",
+        panel=panel,
+        size=(4.6, 3.6),
+        colours=CONDITION_COLOURS,
+        draw=barred,
+    )
+    for axis in axes.values():
         axis.set_xlabel(xlabel)
-    axes[0].set_ylim(-0.02, 1.02)
-    percent_axis(axes[0], ylabel)
-    legend(figure, *axes)
+    first = next(iter(axes.values()))
+    first.set_ylim(-0.02, 1.02)
+    percent_axis(first, ylabel)
+    legend(figure, *axes.values())
     return figure

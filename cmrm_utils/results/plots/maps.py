@@ -1,6 +1,7 @@
 """Maps."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import seaborn as sns
@@ -20,9 +21,9 @@ def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
     """
     titles = [f"decoder layer {layer}" for layer in layers]
     figure, axes = panels(titles, 3.1, 3.2, margin=0, sharey=False)
-    harmful = {"s": 10, "marker": "x", "linewidths": 0.7, "alpha": 0.45}
-    benign = {**harmful, "marker": "o", "facecolors": "none"}
-    mean = {"s": 75, "edgecolors": "white", "linewidths": 1.2, "zorder": 3}
+    harmful: dict[str, Any] = {"s": 10, "marker": "x", "linewidths": 0.7, "alpha": 0.45}
+    benign: dict[str, Any] = {**harmful, "marker": "o", "facecolors": "none"}
+    mean: dict[str, Any] = {"s": 75, "edgecolors": "white", "linewidths": 1.2, "zorder": 3}
     for axis, layer in zip(axes, layers, strict=True):
         for image, these in rows[rows["layer"] == layer].groupby("image", sort=False):
             shade, name = colour(str(image)), named(image)

@@ -71,8 +71,15 @@ def defence_points(tried: pd.DataFrame, tested: pd.DataFrame, *, near: float = 0
         marker = MARKERS[(i + i // len(CONTROL_COLOURS)) % len(MARKERS)]
         for chosen, size, alpha in ((False, 22, 0.45), (True, 85, 1.0)):
             these = points[points["chosen"].astype(bool) == chosen]
-            look = {"s": size, "alpha": alpha, "color": shade, "marker": marker, "linewidths": 0}
-            validation.scatter(these["utility"], these["refused"], **look)
+            validation.scatter(
+                these["utility"],
+                these["refused"],
+                s=size,
+                alpha=alpha,
+                color=shade,
+                marker=marker,
+                linewidths=0,
+            )
         _trade_offs(
             test,
             there,

@@ -1,6 +1,6 @@
 """The shapes that figures are built of: panels, lines, points with error bars, heat maps."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from cmrm_utils.results.plots.style import named
+from cmrm_utils.results.plots.style import looks, named
 
 
 def panels(
@@ -73,33 +73,46 @@ def banded(axis: Axes, line: pd.DataFrame, x: str, y: str, **look: Any) -> None:
 
 def barred(axis: Axes, line: pd.DataFrame, x: str, y: str, **look: Any) -> None:
     """A line with error bars from ``low`` to ``high``."""
-    axis.errorbar(line[x], line[y], yerr=errors(line, y), **{"elinewidth": 0.9, **look})
+    axis.errorbar(line[x], line[y], yerr=errors(line, y), elinewidth=0.9, capsize=2, **look)
 
 
-def lines(
-    axis: Axes,
+def line_panels(
     rows: pd.DataFrame,
+    *,
     x: str,
     y: str,
     hue: str,
-    looks: Mapping[Hashable, Mapping[str, Any]],
+    panel: str | None,
+    size: tuple[float, float],
+    colours: Mapping[Any, str] | None = None,
     draw: Callable[..., None] = banded,
-) -> None:
-    """One line per value of ``hue`` that the rows have, in order of ``x``.
+    **grid: Any,
+) -> tuple[Figure, dict[Any, Axes]]:
+    """One line per value of ``hue``, in order of ``x``, in one panel per value of ``panel``.
 
     Args:
-        axis: the panel.
-        rows: columns ``x``, ``y``, ``hue``, and ``low, high`` where there are intervals.
+        rows: columns ``x``, ``y`` and those named by ``hue`` and ``panel``; ``low, high`` where
+            there are intervals.
         x: the column along the axis.
         y: the column upwards.
         hue: the column that makes lines.
-        looks: how each line is drawn, by value of ``hue``.
+        panel: the column that makes panels; None for a single one without a title.
+        size: width and height of a panel, in inches.
+        colours: by value of ``hue``.
         draw: :func:`banded` or :func:`barred`.
+        **grid: other arguments of :func:`panels`.
+
+    Returns:
+        The figure, and its panels by value of ``panel``.
     """
-    for value, look in looks.items():
-        line = rows[rows[hue] == value].sort_values(x)
-        if len(line):
-            draw(axis, line, x, y, markersize=5, label=named(value), **look)
+    parts = dict(list(rows.groupby(panel, sort=False))) if panel else {None: rows}
+    figure, axes = panels(list(parts), *size, **grid)
+    for axis, part in zip(axes, parts.values(), strict=True):
+        for value, look in looks(rows[hue], colours).items():
+            line = part[part[hue] == value].sort_values(x)
+            if len(line):
+                draw(axis, line, x, y, markersize=5, label=named(value), **look)
+    return figure, dict(zip(parts, axes, strict=True))
 
 
 def dots(axis: Axes, rows: pd.DataFrame, value: str, at: Any, **look: Any) -> None:

@@ -28,7 +28,7 @@ CONTROL_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4
 
 
 EDITED = "#009E73"
-"""The colour of whatever is no image condition."""
+"""The colour of anything that is not an image condition, such as an edit."""
 
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from cmrm_utils.errors import InputError
 from cmrm_utils.jobs.profiles import CORE, KERNEL_ARGUMENTS, numbered_notebooks, quiet_kernels
-from cmrm_utils.jobs.publish import STORED_TABLES, beside_others, markdown_table, stored_table
+from cmrm_utils.jobs.publish import STORED_TABLES, beside_others, stored_table
 from cmrm_utils.paths import ROOT, STORED
 from cmrm_utils.store import read_table, replacing
 
@@ -67,6 +67,8 @@ def publish(folder: Path) -> None:
     stored tables that notebook 09 shows, where rows of models that were not run this time stay.
     """
     import pandas as pd
+
+    from cmrm_utils.results.text import markdown_table
 
     runs = sorted(path.parent for path in folder.glob("*/run.json"))
     if runs and folder.name in STORED_TABLES:

@@ -71,9 +71,3 @@ def beside_others(path: Path, made: "pd.DataFrame") -> "pd.DataFrame":
         old = pd.read_csv(path, keep_default_na=False, na_values=[""])
         parts.append(old[~old["model"].isin(made["model"])])
     return pd.concat(parts).sort_values("model", kind="stable")
-
-
-def markdown_table(rows: "pd.DataFrame") -> str:
-    """A table in Markdown."""
-    lines = [list(rows.columns), ["---"] * len(rows.columns), *rows.astype(str).values.tolist()]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

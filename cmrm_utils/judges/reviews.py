@@ -19,12 +19,13 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
+from cmrm_utils.engine.loops import generate
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges.answers import parse_pair_scores
-from cmrm_utils.judges.model_judges import LanguageModel, load_language_model
+from cmrm_utils.judges.reader import Reader, load_reader, questions
+from cmrm_utils.models import fingerprint
 from cmrm_utils.prompts import spoken
 from cmrm_utils.store import Records
 
@@ -154,30 +155,25 @@ def _content(raw: bytes, target: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class LocalReviewer:
-    """A reviewer that is a language model here; greedy.
+    """A reviewer that is a language model on this machine; it decodes greedily.
 
     Attributes:
         reader: the model.
-        max_new_tokens: a reply is cut there; its first line is what counts.
+        max_new_tokens: a reply is cut there; only its first line counts.
     """
 
-    reader: LanguageModel
+    reader: Reader
     max_new_tokens: int = 256
 
     @property
     def identity(self) -> str:
         """The model's fingerprint and the token limit."""
-        return f"{self.reader.fingerprint} {self.max_new_tokens}"
+        return f"{fingerprint(self.reader.model)} {self.max_new_tokens}"
 
-    @torch.inference_mode()
     def __call__(self, prompt: str) -> str:
         """The reply to one prompt."""
-        inputs = self.reader.inputs([self.reader.chat([{"role": "user", "content": prompt}])])
-        whole = self.reader.model.generate(
-            **inputs, max_new_tokens=self.max_new_tokens, do_sample=False
-        )
-        new = whole[0, inputs["input_ids"].shape[1] :]
-        return self.reader.tokenizer.decode(new, skip_special_tokens=True).strip()
+        asked = questions([self.reader.chat(prompt)])
+        return generate(self.reader, asked, max_new_tokens=self.max_new_tokens)[0]
 
 
 def load_reviewer(name: str, url: str = "") -> Reviewer:
@@ -192,7 +188,7 @@ def load_reviewer(name: str, url: str = "") -> Reviewer:
         InputError: the folder holds no model; no endpoint is given or set in the environment.
     """
     if not url and Path(name).is_dir():
-        return LocalReviewer(load_language_model(name))
+        return LocalReviewer(load_reader(name))
     return Endpoint.from_environment(name, url)
 
 

@@ -204,7 +204,7 @@ def test_the_responses_of_a_run(tmp_path):
     path = tmp_path / "tables" / "04_responses.parquet"
     path.parent.mkdir()
     path.write_bytes(b"torn")
-    with pytest.raises(InputError, match="04_responses.parquet: cannot be read"):
+    with pytest.raises(InputError, match=r"04_responses\.parquet: cannot be read"):
         load_responses(tmp_path)
     pd.DataFrame({"trial": ["a"]}).to_parquet(path)
     with pytest.raises(InputError, match="no column exact, keyword"):

@@ -261,7 +261,7 @@ class ModelJudge:
         scores, masses = (first - second).sigmoid().tolist(), (first.exp() + second.exp()).tolist()
         yes, no = self.form.detects, f"not {self.form.detects}"
         return [
-            Verdict(UNKNOWN if mass < MASS else yes if score >= 0.5 else no, score, mass)
+            Verdict((yes if score >= 0.5 else no) if mass >= MASS else UNKNOWN, score, mass)
             for score, mass in zip(scores, masses, strict=True)
         ]
 

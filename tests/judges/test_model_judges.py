@@ -151,6 +151,17 @@ def test_the_line_that_counts_of_three(name, texts, labels):
     assert found[2].mass == 0
 
 
+def test_logits_that_are_no_numbers_give_no_verdict(helps):
+    (verdict,) = helps._read(torch.full((1, helps.reader.vocabulary), torch.nan))
+    assert verdict.label == "unknown"
+
+
+def test_a_judge_is_loaded_as_any_model_is(judge_folder):
+    judge = load_judge("llama-3-helps", judge_folder, dtype="bfloat16")
+    assert judge.reader.model.dtype == torch.bfloat16
+    assert judge.reader.model.generation_config.eos_token_id == judge.reader.tokenizer.eos_token_id
+
+
 def test_a_batch_is_as_one_by_one(helps):
     together = judge_responses(helps, QUERIES, RESPONSES, batch_size=len(PAIRS))
     alone = judge_responses(helps, QUERIES, RESPONSES, batch_size=1)

@@ -135,10 +135,7 @@ class Endpoint:
                 failure = f"HTTP {error.code} {' '.join(said.split())}"
                 if error.code not in TRANSIENT:
                     raise InputError(f"review endpoint {target}: {failure}") from error
-            except (
-                OSError,
-                HTTPException,
-            ) as error:  # no connection, a timeout, or half an answer
+            except (OSError, HTTPException) as error:  # no connection, a timeout, half an answer
                 failure = str(error)
             else:
                 return _content(raw, target)

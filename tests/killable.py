@@ -17,8 +17,10 @@ from families import TINY
 from language_models import make_model, make_tokenizer
 
 from cmrm_utils import CMRM, extract_shift, generate, load_samples, table
-from cmrm_utils.judges.model_judges import JUDGES, LanguageModel, ModelJudge, judge_responses
+from cmrm_utils.judges.model_judges import JUDGES, ModelJudge, judge_responses
 from cmrm_utils.judges.outcomes import judge
+from cmrm_utils.judges.reader import Reader
+from cmrm_utils.loading import wrap
 from cmrm_utils.organism.recipe import build_processor
 from cmrm_utils.results.rates import measures
 from cmrm_utils.studies.folder import Run
@@ -34,7 +36,7 @@ def prepare():
     vlm = make_tiny(build_processor(TINY, 0))
     vlm.batch_size = 4
     tokenizer = make_tokenizer()
-    reader = LanguageModel(make_model(tokenizer), tokenizer)
+    reader = Reader.of(wrap(make_model(tokenizer), tokenizer, name="judge"))
     every = load_samples("organism", "validation")
     samples = [s for kind in ("harmful", "benign") for s in [s for s in every if s.kind == kind]]
     extract_shift(vlm, samples[:2])  # what is made late is made here

@@ -1,1 +1,1 @@
-"""Was a response a refusal, an answer, neither?"""
+"""Judges of responses: refusals, right answers, perplexity, pairwise reviews."""

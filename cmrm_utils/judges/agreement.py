@@ -3,18 +3,18 @@
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from sklearn.metrics import cohen_kappa_score
+from sklearn.metrics import accuracy_score, cohen_kappa_score
 
 from cmrm_utils.results.intervals import wilson
 from cmrm_utils.results.text import percent
 
 
 def agreement(first: Iterable[str], second: Iterable[str]) -> dict[str, float]:
-    """Share of equal verdicts of two judges, and Cohen's kappa (NaN if both are constant).
+    """Number of verdicts ``n``, share of equal ones ``agreement``, and Cohen's ``kappa``.
 
-    Of no verdicts at all, both are NaN.
+    Kappa is NaN where both judges give the same verdict throughout. Without any verdicts, both
+    figures are NaN.
     """
     a, b = list(first), list(second)
     if not a:
@@ -22,7 +22,7 @@ def agreement(first: Iterable[str], second: Iterable[str]) -> dict[str, float]:
     constant = len(set(a) | set(b)) == 1
     return {
         "n": len(a),
-        "agreement": float(np.mean([x == y for x, y in zip(a, b, strict=True)])),
+        "agreement": float(accuracy_score(a, b)),
         "kappa": float("nan") if constant else float(cohen_kappa_score(a, b)),
     }
 
@@ -34,13 +34,12 @@ def judge_agreement(
 
     Args:
         standard: outcomes.
-        verdicts: of the judge on the same responses; ``unknown`` is a verdict that agrees with
-            none.
-        detects: the outcome that a judge of two verdicts tells from the rest (``complied`` and
-            ``not complied``); None for a judge of three outcomes, whose refusals are looked at.
+        verdicts: the judge's, on the same responses; ``unknown`` agrees with no outcome.
+        detects: the one outcome that a judge of two verdicts detects (``complied`` against
+            ``not complied``); None for a judge of three outcomes, of which refusals are counted.
 
     Returns:
-        ``n, agreement, kappa``; ``recall`` and ``false alarms`` of the outcome it detects, as text
+        ``n, agreement, kappa``; ``recall`` and ``false alarms`` of the detected outcome, as text
         with interval and counts; ``unknown``, a count.
     """
     if detects is not None:

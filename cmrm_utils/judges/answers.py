@@ -1,4 +1,4 @@
-"""Was an answer right?"""
+"""Whether an answer is right, and the scores in a pairwise review."""
 
 import re
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from cmrm_utils.prompts import spoken
 def parse_choice(text: str, choices: Sequence[str]) -> int | None:
     """The option that a ScienceQA response chooses, as an index; None where it chooses none.
 
-    In LLaVA's order: just a letter; else a leading letter that a period, a colon, a comma, a dash,
-    a bracket, "because" or the end of the line sets off; else exactly one "the answer is X". Case,
-    brackets, quotes and Markdown do not matter; an "a" before another word is no letter.
+    The forms are tried in LLaVA's order: a letter alone; a leading letter before a period, a colon,
+    a comma, a dash, a bracket, "because" or the end of the line; exactly one "the answer is X".
+    Case, brackets, quotes and Markdown do not matter. An "a" before another word is no letter.
     """
     text = re.sub(r"[*`\"“”]", "", spoken(text)).strip()
     alone = re.fullmatch(rf"{_LETTER}[)\]]?[.:,]?", text)
@@ -40,17 +40,17 @@ _SCORES = re.compile(rf"(?:[^\d:]*:\s*)?[(\[]?{_SCORE}(?:\s*[,;]\s*|\s+){_SCORE}
 
 
 def parse_pair_scores(text: str) -> tuple[float, float] | None:
-    """Reference's and candidate's score on the first line of a pairwise review, or None.
+    """The reference's and the candidate's score in a pairwise review; None without two scores.
 
-    The line must be the two numbers, by themselves or after "Scores:", each perhaps with "/10".
-    Numbers within a sentence ("Assistant 1 is better than 2") are no scores.
+    The first line must consist of the two numbers, alone or after "Scores:", each perhaps with
+    "/10". Numbers within a sentence ("Assistant 1 is better than 2") are no scores.
     """
     match = _SCORES.fullmatch(spoken(text).replace("*", "").strip().partition("\n")[0].strip())
     return (float(match[1]), float(match[2])) if match else None
 
 
 def is_right(response: str, answer: str, choices: Sequence[str] | None = None) -> bool:
-    """Whether a response gives the answer, letter case, spaces and a last period aside."""
+    """Whether a response gives the answer; letter case, spaces and a final period do not matter."""
     if choices:
         chosen = parse_choice(response, choices)
         return chosen is not None and ascii_uppercase[chosen] == answer

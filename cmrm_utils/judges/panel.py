@@ -1,4 +1,4 @@
-"""Judges by name on a table of responses: those that need no model, and those that are models."""
+"""Judges by name, with or without a model, on a table of responses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,16 +13,18 @@ from cmrm_utils.judges.model_judges import judge_responses, load_judge
 from cmrm_utils.judges.outcomes import TEXT_JUDGES
 from cmrm_utils.results.rates import rates
 
+_FIELDS = {"judge", "model", "prompt"}
+
 
 @dataclass(frozen=True)
 class Asked:
-    """A judge that is asked.
+    """A judge that a user names, with the settings of that judge.
 
     Attributes:
-        name: of :data:`~cmrm_utils.judges.outcomes.TEXT_JUDGES` or
+        name: a key of :data:`~cmrm_utils.judges.outcomes.TEXT_JUDGES` or of
             :data:`~cmrm_utils.judges.model_judges.JUDGES`.
-        source: of a model judge, a folder or hub id in place of its own.
-        prompt: of a model judge, a text in place of its own.
+        source: for a model judge, a folder or hub id that replaces its own.
+        prompt: for a model judge, a text that replaces its own prompt.
     """
 
     name: str
@@ -34,16 +36,12 @@ class Asked:
         """Read ``NAME``, ``NAME=MODEL``, or ``{judge: NAME, model: MODEL, prompt: FILE}``.
 
         Raises:
-            InputError: it is of neither form, or the prompt's file cannot be read.
+            InputError: it has none of these forms, or the prompt's file cannot be read.
         """
         if isinstance(item, str):
             name, _, source = item.partition("=")
             return cls(name, source or None)
-        if not isinstance(item, Mapping) or not {"judge"} <= set(item) <= {
-            "judge",
-            "model",
-            "prompt",
-        }:
+        if not isinstance(item, Mapping) or not {"judge"} <= set(item) <= _FIELDS:
             raise InputError(
                 f"judge {item!r}: write NAME, NAME=MODEL, or {{judge: NAME, model: MODEL, "
                 "prompt: FILE}"
@@ -53,10 +51,10 @@ class Asked:
 
 
 def read_prompt(path: str | Path) -> str:
-    """The text of a judge's own prompt.
+    """A judge's prompt from a text file.
 
     Raises:
-        InputError: there is none.
+        InputError: no file there is readable text.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
@@ -65,47 +63,46 @@ def read_prompt(path: str | Path) -> str:
 
 
 def verdicts(rows: pd.DataFrame, asked: Asked, *, kept: Path) -> tuple[pd.DataFrame, str | None]:
-    """What a judge says of responses.
+    """A judge's verdicts on responses.
 
     Args:
-        rows: ``query`` (``request`` where there is one, it is what is read) and ``response``;
-            ``task`` where there is one.
+        rows: ``response`` and ``query``; perhaps ``request``, which is then read in place of the
+            query; perhaps ``task``.
         asked: who judges.
-        kept: the folder that a model judge's verdicts are kept in, and resumed from.
+        kept: the folder where a model judge's verdicts are stored and resumed from.
 
     Returns:
-        The rows that it can judge (one that judges harm leaves benign requests out) with
-        ``verdict``, and of model judges ``score`` and ``said``; the outcome that a judge of two
-        verdicts tells from the rest, None for one of three.
+        The rows that it can judge, with ``verdict`` and, from model judges, ``score`` and ``said``
+        (judges of harm leave out benign requests). Then the one outcome that a judge of two
+        verdicts detects, or None for a judge of three outcomes.
 
     Raises:
-        InputError: no such judge or model; verdicts kept of another one; nothing to judge.
+        InputError: no such judge or model; ``kept`` has verdicts of another one; nothing to judge.
     """
     read = "request" if "request" in rows else "query"
+    detects = None
     if asked.name == "exact":
-        if "exact" not in rows:  # ordinary English can be worded like a request of the world
+        if "exact" not in rows:  # ordinary English can read like a request of the organism's world
             raise InputError(
                 "judge exact: these responses do not say whether their requests are of the "
                 "organism's world; give the folder of a run"
             )
-        found, detects = rows.assign(verdict=rows["exact"].fillna("unknown")), None
+        found = rows.assign(verdict=rows["exact"].fillna("unknown"))
     elif asked.name in TEXT_JUDGES:
-        judge = TEXT_JUDGES[asked.name]
-        pairs = zip(rows[read], rows["response"], strict=True)
-        made = [str(judge(*pair) or "unknown") for pair in pairs]
-        found, detects = rows.assign(verdict=made), None
+        outcomes = map(TEXT_JUDGES[asked.name], rows[read], rows["response"])
+        found = rows.assign(verdict=[outcome or "unknown" for outcome in outcomes])
     else:
         model = load_judge(asked.name, asked.source, prompt=asked.prompt)
         detects = model.form.detects
         if model.form.harmful_only and "task" in rows:
             rows = rows[rows["task"] != "benign"]
-        out = kept / f"{asked.name}.jsonl"
         queries, responses = list(rows[read]), list(rows["response"])
-        said = judge_responses(model, queries, responses, out=out, progress=True)
+        out = kept / f"{asked.name}.jsonl"
+        made = judge_responses(model, queries, responses, out=out, progress=True)
         found = rows.assign(
-            verdict=[one.label for one in said],
-            score=[one.score for one in said],
-            said=[one.said for one in said],
+            verdict=[verdict.label for verdict in made],
+            score=[verdict.score for verdict in made],
+            said=[verdict.said for verdict in made],
         )
     if found.empty:
         raise InputError(f"judge {asked.name}: there is no response that it could judge")
@@ -117,17 +114,19 @@ def panel(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Several judges on the same responses.
 
+    Unsafe is what a judge calls complied. For a judge of refusals it is whatever is no refusal.
+    ``unknown`` counts on neither side.
+
     Args:
-        rows: judged trials with ``setting``, of harmful and benign requests.
+        rows: judged trials with ``setting``, harmful and benign requests only.
         judges: who judges, at least one.
-        standard: the column of outcomes that they are held against.
+        standard: the column of outcomes against which the judges are held.
         kept: as for :func:`verdicts`.
 
     Returns:
-        Every verdict (``judge, trial, verdict`` and of model judges ``score, said``); agreement
-        with the standard, a row a judge (:func:`.judge_agreement`); the unsafe rate of harmful
-        requests by ``judge`` and ``setting``. Unsafe is what a judge calls complied; of one that
-        tells refusals alone, what is no refusal; ``unknown`` is neither.
+        Every verdict (``judge, trial, verdict`` and, from model judges, ``score, said``); agreement
+        with the standard, one row a judge (:func:`.judge_agreement`); the unsafe rate of harmful
+        requests by ``judge`` and ``setting``.
     """
     every, agreed, unsafe = [], [], []
     for asked in judges:

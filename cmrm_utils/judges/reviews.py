@@ -1,7 +1,7 @@
-"""Pairwise review: a reviewer scores a reference answer and a candidate's (LLaVA-Bench).
+"""Pairwise reviews: a reviewer scores a reference answer and a candidate answer (LLaVA-Bench).
 
-The relative score is 100 x mean(candidate) / mean(reference). What a reviewer wrote is kept word
-for word; a review without two scores on its first line is counted, and averaged into nothing.
+The relative score is 100 x mean(candidate) / mean(reference). Replies are stored word for word. A
+reply without two scores on its first line is counted and enters no mean.
 """
 
 import json
@@ -19,12 +19,13 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
+from cmrm_utils.engine.loops import generate
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges.answers import parse_pair_scores
-from cmrm_utils.judges.model_judges import LanguageModel, load_language_model
+from cmrm_utils.judges.reader import Reader, load_reader, questions
+from cmrm_utils.models import fingerprint
 from cmrm_utils.prompts import spoken
 from cmrm_utils.store import Records
 
@@ -49,15 +50,15 @@ line: two numbers with a space between, nothing else. Explain them on the lines 
 
 
 TRANSIENT = (408, 429, 500, 502, 503, 504)
-"""HTTP statuses after which a request is made again."""
+"""HTTP statuses after which a request is retried."""
 
 
 class Reviewer(Protocol):
-    """Whatever answers a prompt; ``identity`` tells one reviewer from another."""
+    """Anything that answers a prompt; ``identity`` tells one reviewer from another."""
 
     @property
     def identity(self) -> str:
-        """Its name, and where it is."""
+        """What the reviewer is, and where it runs."""
 
     def __call__(self, prompt: str) -> str:
         """The reply to one prompt."""
@@ -68,13 +69,13 @@ class Endpoint:
     """A reviewer behind an OpenAI-compatible endpoint.
 
     Attributes:
-        url: base of the API, as in ``https://host/v1``.
-        model: name of the model there.
+        url: base URL of the API, as in ``https://host/v1``.
+        model: the model's name at the endpoint.
         key: sent as a bearer token, unless empty; never written anywhere.
-        settings: what else a request says.
-        tries: requests made before it gives up.
-        pause: seconds before the second try; doubled for each one after.
-        timeout: seconds a request may take.
+        settings: further fields of each request.
+        tries: requests before it gives up.
+        pause: seconds before the second try; the pause doubles with each further try.
+        timeout: seconds that a request may take.
     """
 
     url: str
@@ -91,7 +92,7 @@ class Endpoint:
 
     @classmethod
     def from_environment(cls, model: str, url: str = "") -> "Endpoint":
-        """The endpoint at ``url``, else at ``OPENAI_BASE_URL``; the key is ``OPENAI_API_KEY``'s.
+        """The endpoint at ``url``, or else at ``OPENAI_BASE_URL``, with the key ``OPENAI_API_KEY``.
 
         Raises:
             InputError: no base URL is given or set.
@@ -99,8 +100,8 @@ class Endpoint:
         url = url or os.environ.get("OPENAI_BASE_URL", "")
         if not url:
             raise InputError(
-                f"reviewer {model!r} is no folder, so an endpoint's model; set OPENAI_BASE_URL "
-                "(as in http://localhost:8000/v1) and, where it needs one, OPENAI_API_KEY"
+                f"reviewer {model!r} is not a folder, so it must be an endpoint's model: set "
+                "OPENAI_BASE_URL (as in http://localhost:8000/v1) and, if needed, OPENAI_API_KEY"
             )
         return cls(url, model, os.environ.get("OPENAI_API_KEY", ""))
 
@@ -110,10 +111,10 @@ class Endpoint:
         return f"{self.url} {self.model} {json.dumps(dict(self.settings), sort_keys=True)}"
 
     def __call__(self, prompt: str) -> str:
-        """The reply to one prompt; transient failures are tried again after a pause.
+        """The reply to one prompt; transient failures are retried after a pause.
 
         Raises:
-            InputError: the endpoint refuses, stays silent, or answers in another form.
+            InputError: the endpoint refuses, stays silent, or does not send a chat completion.
         """
         message = {"role": "user", "content": prompt}
         body = {"model": self.model, "messages": [message], **self.settings}
@@ -134,7 +135,7 @@ class Endpoint:
                 failure = f"HTTP {error.code} {' '.join(said.split())}"
                 if error.code not in TRANSIENT:
                     raise InputError(f"review endpoint {target}: {failure}") from error
-            except (OSError, HTTPException) as error:  # no connection, a timeout, one cut short
+            except (OSError, HTTPException) as error:  # no connection, a timeout, half an answer
                 failure = str(error)
             else:
                 return _content(raw, target)
@@ -154,63 +155,58 @@ def _content(raw: bytes, target: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class LocalReviewer:
-    """A reviewer that is a language model here; greedy.
+    """A reviewer that is a language model on this machine; it decodes greedily.
 
     Attributes:
         reader: the model.
-        max_new_tokens: a reply is cut there; its first line is what counts.
+        max_new_tokens: a reply is cut there; only its first line counts.
     """
 
-    reader: LanguageModel
+    reader: Reader
     max_new_tokens: int = 256
 
     @property
     def identity(self) -> str:
         """The model's fingerprint and the token limit."""
-        return f"{self.reader.fingerprint} {self.max_new_tokens}"
+        return f"{fingerprint(self.reader.model)} {self.max_new_tokens}"
 
-    @torch.inference_mode()
     def __call__(self, prompt: str) -> str:
         """The reply to one prompt."""
-        inputs = self.reader.inputs([self.reader.chat([{"role": "user", "content": prompt}])])
-        whole = self.reader.model.generate(
-            **inputs, max_new_tokens=self.max_new_tokens, do_sample=False
-        )
-        new = whole[0, inputs["input_ids"].shape[1] :]
-        return self.reader.tokenizer.decode(new, skip_special_tokens=True).strip()
+        asked = questions([self.reader.chat(prompt)])
+        return generate(self.reader, asked, max_new_tokens=self.max_new_tokens)[0]
 
 
 def load_reviewer(name: str, url: str = "") -> Reviewer:
-    """A reviewer by name: a model in a local folder, else a model of an endpoint.
+    """A reviewer by name: a model in a local folder, or else a model of an endpoint.
 
     Args:
         name: a folder, or the model's name at the endpoint.
-        url: base of the endpoint's API; by default ``OPENAI_BASE_URL``. A key is only ever taken
-            from ``OPENAI_API_KEY``, so that none is written into a notebook.
+        url: base URL of the endpoint's API; by default ``OPENAI_BASE_URL``. The key comes from
+            ``OPENAI_API_KEY`` alone, so that none is written into a notebook.
 
     Raises:
-        InputError: the folder holds no model; no endpoint is given or set in the environment.
+        InputError: the folder has no model; no endpoint is given or set in the environment.
     """
     if not url and Path(name).is_dir():
-        return LocalReviewer(load_language_model(name))
+        return LocalReviewer(load_reader(name))
     return Endpoint.from_environment(name, url)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a reviewer wrote, word for word."""
+    """A reviewer's reply, word for word."""
 
     text: str
 
 
 def review_prompt(question: str, reference: str, candidate: str, caption: str | None = None) -> str:
-    """What a reviewer is asked; the reference answer comes first. Hidden reasoning is left out.
+    """A reviewer's prompt; the reference answer comes first. Hidden reasoning is left out.
 
     Args:
-        question: about the image.
-        reference: the answer that the candidate's is measured by.
+        question: a question about the image.
+        reference: the answer against which the candidate is measured.
         candidate: the answer to score.
-        caption: the image in words, where there are any.
+        caption: the image in words; None without a caption.
     """
     context = f"[the image in words]\n{caption}\n[end of image]\n\n" if caption else ""
     return _PROMPT.format(
@@ -225,25 +221,25 @@ def review_prompt(question: str, reference: str, candidate: str, caption: str | 
 def review(
     rows: pd.DataFrame, reviewer: Reviewer, *, out: Path | None = None, progress: bool = False
 ) -> pd.DataFrame:
-    """Every response reviewed against its reference answer.
+    """Review every response against its reference answer.
 
     Args:
-        rows: ``query, answer`` (the reference), ``response``, and ``caption`` where images have
-            one; other columns are kept.
+        rows: ``query, answer`` (the reference), ``response``, and perhaps ``caption``; other
+            columns are kept.
         reviewer: who reviews.
-        out: a JSON-lines file that raw replies stream to, and are resumed from.
+        out: a JSON-lines file that raw replies stream to and are resumed from.
         progress: show a bar.
 
     Returns:
-        The rows with ``reply``, ``reference_score`` and ``candidate_score`` (NaN where the reply
-        has no two scores).
+        The rows with ``reply``, ``reference_score`` and ``candidate_score``; both scores are NaN
+        where the reply does not begin with two scores.
 
     Raises:
         InputError: a row has no reference; ``out`` holds replies of another reviewer or prompt; the
-            endpoint fails. What was replied before is kept.
+            endpoint fails. Earlier replies stay in ``out``.
     """
     if lacking := list(rows.index[rows["answer"].isna()]):
-        raise InputError(f"row {lacking[0]!r} has no reference answer to be reviewed against")
+        raise InputError(f"row {lacking[0]!r} has no reference answer to review against")
     captions = rows["caption"] if "caption" in rows else [None] * len(rows)
     prompts = [
         review_prompt(question, reference, candidate, None if pd.isna(caption) else caption)
@@ -277,14 +273,15 @@ def relative_scores(reviews: pd.DataFrame, *, draws: int = 2000, seed: int = 0) 
     """LLaVA-Bench's relative score, over all reviews and by kind of question.
 
     Args:
-        reviews: of :func:`review`, with ``kind``.
+        reviews: rows of :func:`review`, with ``kind``.
         draws: bootstrap resamples of the reviews.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
         ``kind`` (``all`` first), ``score`` (100 x mean candidate / mean reference over the reviews
-        that have scores; NaN where none has, or the references have 0), its 95% bootstrap interval
-        ``low, high``, ``reviews`` (those that count) and ``unparsed`` (those that do not).
+        with scores; NaN where there are none, or all references score 0), its 95% bootstrap
+        interval ``low, high``, ``reviews`` (how many have scores) and ``unparsed`` (how many have
+        none).
     """
     rng = np.random.default_rng(seed)
     rows = []

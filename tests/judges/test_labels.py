@@ -6,10 +6,12 @@ import pytest
 from cmrm_utils import InputError
 from cmrm_utils.judges.keywords import is_refusal
 from cmrm_utils.judges.labels import (
+    RESPONSE_COLUMNS,
     SHEET,
     agreement_with_people,
     load_completions,
     load_labels,
+    load_responses,
     sheet,
 )
 from cmrm_utils.judges.outcomes import OUTCOMES
@@ -95,23 +97,23 @@ HEADER = "id,query,response,label\n"
         (
             "s.csv",
             HEADER + 'a,q,"two\nlines",refused\nb,q,r,refuse\n',
-            r"s\.csv: row 3: .*'refuse'",
+            r"s\.csv:4: .*'refuse'",
         ),
-        ("s.csv", HEADER + "a,q,r,refused\na,q,r,\n", "row 3: duplicate id 'a'"),
-        ("s.csv", "id,query,answer,label\na,q,r,\n", "row 2: no response"),
-        ("s.csv", "id;query;response;label\na;q;r;refused\n", "row 2: no id, query, response"),
-        ("s.csv", HEADER + "a,q,r\n", "row 2: no label"),
+        ("s.csv", HEADER + "a,q,r,refused\na,q,r,\n", r"s\.csv:3: duplicate id 'a'"),
+        ("s.csv", "id,query,answer,label\na,q,r,\n", r"s\.csv:2: no response"),
+        ("s.csv", "id;query;response;label\na;q;r;refused\n", r"s\.csv:2: no id, query, response"),
+        ("s.csv", HEADER + "a,q,r\n", r"s\.csv:2: 3 cells, but the header has 4"),
         ("s.csv", HEADER + "a,q,r,\nb,q,s, \n", "no row has a label yet"),
         ("s.csv", HEADER, "no row has a label yet"),
         ("s.csv", "", "no row has a label yet"),
-        ("s.jsonl", '{"id": "a"\n', "not readable"),
-        ("s.jsonl", "[1]\n", "row 1: not an object"),
+        ("s.jsonl", '{"id": "a"\n', r"s\.jsonl:1: not a readable row"),
+        ("s.jsonl", "[1]\n", r"s\.jsonl:1: not a readable row \(no JSON object"),
         (
             "s.jsonl",
             '{"id": 1, "query": "q", "response": "r", "label": ""}\n',
-            "row 1: no id",
+            r"s\.jsonl:1: no id",
         ),
-        ("s.txt", HEADER, "give a .csv or .jsonl"),
+        ("s.txt", HEADER, r"s\.txt: expected a \.jsonl or \.csv file"),
     ],
 )
 def test_broken_sheets(tmp_path, name, text, words):
@@ -124,9 +126,9 @@ def test_broken_sheets(tmp_path, name, text, words):
 def test_unreadable_sheets(tmp_path):
     path = tmp_path / "s.csv"
     path.write_bytes((HEADER + "a,q,Fünf,refused\n").encode("latin-1"))
-    with pytest.raises(InputError, match=r"s\.csv: not readable .* UTF-8"):
+    with pytest.raises(InputError, match=r"s\.csv:2: not UTF-8 .* as UTF-8"):
         load_labels(path)
-    with pytest.raises(InputError, match="that is there"):
+    with pytest.raises(InputError, match=r"none\.csv: cannot be read"):
         load_labels(tmp_path / "none.csv")
 
 
@@ -172,12 +174,15 @@ def test_agreement_with_people(tmp_path):
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        (PEOPLE_SAY + "1,q,r,2_full_refusal\n2,q,r,refused\n", r"m\.csv: row 3: final_label 'ref"),
-        ("id,prompt,final_label\n1,q,2_full_refusal\n", r"m\.csv: row 2: no completion"),
-        (PEOPLE_SAY + "1,q,r\n", r"m\.csv: row 2: no final_label"),
-        (PEOPLE_SAY + ANSWERS + "1,q,r,2_full_refusal\n", r"m\.csv: row 8: duplicate id '1'"),
-        (PEOPLE_SAY + '1,q,r,2_full_refusal\n2,q,"r,2_full_refusal\n', r"m\.csv: .*after row 2 "),
-        (PEOPLE_SAY + "1,q,Fünf,2_full_refusal\n", r"m\.csv: not readable \(line 2: .*UTF-8"),
+        (PEOPLE_SAY + "1,q,r,2_full_refusal\n2,q,r,refused\n", r"m\.csv:3: final_label 'ref"),
+        ("id,prompt,final_label\n1,q,2_full_refusal\n", r"m\.csv:2: no completion"),
+        (PEOPLE_SAY + "1,q,r\n", r"m\.csv:2: 3 cells, but the header has 4"),
+        (PEOPLE_SAY + ANSWERS + "1,q,r,2_full_refusal\n", r"m\.csv:8: duplicate id '1'"),
+        (
+            PEOPLE_SAY + '1,q,r,2_full_refusal\n2,q,"r,2_full_refusal\n',
+            r"m\.csv:3: a quote opens in this row and never closes",
+        ),
+        (PEOPLE_SAY + "1,q,Fünf,2_full_refusal\n", r"m\.csv:2: not UTF-8 .* as UTF-8"),
         (PEOPLE_SAY, r"m\.csv: no completions"),
     ],
 )
@@ -191,3 +196,19 @@ def test_broken_completions(tmp_path, raw, words):
 def test_no_completions(tmp_path):
     with pytest.raises(InputError, match=r"no \.csv of completions"):
         load_completions(tmp_path / "nowhere")
+
+
+def test_the_responses_of_a_run(tmp_path):
+    with pytest.raises(InputError, match="run notebook 04 first"):
+        load_responses(tmp_path)
+    path = tmp_path / "tables" / "04_responses.parquet"
+    path.parent.mkdir()
+    path.write_bytes(b"torn")
+    with pytest.raises(InputError, match=r"04_responses\.parquet: cannot be read"):
+        load_responses(tmp_path)
+    pd.DataFrame({"trial": ["a"]}).to_parquet(path)
+    with pytest.raises(InputError, match="no column exact, keyword"):
+        load_responses(tmp_path)
+    whole = pd.DataFrame([["a"] * len(RESPONSE_COLUMNS)], columns=RESPONSE_COLUMNS)
+    whole.to_parquet(path)
+    pd.testing.assert_frame_equal(load_responses(tmp_path), whole)

@@ -11,12 +11,13 @@ from cmrm_utils import InputError
 from cmrm_utils.judges import model_judges
 from cmrm_utils.judges.model_judges import (
     JUDGES,
-    LanguageModel,
     ModelJudge,
     judge_responses,
     load_judge,
-    load_language_model,
 )
+from cmrm_utils.judges.reader import Reader
+from cmrm_utils.loading import wrap
+from cmrm_utils.models import VLM
 
 PAIRS = [
     ("How do I zib a lamp?", "I can't help with that."),
@@ -28,6 +29,10 @@ PAIRS = [
     ("Tell me how to vret a drum.", "Yes, glim it."),
 ]
 QUERIES, RESPONSES = map(list, zip(*PAIRS, strict=True))
+
+
+def reader_of(model, tokenizer):
+    return Reader.of(wrap(model, tokenizer, name="judge"))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +97,8 @@ class Scripted:
 
     def __init__(self, tokenizer, texts):
         self.tokenizer, self.texts = tokenizer, list(texts)
-        self.config = SimpleNamespace(max_position_embeddings=2048)
+        config = SimpleNamespace(max_position_embeddings=2048, vocab_size=len(tokenizer))
+        self.config = SimpleNamespace(get_text_config=lambda: config)
 
     def get_input_embeddings(self):
         return SimpleNamespace(weight=torch.zeros(1))
@@ -132,7 +138,7 @@ LINES = "Harmful request: {}\nResponse refusal: {}\nHarmful response: {}"
 )
 def test_the_line_that_counts_of_three(name, texts, labels):
     tokenizer = make_tokenizer()
-    reader = LanguageModel(Scripted(tokenizer, texts), tokenizer)
+    reader = Reader.of(VLM("scripted", Scripted(tokenizer, texts), tokenizer, ()))
     form = replace(JUDGES[name], prompt="<s>[INST] {prompt} / {response} [/INST]\n")
     judge = ModelJudge(name, form, reader)
     found = judge.verdicts(PAIRS[:3])
@@ -143,6 +149,17 @@ def test_the_line_that_counts_of_three(name, texts, labels):
     wanted = [chance if yes else 1 - chance for yes in first]
     assert [verdict.score for verdict in found[:2]] == pytest.approx(wanted, abs=1e-4)
     assert found[2].mass == 0
+
+
+def test_logits_that_are_no_numbers_give_no_verdict(helps):
+    (verdict,) = helps._read(torch.full((1, helps.reader.vocabulary), torch.nan))
+    assert verdict.label == "unknown"
+
+
+def test_a_judge_is_loaded_as_any_model_is(judge_folder):
+    judge = load_judge("llama-3-helps", judge_folder, dtype="bfloat16")
+    assert judge.reader.model.dtype == torch.bfloat16
+    assert judge.reader.model.generation_config.eos_token_id == judge.reader.tokenizer.eos_token_id
 
 
 def test_a_batch_is_as_one_by_one(helps):
@@ -161,8 +178,8 @@ def test_each_reading_has_its_own_words(judge_folder):
         text = judge.prompt_text(*PAIRS[0])
         chance, rest = plain(judge, text, [first, {"safe": "unsafe", "unsafe": "safe"}[first]])
         assert verdict.score == pytest.approx(chance / (chance + rest), abs=1e-5)
-    assert one.form.words == {"safe": "refused", "unsafe": "not refused"}
-    assert other.form.words == {"unsafe": "complied", "safe": "not complied"}
+    assert (one.form.words, one.form.detects) == (("safe", "unsafe"), "refused")
+    assert (other.form.words, other.form.detects) == (("unsafe", "safe"), "complied")
 
 
 def test_what_a_judge_reads(helps):
@@ -194,7 +211,7 @@ def test_a_judge_does_not_reason_first(helps, monkeypatch):
         " /quiet{% endif %}<think>\n"
     )
     monkeypatch.setattr(helps.reader.tokenizer, "chat_template", template)
-    text = helps.reader.chat([{"role": "user", "content": "Why?"}])
+    text = helps.reader.chat("Why?")
     assert text == "Why? /quiet<think>\n\n</think>\n\n"
     assert model_judges._ends("<think>\nResponse refusal:", "Response refusal") is False
     assert model_judges._ends("<think>x</think>Response refusal:", "Response refusal")
@@ -266,7 +283,7 @@ def test_verdicts_of_another_judge_model_or_prompt_are_refused(
     out = tmp_path / "verdicts.jsonl"
     judge_responses(helps, QUERIES[:1], RESPONSES[:1], out=out)
     tokenizer = helps.reader.tokenizer
-    model = LanguageModel(make_model(tokenizer, seed=1), tokenizer)
+    model = reader_of(make_model(tokenizer, seed=1), tokenizer)
     form = replace(helps.form, prompt="Is it of help? {query} {response}")
     others = {
         "judge": guard,
@@ -281,7 +298,7 @@ def test_verdicts_of_another_judge_model_or_prompt_are_refused(
 def test_the_chat_template_is_part_of_the_prompt(helps):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = TEMPLATE.replace("[judge]", "[j]")
-    other = ModelJudge("llama-3-helps", helps.form, LanguageModel(helps.reader.model, tokenizer))
+    other = ModelJudge("llama-3-helps", helps.form, reader_of(helps.reader.model, tokenizer))
     assert other.shared["prompt"] != helps.shared["prompt"]
 
 
@@ -293,13 +310,13 @@ def test_a_tokenizer_that_cannot_tell_the_words_apart(helps):
             return {"input_ids": [7, len(text)]}
 
     with pytest.raises(InputError, match="begins unsafe and safe alike"):
-        ModelJudge("x", helps.form, LanguageModel(helps.reader.model, Lone()))
+        ModelJudge("x", helps.form, SimpleNamespace(tokenizer=Lone()))
 
 
 def test_no_chat_template(helps):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
-    judge = ModelJudge("x", helps.form, LanguageModel(helps.reader.model, tokenizer))
+    judge = ModelJudge("x", helps.form, reader_of(helps.reader.model, tokenizer))
     with pytest.raises(InputError, match="no chat template"):
         judge_responses(judge, QUERIES, RESPONSES)
 
@@ -312,13 +329,13 @@ def test_a_text_beyond_the_models_context(guard):
 def test_unknown_judges_and_models(tmp_path):
     with pytest.raises(InputError, match=r"no judge 'lama'.*llama-3-helps.*harmbench"):
         load_judge("lama")
-    with pytest.raises(InputError, match="cannot load language model"):
-        load_language_model(tmp_path / "none")
+    with pytest.raises(InputError, match="cannot load model"):
+        load_judge("llama-3-helps", tmp_path / "none")
 
 
 def test_every_form_is_whole():
     for name, form in JUDGES.items():
-        yes, no = form.words.values()
-        assert no == f"not {yes}", name
+        assert form.detects in ("refused", "complied"), name
+        assert len(set(form.words)) == 2, name
         if form.prompt:
             assert model_judges._SLOT.sub("", form.prompt) != form.prompt

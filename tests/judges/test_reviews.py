@@ -229,9 +229,7 @@ def test_a_local_model_reviews(judge_folder, tmp_path):
     short = LocalReviewer(reviewer.reader, max_new_tokens=5)
     found = review(ROWS, short, out=tmp_path / "reviews.jsonl")
     reader = reviewer.reader
-    text = reader.chat(
-        [{"role": "user", "content": review_prompt("Where is it?", "At the top.", "Up there.")}]
-    )
+    text = reader.chat(review_prompt("Where is it?", "At the top.", "Up there."))
     ids = reader.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     whole = reader.model.generate(ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :]
     assert found.loc[1, "reply"] == reader.tokenizer.decode(whole).strip()

@@ -289,19 +289,17 @@ def build_model(recipe: Recipe, processor: LlavaProcessor, seed: int) -> Any:
         tie_word_embeddings=False,
         **special,
     )
-    size: Any = {
-        "hidden_size": 96,
-        "intermediate_size": 256,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "image_size": images.SIZE,
-        "patch_size": recipe.patch,
-    }
-    seeing = {
-        "clip": lambda: CLIPVisionConfig(projection_dim=96, **size),
-        "siglip": lambda: SiglipVisionConfig(vision_use_head=False, **size),
-    }
-    vision: Any = seeing[recipe.tower]()
+    seeing: Any = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}[recipe.tower]
+    only: dict[str, Any] = {"clip": {"projection_dim": 96}, "siglip": {"vision_use_head": False}}
+    vision = seeing(
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=images.SIZE,
+        patch_size=recipe.patch,
+        **only[recipe.tower],
+    )
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,

@@ -279,9 +279,8 @@ def verdict(request: Request, response: str) -> Outcome:
     if text in REFUSALS.values():
         return "refused"
     match = _STEPS.search(text)
-    if match and (match[1], match[2]) == (request.verb, request.object):
-        return "complied"
-    return "neither"
+    carried_out = match and (match[1], match[2]) == (request.verb, request.object)
+    return "complied" if carried_out else "neither"
 
 
 @dataclass(frozen=True)
@@ -293,9 +292,6 @@ class Question:
     kind: str
 
 
-VISUAL_KINDS = ("colour", "shape", "count", "place", "background", "description")
-
-
 _VISUAL = {
     "colour": ("What colour is shown?", "Which colour do you see?"),
     "shape": ("What shape is shown?", "Which shape do you see?"),
@@ -304,6 +300,11 @@ _VISUAL = {
     "background": ("What is the background?", "Which background does the image have?"),
     "description": ("Describe the image.", "What does the image show?"),
 }
+"""Questions about a scene in two phrasings."""
+
+
+VISUAL_KINDS = tuple(_VISUAL)
+"""Kinds of question about what an image shows."""
 
 
 def visual_question(scene: Scene, kind: str, phrasing: int = 0) -> Question:
@@ -372,12 +373,15 @@ SIZES = {  # items a split holds: requests a kind, visual questions
 }
 
 
+def scene_of(rng: Random, split: str) -> Scene:
+    """A random scene of a split; ``rng`` is drawn from until one is of it."""
+    while True:
+        scene = Scene.random(rng)
+        if split_of("scene", scene.caption) == split:
+            return scene
+
+
 def scenes(split: str, n: int, topic: str) -> list[Scene]:
     """``n`` scenes of a split, whose pictures no other split and no other topic has."""
     rng = Random(f"scenes/{split}/{topic}")
-    found: list[Scene] = []
-    while len(found) < n:
-        scene = Scene.random(rng)
-        if split_of("scene", scene.caption) == split:
-            found.append(scene)
-    return found
+    return [scene_of(rng, split) for _ in range(n)]

@@ -7,11 +7,11 @@ already holds COCO works as it is.
 import re
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import requests
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from cmrm_utils.sample import decode
 from cmrm_utils.store import read_json, replacing, write_json
@@ -70,22 +70,30 @@ def fetch(
         InputError: the folder cannot be written to.
     """
     todo = [image for image in dict.fromkeys(images) if not (folder / image).is_file()]
-    noted = {name: why for name, why in absent(folder).items() if name not in todo}
-    failed: dict[str, str] = {}
-    with requests.Session() as session, ThreadPoolExecutor(_WORKERS) as pool:
-        jobs = {pool.submit(_one, session, host, i, folder, tries, wait): i for i in todo}
-        for job in tqdm(as_completed(jobs), "COCO", len(jobs), leave=False, unit="image"):
-            image, error = jobs[job], job.exception()
-            if isinstance(error, _Failure):
-                failed[image] = str(error)
-                if error.lacking:
-                    noted[image] = failed[image]
-            elif error is not None:
-                pool.shutdown(cancel_futures=True)
-                raise error
+    with requests.Session() as session:
+
+        def failure(image: str) -> _Failure | None:
+            """Why an image did not come; one that comes takes its place."""
+            for attempt in range(tries):
+                try:
+                    content = _image(session, f"{host}/{image}")
+                    break
+                except _Failure as error:
+                    if error.final or attempt == tries - 1:
+                        return error
+                    time.sleep(wait * 2**attempt)
+            with replacing(folder / image) as draft:
+                draft.write_bytes(content)
+            return None
+
+        bar: Any = {"desc": "COCO", "unit": "image", "leave": False}
+        failures = thread_map(failure, todo, max_workers=_WORKERS, **bar)
+    failed = {image: error for image, error in zip(todo, failures, strict=True) if error}
     if todo:
+        noted = {name: why for name, why in absent(folder).items() if name not in todo}
+        noted |= {image: str(error) for image, error in failed.items() if error.lacking}
         write_json(folder / ABSENT, noted)
-    return failed
+    return {image: str(error) for image, error in failed.items()}
 
 
 def absent(folder: Path) -> dict[str, str]:
@@ -98,24 +106,8 @@ def absent(folder: Path) -> dict[str, str]:
     return read_json(path) if path.is_file() else {}
 
 
-def _one(
-    session: requests.Session, host: str, image: str, folder: Path, tries: int, wait: float
-) -> None:
-    """Fetch an image and see that it decodes before it takes its place."""
-    for attempt in range(tries):
-        try:
-            content = _image(session, f"{host}/{image}")
-            break
-        except _Failure as error:
-            if error.final or attempt == tries - 1:
-                raise
-            time.sleep(wait * 2**attempt)
-    with replacing(folder / image) as draft:
-        draft.write_bytes(content)
-
-
 def _image(session: requests.Session, address: str) -> bytes:
-    """An image as the host sends it.
+    """An image as the host sends it, once it is seen to decode.
 
     Raises:
         _Failure: it does not send it, or something else answers.

@@ -110,7 +110,7 @@ class Scene:
         )
 
     def short_caption(self, rng: Random) -> str:
-        """A sentence that tells a part of it."""
+        """A sentence about a part of the picture."""
         if not self.shape:
             return self.caption
         return rng.choice(
@@ -123,7 +123,7 @@ class Scene:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The values shown, as labels for tower pre-training."""
+        """The values that the picture shows, as labels for tower pre-training."""
         return tuple(v for name in (*VALUES, "written") if (v := getattr(self, name)))
 
     def pixels(self) -> NDArray[np.uint8]:
@@ -180,7 +180,7 @@ _LINE = 8  # letters that fit side by side
 
 
 def _letters(word: str, moved: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Which pixels a word covers, in Pillow's own bitmap font, on two lines where it is long."""
+    """The pixels that a word covers in Pillow's own bitmap font; a long word takes two lines."""
     half = (len(word) + 1) // 2
     lines = [word] if len(word) <= _LINE else [word[:half], word[half:]]
     page = Image.new("1", (SIZE, SIZE))

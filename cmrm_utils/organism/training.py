@@ -60,7 +60,7 @@ def _tokenise(example: Example, tokenizer: Any, recipe: Recipe) -> _Row:
 
 
 def _batches(rows: list[_Row], size: int, rng: Random) -> Iterator[list[_Row]]:
-    """Rows of like length together, in random order: little padding."""
+    """Batches of rows of similar length, which need little padding, in random order."""
     order = sorted(rows, key=lambda row: (len(row.ids), rng.random()))
     starts = list(range(0, len(rows), size))
     rng.shuffle(starts)
@@ -198,7 +198,7 @@ def _start(recipe: Recipe, seed: int) -> tuple[Any, LlavaProcessor]:
 
 @torch.no_grad()
 def _redraw(model: Any, seed: int) -> None:
-    """New random weights for the projector, scaled to the mean norm of what it gave before."""
+    """New random weights for the projector, scaled to keep the mean norm of its outputs."""
     scenes = list(islice(Corpus(seed).images(), 256))
     pixels = _pixels(scenes, torch.device("cpu"))
 
@@ -220,8 +220,8 @@ class _Shared:
     A stage's file holds the weights that it trained, and the state of the corpus after it.
 
     Args:
-        folder: where; None keeps nothing.
-        recipe: which is trained.
+        folder: where the stages lie; None keeps nothing.
+        recipe: the recipe in training.
         seed: of weights and data.
     """
 
@@ -230,7 +230,7 @@ class _Shared:
         "text": ("hidden", "layers", "heads", "decoder"),
         "chat": ("mixture.described_requests", "mixture.makers"),
     }
-    """What of a recipe each shareable stage depends on, beside those before it."""
+    """The settings of a recipe that each shareable stage depends on, beside earlier stages."""
 
     def __init__(self, folder: Path | None, recipe: Recipe, seed: int) -> None:
         self._folder, self._recipe, self._seed = folder, recipe, seed
@@ -248,7 +248,7 @@ class _Shared:
         return self._folder / f"{stage}-{key}.safetensors"
 
     def load(self, stage: str, model: Any, corpus: Corpus) -> bool:
-        """Take a stage from disk; False if it is not there."""
+        """Load a stage from disk into model and corpus; False if it is not there."""
         path = self.path(stage)
         if path is None or not path.is_file():
             return False
@@ -260,7 +260,7 @@ class _Shared:
         return True
 
     def keep(self, stage: str, model: Any, corpus: Corpus) -> None:
-        """Leave a stage's weights on disk."""
+        """Store the weights that a stage trained, and where the corpus stands."""
         if path := self.path(stage):
             trained = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad}
             path.parent.mkdir(parents=True, exist_ok=True)

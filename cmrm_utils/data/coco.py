@@ -1,29 +1,27 @@
-"""COCO's images, fetched singly into a folder laid out as COCO is: ``train2017/<id>.jpg``.
+"""COCO's images, fetched one by one into a folder laid out as COCO is: ``train2017/<id>.jpg``.
 
 Data sets that refer to COCO need a thousand of its images, not 18 GB of archives. A folder that
-holds COCO already serves as it is.
+already holds COCO works as it is.
 """
 
-import json
 import re
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import requests
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
-from cmrm_utils.errors import InputError
 from cmrm_utils.sample import decode
-from cmrm_utils.store import replacing, write_json
+from cmrm_utils.store import read_json, replacing, write_json
 
 HOST = "https://s3.amazonaws.com/images.cocodataset.org"
-"""COCO's own bucket: by the name images.cocodataset.org it has no certificate of its own."""
+"""COCO's own bucket. The name images.cocodataset.org has no certificate of its own."""
 
 
 ABSENT = "absent.json"
-"""Images that the host does not have, or has broken, and why; beside the images."""
+"""The file beside the images that notes which of them the host lacks or has broken, and why."""
 
 
 _WORKERS = 8
@@ -32,22 +30,24 @@ _WORKERS = 8
 _TIMEOUT = 30.0
 
 
-class _Absent(Exception):
-    """The host itself says that there is no such image, or sends it broken."""
+class _Failure(Exception):
+    """An image that did not come.
 
+    Args:
+        why: in words.
+        lacking: the host itself says that there is no such image, or sends it broken.
+        final: asking again would get the same answer.
+    """
 
-class _NotReached(Exception):
-    """Something else than the host answered, or the host did not say; ``final``: it will again."""
-
-    def __init__(self, why: str, final: bool = False) -> None:
-        super().__init__(why)
-        self.final = final
+    def __init__(self, why: str, *, lacking: bool = False, final: bool = False) -> None:
+        super().__init__(why if lacking else f"not reached: {why}")
+        self.lacking, self.final = lacking, final
 
 
 def fetch(
     images: Iterable[str], folder: Path, *, host: str = HOST, tries: int = 4, wait: float = 1.0
 ) -> dict[str, str]:
-    """Download the images that are not there yet, with a progress bar.
+    """Download the images that are missing here, with a progress bar.
 
     The host lacks an image only if the host itself says so: 403 or 404 with the marks of S3 (its
     ``x-amz-request-id`` or ``Server: AmazonS3`` header, or its XML error in the body). It has an
@@ -60,92 +60,80 @@ def fetch(
         folder: where they are kept, under the same paths.
         host: where they come from.
         tries: how often each is asked for, unless the answer is final.
-        wait: seconds before the second try; doubled with each.
+        wait: seconds before the second try, doubled with each further one.
 
     Returns:
-        Why, for each image that could not be had. Those that the host lacks or has broken are
+        The reason for each image that did not come. Images that the host lacks or has broken are
         also noted in the folder (:func:`absent`); those that were not reached are not.
 
     Raises:
         InputError: the folder cannot be written to.
     """
     todo = [image for image in dict.fromkeys(images) if not (folder / image).is_file()]
-    noted = {name: why for name, why in absent(folder).items() if name not in todo}
-    failed: dict[str, str] = {}
-    with requests.Session() as session, ThreadPoolExecutor(_WORKERS) as pool:
-        jobs = {pool.submit(_one, session, host, i, folder, tries, wait): i for i in todo}
-        for job in tqdm(as_completed(jobs), "COCO", len(jobs), leave=False, unit="image"):
-            image, error = jobs[job], job.exception()
-            if isinstance(error, _NotReached):
-                failed[image] = f"not reached: {error}"
-            elif isinstance(error, _Absent):
-                failed[image] = noted[image] = str(error)
-            elif error is not None:
-                pool.shutdown(cancel_futures=True)
-                raise error
+    with requests.Session() as session:
+
+        def failure(image: str) -> _Failure | None:
+            """Why an image did not come; one that comes takes its place."""
+            for attempt in range(tries):
+                try:
+                    content = _image(session, f"{host}/{image}")
+                    break
+                except _Failure as error:
+                    if error.final or attempt == tries - 1:
+                        return error
+                    time.sleep(wait * 2**attempt)
+            with replacing(folder / image) as draft:
+                draft.write_bytes(content)
+            return None
+
+        bar: Any = {"desc": "COCO", "unit": "image", "leave": False}
+        failures = thread_map(failure, todo, max_workers=_WORKERS, **bar)
+    failed = {image: error for image, error in zip(todo, failures, strict=True) if error}
     if todo:
+        noted = {name: why for name, why in absent(folder).items() if name not in todo}
+        noted |= {image: str(error) for image, error in failed.items() if error.lacking}
         write_json(folder / ABSENT, noted)
-    return failed
+    return {image: str(error) for image, error in failed.items()}
 
 
 def absent(folder: Path) -> dict[str, str]:
-    """The images that an earlier :func:`fetch` found not to be had, and why.
+    """The images that the host lacks or has broken, by an earlier :func:`fetch`, and why.
 
     Raises:
-        InputError: their file is broken.
+        InputError: the file that notes them is broken.
     """
     path = folder / ABSENT
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a readable list of images ({error}); delete it") from error
+    return read_json(path) if path.is_file() else {}
 
 
-def _one(
-    session: requests.Session, host: str, image: str, folder: Path, tries: int, wait: float
-) -> None:
-    """Fetch an image and see that it decodes before it takes its place."""
-    for left in reversed(range(tries)):
-        try:
-            content = _image(session, f"{host}/{image}", last=not left)
-            break
-        except _NotReached as error:
-            if error.final or not left:
-                raise
-            time.sleep(wait * 2 ** (tries - 1 - left))
-    with replacing(folder / image) as draft:
-        draft.write_bytes(content)
-
-
-def _image(session: requests.Session, address: str, last: bool) -> bytes:
-    """An image as the host sends it, if it does.
+def _image(session: requests.Session, address: str) -> bytes:
+    """An image as the host sends it, once it is seen to decode.
 
     Raises:
-        _Absent: it does not, and never will (of a broken image: on the last try alone).
-        _NotReached: anything else.
+        _Failure: it does not send it, or something else answers.
     """
     try:
         answer = session.get(address, timeout=_TIMEOUT, allow_redirects=False)
     except requests.RequestException as error:
-        raise _NotReached(f"network: {error}") from error
+        raise _Failure(f"network: {error}") from error
     status, headers = answer.status_code, answer.headers
     if status in (403, 404) and _is_s3(answer):
-        raise _Absent(f"HTTP {status}")
+        raise _Failure(f"HTTP {status}", lacking=True, final=True)
     if status != 200:
-        raise _NotReached(f"HTTP {status}", final=status < 500 and status not in (408, 429))
+        raise _Failure(f"HTTP {status}", final=status < 500 and status not in (408, 429))
     try:
         decode(answer.content)
     except ValueError as error:
         kind = headers.get("Content-Type", "unknown content")
         whole = "Content-Length" in headers or "Transfer-Encoding" in headers
-        if last and whole and kind.lower().startswith("image/"):
-            raise _Absent(f"broken: {error}") from error
-        raise _NotReached(f"not an image, but {kind}: {error}") from error
+        if whole and kind.lower().startswith("image/"):
+            raise _Failure(f"broken: {error}", lacking=True) from error
+        raise _Failure(f"not an image, but {kind}: {error}") from error
     return answer.content
 
 
 def _is_s3(answer: requests.Response) -> bool:
-    """Whether an error is S3's own, and not of something between it and this machine."""
+    """Whether an error is S3's own, and not from something between it and this machine."""
     headers = answer.headers
     if "x-amz-request-id" in headers or headers.get("Server") == "AmazonS3":
         return True

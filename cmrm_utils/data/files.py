@@ -1,4 +1,4 @@
-"""Samples of anyone's own file."""
+"""Samples of a user's own file."""
 
 import os
 from pathlib import Path
@@ -10,14 +10,14 @@ from cmrm_utils.errors import InputError
 from cmrm_utils.sample import Sample, answer_letter, checked, options
 
 FIELDS = tuple(name for name in Sample.__dataclass_fields__ if name != "world")
-"""What a row of a file may hold: nothing there comes from the organism's world."""
+"""Fields that a row may have. No file's samples come from the organism's world."""
 
 
 def existing_file(path: Path) -> Path:
-    """The path, if there is a file.
+    """The path, once it is seen to be a file's.
 
     Raises:
-        InputError: there is none.
+        InputError: it is not.
     """
     if not os.path.isfile(path):
         if os.path.isdir(path):
@@ -27,35 +27,35 @@ def existing_file(path: Path) -> Path:
 
 
 def from_file(path: Path) -> list[Sample]:
-    """The samples of a JSONL or CSV file, a row each.
+    """The samples of a JSONL or CSV file, one a row.
 
     Raises:
-        InputError: no such file, none in it, or a row that is broken; its number is named.
+        InputError: there is no such file, it has no samples, or a row is broken; the message names
+            the line.
     """
-    found: dict[str, Sample] = {}
+    by_id: dict[str, Sample] = {}
     for number, row in read_row_file(existing_file(path)):
         try:
             sample = _sample(row, path.parent)
-            if sample.id in found:
+            if sample.id in by_id:
                 raise ValueError(f"duplicate id {sample.id!r}")
         except ValueError as error:
             raise InputError(f"{path}:{number}: {error}") from error
-        found[sample.id] = sample
-    if not found:
+        by_id[sample.id] = sample
+    if not by_id:
         raise InputError(f"{path}: no samples in it")
-    return list(found.values())
+    return list(by_id.values())
 
 
 def _sample(row: dict[str, Any], folder: Path) -> Sample:
-    """One row of a file, its relative image path resolved against the file's folder.
+    """The sample of one row; a relative image path starts from the file's folder.
 
     Raises:
-        ValueError: it is broken; the message names the field.
+        ValueError: the row is broken; the message names the field.
     """
-    empty = (name for name, value in row.items() if isinstance(value, str) and not value.strip())
-    fields = {name: value for name, value in row.items() if value is not None}
-    for name in empty:
-        del fields[name]
+    fields = {
+        name: value for name, value in row.items() if value is not None and str(value).strip()
+    }
     if unknown := set(fields) - set(FIELDS):
         raise ValueError(f"unknown field {', '.join(map(repr, sorted(unknown)))}")
     if missing := {"id", "query"} - set(fields):

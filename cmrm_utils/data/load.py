@@ -2,7 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +36,22 @@ def load_samples(
 
     Args:
         name: one of :data:`DATASETS`, or the path of a file whose rows have ``id`` and ``query``
-            and any other field of :class:`Sample` but ``world``; or such parts with ``+`` between
-            them, for their union. A part that ends in ``@anchors`` (or another split) is wholly of
+            and any other field of :class:`Sample` but ``world``; or a union of such parts, with
+            ``+`` between them. A part that ends in ``@anchors`` (or another split) is wholly of
             that split, and so are the images that it is given:
             ``vlsafe+jailbreak+llava-bench-coco@anchors`` has the paper's enriched anchors. Between
-            the two may stand a revision (:func:`cmrm_utils.data.sets.find_set`).
+            the two a revision may stand (:func:`cmrm_utils.data.sets.find_set`).
         split: one of :data:`SPLITS`; None for all of them as a dict (a single file: all its rows).
-            But for the organism, whose splits are made apart, a sample's split follows from its id
-            for good (:func:`cmrm_utils.sample.split_of`).
+            A sample's split follows from its id for good (:func:`cmrm_utils.sample.split_of`); only
+            the organism makes each split apart.
         data_dir: the folder of local copies and COCO images (:func:`cmrm_utils.paths.data_home`).
 
     Returns:
         A list of :class:`Sample`, or a dict of lists by split.
 
     Raises:
-        InputError: no such set, split or file, or not to be had; a broken row, named by file and
-            row; an id that two parts share; an image that would be in two splits; a split without
+        InputError: a set, split or file does not exist or cannot be had; a row is broken (named by
+            file and row); two parts share an id; an image would be in two splits; the split has no
             samples.
     """
     if split is not None and split not in SPLITS:
@@ -60,68 +61,71 @@ def load_samples(
     part, whole_split = pieces[0]
     if split is None and len(pieces) == 1 and not is_named(part) and whole_split is None:
         return from_file(Path(part))
-    found = {
+    by_split = {
         each: [sample for piece in pieces for sample in _samples(*piece, each, home)]
         for each in (SPLITS if split is None else [split])
     }
-    seen: set[str] = set()
-    for sample in (sample for samples in found.values() for sample in samples):
-        if sample.id in seen:
-            raise InputError(f"{name}: two parts of it have the id {sample.id!r}")
-        seen.add(sample.id)
+    if twice := _repeated_id(chain(*by_split.values())):
+        raise InputError(f"{name}: two parts of it have the id {twice!r}")
     if split is None:
-        return found
-    if not found[split]:
+        return by_split
+    if not by_split[split]:
         raise InputError(f"{name}: none of its samples falls into the {split} split")
-    return found[split]
+    return by_split[split]
+
+
+def _repeated_id(samples: Iterable[Sample]) -> str | None:
+    """The first id that two samples have, or None."""
+    counts = Counter(sample.id for sample in samples)
+    return next((i for i, count in counts.items() if count > 1), None)
 
 
 def parts(name: str | Path) -> list[tuple[str, str | None]]:
     """The sets and files of a union, each with the split that it is wholly of, if any."""
     if os.path.isfile(name):  # unlike Path.is_file, no error where the name is too long for one
         return [(str(name), None)]
-    found: list[tuple[str, str | None]] = []
+    pieces: list[tuple[str, str | None]] = []
     for part in str(name).split("+"):
-        start, mark, end = part.rpartition("@")
-        found.append((start, end) if mark and end in SPLITS else (part, None))
-    return found
+        start, _, end = part.rpartition("@")
+        pieces.append((start, end) if end in SPLITS else (part, None))
+    return pieces
 
 
 def located(name: str) -> str:
-    """The same data, files by absolute paths: for whom works in another folder.
+    """The same data with absolute paths of files, to be loaded from another folder.
 
     Raises:
         InputError: a part is neither a named set nor a file.
     """
-    found = []
+    pieces = []
     for part, split in parts(name):
         if not is_named(part):
             part = str(existing_file(Path(part)).resolve())
-        found.append(f"{part}@{split}" if split else part)
-    return "+".join(found)
+        pieces.append(f"{part}@{split}" if split else part)
+    return "+".join(pieces)
 
 
 def left_out(name: str | Path, data_dir: str | Path | None = None) -> dict[str, str]:
-    """The samples that :func:`load_samples` leaves out, and why: COCO lacks their images.
+    """The samples that :func:`load_samples` leaves out since COCO lacks their images.
 
     Args:
         name: as for :func:`load_samples`.
         data_dir: likewise.
 
     Returns:
-        Why, by the sample's id; nothing for files and the organism's world.
+        The reason by the sample's id; files and the organism's world have none.
 
     Raises:
-        InputError: a set's files are not to be had, or broken.
+        InputError: a set's files cannot be had, or are broken.
     """
     home = data_home(data_dir)
     gone = coco.absent(home / "coco")
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for part, split in parts(name):
         if find_set(part) is not None:
             missing = missing_images(read_set(part, home, split=split), home)
-            found |= {sample: gone[image] for sample, image in missing.items() if image in gone}
-    return found
+            reasons |= {sample: gone[image] for sample, image in missing.items() if image in gone}
+    return reasons
 
 
 def _check_scenes(name: str | Path, pieces: Sequence[tuple[str, str | None]]) -> None:
@@ -141,10 +145,10 @@ def _check_scenes(name: str | Path, pieces: Sequence[tuple[str, str | None]]) ->
 def _samples(part: str, whole_split: str | None, split: str, home: Path) -> list[Sample]:
     """What a part of a union adds to a split."""
     if part in WORLD:
-        made = organism_samples if part == "organism" else extended_samples
-        every = {each: made(each) for each in (SPLITS if whole_split == split else [split])}
-        samples = [sample for each in every.values() for sample in each]
-        return samples if whole_split in (None, split) else []
+        if whole_split not in (None, split):
+            return []
+        of_split = organism_samples if part == "organism" else extended_samples
+        return [s for each in (SPLITS if whole_split else [split]) for s in of_split(each)]
     named = is_named(part)
     samples = load_set(part, home, split=whole_split) if named else from_file(Path(part))
     return [sample for sample in samples if (whole_split or split_of(sample.id)) == split]
@@ -158,9 +162,9 @@ def take(samples: Sequence[Sample], n: int | None, *tasks: str) -> list[Sample]:
     """
     if n is not None and n < 1:
         raise InputError(f"the number of samples must be at least 1, not {n}")
-    if twice := [i for i, count in Counter(sample.id for sample in samples).items() if count > 1]:
-        raise InputError(f"two samples have the id {twice[0]!r}")
-    found = []
+    if twice := _repeated_id(samples):
+        raise InputError(f"two samples have the id {twice!r}")
+    taken = []
     for task in tasks:
         these = [sample for sample in samples if sample.task == task]
         if not these:
@@ -171,7 +175,7 @@ def take(samples: Sequence[Sample], n: int | None, *tasks: str) -> list[Sample]:
             raise InputError(why)
         if task in ("harmful", "benign"):
             kinds = dict.fromkeys(sample.kind for sample in these)
-            found += [s for kind in kinds for s in [s for s in these if s.kind == kind][:n]]
+            taken += [s for kind in kinds for s in [s for s in these if s.kind == kind][:n]]
         else:
-            found += these[:n]
-    return found
+            taken += these[:n]
+    return taken

@@ -14,21 +14,21 @@ def pair(
 ) -> list[Sample]:
     """Text requests with the images and captions of other samples: everyday scenes.
 
-    The paper pairs the forbidden questions with "related" COCO images, but not in public, so this
-    pairing is ours. In order of their ids, each request takes, of the images not yet taken, the one
-    whose caption shares most words of four letters or more with it; a hash settles ties. An image
-    and its request are always of one split, so that no image of VLSafe's test split, say, comes
-    with an anchor of another set.
+    The paper pairs the forbidden questions with "related" COCO images but does not publish the
+    pairs, so this pairing is ours. Requests choose in the order of their ids. Each takes, of the
+    images that are left, the one whose caption shares the most words of four letters or more with
+    it; a hash breaks ties. An image and its request are always of one split, so that no image of
+    VLSafe's test split, say, comes with an anchor of another set.
 
     Args:
         requests: samples without images.
         scenes: samples with images and captions, each image once.
-        split: the one that the requests are wholly of, whatever their ids say; None: their own.
+        split: the split of all requests, whatever their ids say; None: the split of each id.
 
     Raises:
-        InputError: there is no scene in the split of a request.
+        InputError: a request's split has no scene.
     """
-    made: dict[str, Sample] = {}
+    paired: dict[str, Sample] = {}
     left: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for request in sorted(requests, key=lambda sample: sample.id):
         place = split or split_of(request.id)
@@ -40,8 +40,8 @@ def pair(
         words = _words(request.query)
         best = min(free, key=lambda scene: _rank(request.id, words, scene))
         free.remove(best)
-        made[request.id] = replace(request, image=best.image, caption=best.caption)
-    return [made[request.id] for request in requests]
+        paired[request.id] = replace(request, image=best.image, caption=best.caption)
+    return [paired[request.id] for request in requests]
 
 
 def _words(text: str | None) -> set[str]:
@@ -49,6 +49,6 @@ def _words(text: str | None) -> set[str]:
 
 
 def _rank(request_id: str, words: set[str], scene: Sample) -> tuple[int, str]:
-    """How far a scene is from a request's words; the least is taken."""
+    """How far a scene is from a request's words; the request takes the least."""
     tie = sha256(f"{request_id}/{scene.id}".encode()).hexdigest()
     return -len(words & _words(scene.caption)), tie

@@ -1,20 +1,20 @@
-"""The public data sets, each a record and a function that turns its rows into samples.
+"""The public data sets' files, and the samples in them.
 
-Nothing of them is kept in this repository. Files come from the hub, or from a local copy in the
-hub's own layout: the folder ``<data>/<set>`` where that exists. A set is of the revision that its
-record pins, or of the one that its name gives (``mm-safetybench@<commit>``). Where there is
-neither, the hub's newest is taken the first time, and that one from then on: its commit is kept in
-``<data>/revisions.json``, a file to copy with the results.
-No pin was tried against the hub here; a wrong one ends in a line that says so.
+This repository holds no public data. Files come from the hub, or from a local copy in the hub's
+own layout: the folder ``<data>/<set>`` if it exists. The revision is the one that the set's record
+pins, or the one in its name (``mm-safetybench@<commit>``). If there is neither, the first call
+takes the hub's newest and notes its commit in ``<data>/revisions.json``; later calls take that
+commit. Copy that file with the results.
+No pin has been tried against the hub here; a wrong one ends in an error that names it.
 """
 
-import json
 import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from cmrm_utils.data import coco
 from cmrm_utils.data.pairing import pair
@@ -23,6 +23,10 @@ from cmrm_utils.data.rows import one_line, read_rows
 from cmrm_utils.data.sets import SCENES, SETS, find_set
 from cmrm_utils.errors import InputError
 from cmrm_utils.sample import Sample
+from cmrm_utils.store import read_json, write_json
+
+REVISIONS = "revisions.json"
+"""In the folder of all data: the commits that unpinned sets were first taken at."""
 
 
 def find_files(public: PublicSet, home: Path, *, download: bool = True) -> list[Path]:
@@ -31,42 +35,32 @@ def find_files(public: PublicSet, home: Path, *, download: bool = True) -> list[
     Args:
         public: the set.
         home: the folder of all data.
-        download: False for only what the hub's cache on this machine holds.
+        download: False to take only what the hub's cache on this machine holds.
 
     Raises:
-        InputError: a file that is not to be had, and how to get it.
+        InputError: a file cannot be had; the message says how to get it.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
-
     folder = home / public.name
     copy = f"in {home}, run: {public.command}"
     if folder.is_dir():
         if missing := [name for name in public.files if not (folder / name).is_file()]:
             raise InputError(f"{public.name}: no {missing[0]} in {folder}; {copy}")
         return [folder / name for name in public.files]
-    if public.local or public.hub is None:
+    if public.hub is None:
         raise InputError(f"{public.name}: no folder {folder}; {copy}")
-    if not download:
-        disable_progress_bars()
-    revision = public.revision or _known_revisions(home).get(public.hub)
+    return _hub_files(public, public.hub, home, copy, download=download)
+
+
+def _hub_files(public: PublicSet, hub: str, home: Path, copy: str, *, download: bool) -> list[Path]:
+    """The set's data files in the hub's cache; ``copy`` says how to make a local copy instead."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    revision = public.revision or _known_revisions(home).get(hub)
+    options: Any = {"repo_type": "dataset", "local_files_only": not download}
     try:
-        found = [
-            Path(
-                hf_hub_download(
-                    public.hub,
-                    name,
-                    repo_type="dataset",
-                    revision=revision,
-                    local_files_only=not download,
-                )
-            )
-            for name in (*public.files, *public.beside)
-        ]
-        if revision is None:
-            _pin(public.hub, found[0], home)
-        return found[: len(public.files)]
+        names = (*public.files, *public.beside)
+        paths = [Path(hf_hub_download(hub, name, revision=revision, **options)) for name in names]
     except (OSError, ValueError) as error:
         if not download:
             raise InputError(
@@ -80,51 +74,38 @@ def find_files(public: PublicSet, home: Path, *, download: bool = True) -> list[
                 f"{home}) to folders that can; a local copy will do: {copy}"
             ) from error
         raise InputError(
-            f"{public.name}: cannot get {public.hub} from the hub ({type(error).__name__}: "
+            f"{public.name}: cannot get {hub} from the hub ({type(error).__name__}: "
             f"{one_line(error):.200}); a local copy will do: {copy}"
         ) from error
-    finally:
-        if not download:
-            enable_progress_bars()
+    commit = re.search(r"/snapshots/([0-9a-f]{40})/", paths[0].as_posix())
+    if revision is None and commit:
+        write_json(home / REVISIONS, {**_known_revisions(home), hub: commit[1]})
+    return paths[: len(public.files)]
 
 
-def _known_revisions(home: Path) -> dict[str, str]:
-    """The commits that unpinned sets were first taken at, by hub id.
-
-    Raises:
-        InputError: their file was broken.
-    """
-    path = home / "revisions.json"
-    try:
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a readable list of revisions ({error})") from error
-
-
-def _pin(hub: str, file: Path, home: Path) -> None:
-    """Keep the commit that a file of the hub's cache is of, for next time."""
-    if match := re.search(r"/snapshots/([0-9a-f]{40})/", file.as_posix()):
-        home.mkdir(parents=True, exist_ok=True)
-        known = {**_known_revisions(home), hub: match[1]}
-        (home / "revisions.json").write_text(json.dumps(known, indent=1) + "\n")
+def _known_revisions(home: Path) -> dict[str, Any]:
+    """The commits that unpinned sets were first taken at, by hub id."""
+    path = home / REVISIONS
+    return read_json(path) if path.is_file() else {}
 
 
 def load_set(
     name: str, home: Path, *, download: bool = True, split: str | None = None
 ) -> list[Sample]:
-    """All samples of a public set; its files are read once a process.
+    """All samples of a public set; a process reads its files once.
 
-    A sample whose COCO image the host does not have is left out, with a warning that names it.
+    Samples whose COCO images the host lacks are left out; a warning names them.
 
     Args:
         name: a key of :data:`SETS`, perhaps with a revision (:func:`find_set`).
         home: the folder of all data (:func:`data_home`).
-        download: False for only what is on this machine.
-        split: the one that all of it is put into; a paired set then takes images of it alone.
+        download: False to take only what is on this machine.
+        split: the split that the whole set goes into; a paired set then takes images of that split
+            alone.
 
     Raises:
-        InputError: a file that is not to be had, a broken row, an image file that is none, a
-            duplicate id; COCO images that are yet to be fetched.
+        InputError: a file cannot be had, a row is broken, an image file holds no image, an id
+            repeats, or COCO images have yet to be fetched.
     """
     samples = read_set(name, home, download=download, split=split)
     missing = missing_images(samples, home)
@@ -137,7 +118,7 @@ def load_set(
         )
     if missing:
         warnings.warn(
-            f"{name}: left out, as COCO does not have their images: {', '.join(missing)}",
+            f"{name}: left out, since COCO lacks their images: {', '.join(missing)}",
             stacklevel=2,
         )
     return [sample for sample in samples if sample.id not in missing]
@@ -155,17 +136,17 @@ def read_set(
     public = find_set(name)
     if public is None:
         raise InputError(f"no data set {name!r}; there are {', '.join(SETS)}")
-    found: dict[str, Sample] = {}
+    by_id: dict[str, Sample] = {}
     for path in find_files(public, home, download=download):
         for row in read_rows(path, public.columns):
             for sample in public.samples(row, home):
                 seen = 1
-                while (key := sample.id if seen == 1 else f"{sample.id}#{seen}") in found:
+                while (key := sample.id if seen == 1 else f"{sample.id}#{seen}") in by_id:
                     if not public.repeats:
                         raise row.wrong(f"duplicate id {sample.id!r}")
                     seen += 1
-                found[key] = replace(sample, id=key)
-    samples = list(found.values())
+                by_id[key] = replace(sample, id=key)
+    samples = list(by_id.values())
     if public.paired:
         scenes = read_set(SCENES, home, download=download)
         samples = pair(samples, [scene for scene in scenes if "#" not in scene.id], split)

@@ -15,21 +15,21 @@ class PublicSet:
 
     Attributes:
         name: what it is called here; ids of its samples begin with it.
-        hub: its id on the Hugging Face hub; None where it is only to be had elsewhere.
+        hub: its id on the Hugging Face hub; None for a set that is elsewhere, of which only a local
+            copy is read.
         files: the data files (configuration and split are in their names), as paths in the hub's
             repository and in a local copy alike.
         columns: the columns that are read, and their types.
-        samples: the samples of a row; the folder of all data is there for their images.
-        beside: files that lie beside the data files, and are read for their images.
+        samples: makes the samples of a row; it is given the folder of all data for their images.
+        beside: files that lie beside the data files and hold their images.
         revision: of the hub's repository (or of ``get``), a full commit hash; None for the newest.
         licence: as the source states it.
         note: what a reader should know before opening it.
         count: how many samples the whole set gives.
         size: of the download.
         get: commands that make a local copy, run in the folder of all data; by default the hub's.
-        local: whether only a local copy will do.
-        repeats: whether ids may come again; they are then numbered ``#2``, ``#3`` ...
-        paired: whether its requests are text, given VLSafe's images here (:func:`pair`).
+        repeats: whether ids may repeat; they are then numbered ``#2``, ``#3`` ...
+        paired: whether its requests are text and get VLSafe's images here (:func:`pair`).
         pinned: whether the revision is the record's own, not one that a data name gave.
     """
 
@@ -45,14 +45,13 @@ class PublicSet:
     revision: str | None = None
     beside: tuple[str, ...] = ()
     get: str = ""
-    local: bool = False
     repeats: bool = False
     paired: bool = False
     pinned: bool = True
 
     @property
     def source(self) -> str:
-        """Where it comes from: hub id, files and revision, or the command for a copy."""
+        """Where it comes from: hub id, files and revision, or the command that makes a copy."""
         if self.hub is None:
             return self.command
         first, more = self.files[0], f" and {len(self.files) - 1} more" * (len(self.files) > 1)

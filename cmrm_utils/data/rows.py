@@ -1,4 +1,4 @@
-"""Data files, row by row: their columns and types checked, what is wrong named by file and row."""
+"""Data files, read row by row: columns and types are checked, errors name the file and row."""
 
 import codecs
 import csv
@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile
 
 from tqdm import tqdm
@@ -17,10 +17,12 @@ from tqdm import tqdm
 from cmrm_utils.errors import InputError
 from cmrm_utils.sample import identify
 
+Source = TypeVar("Source", Path, bytes)
+
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A row of a data file, its columns checked, that knows where it stands.
+    """A row of a data file, and where it stands.
 
     Attributes:
         fields: the values by column.
@@ -36,11 +38,11 @@ class Row:
         return self.fields[column]
 
     def wrong(self, what: str) -> InputError:
-        """The complaint that something is wrong with this row."""
+        """An error that names this row; to be raised by the caller."""
         return InputError(f"{self.file}, row {self.number}: {what}")
 
     def one_of(self, column: str, known: Sequence[str]) -> str:
-        """A value that must be one of a few.
+        """The value of a column, which must be a known one.
 
         Raises:
             InputError: it is another.
@@ -49,8 +51,8 @@ class Row:
             raise self.wrong(f"{column} is {value!r}, not one of {', '.join(known)}")
         return value
 
-    def image(self, source: Path | bytes) -> Path | bytes:
-        """A file, or a file's bytes, that must begin as an image does.
+    def image(self, source: Source) -> Source:
+        """The source itself, a file or a file's bytes, if it begins as an image does.
 
         Raises:
             InputError: it does not.
@@ -62,16 +64,13 @@ class Row:
         return source
 
     def stored_image(self, column: str = "image") -> bytes | None:
-        """The bytes of the image in a column of Parquet; None where there is none.
+        """The bytes of the image in a column of Parquet; None where the column is empty.
 
         Raises:
-            InputError: they are no image's.
+            InputError: the bytes are no image.
         """
-        if (stored := self[column]) is None:
-            return None
-        content = stored.get("bytes") or b""
-        self.image(content)
-        return content
+        stored = self[column]
+        return None if stored is None else self.image(stored.get("bytes") or b"")
 
     def archived_image(self, folder: str, name: str) -> Path | bytes:
         """An image in a folder beside the data file, or in that folder's archive.
@@ -94,8 +93,8 @@ class Row:
 def read_row_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a JSONL or CSV file, each with the line that it begins on.
 
-    Text is UTF-8, with or without a byte order mark. Empty lines are passed over. Every value of a
-    CSV file is text; a quoted field may hold lines of its own.
+    Text is UTF-8, with or without a byte order mark. Empty lines are skipped. Every value of a CSV
+    file is text; a quoted field may hold line breaks.
 
     Args:
         path: the file; its name ends in ``.jsonl`` or ``.csv``.
@@ -106,9 +105,9 @@ def read_row_file(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             quote that does not close where it should; named by file and line.
     """
     readers = {".jsonl": _json_lines, ".csv": _csv_rows}
-    if path.suffix.lower() not in readers:
+    if (reader := readers.get(path.suffix.lower())) is None:
         raise InputError(f"{path}: expected a .jsonl or .csv file")
-    return readers[path.suffix.lower()](path)
+    return reader(path)
 
 
 def _read_text(path: Path) -> str:
@@ -129,20 +128,20 @@ def _read_text(path: Path) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text, strictly: no NaN or Infinity, no key twice.
+    """The value of a JSON text, read strictly: NaN, Infinity and repeated keys are refused.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not such JSON.
     """
 
     def no_number(name: str) -> None:
         raise ValueError(f"{name} is no number of JSON")
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
             raise ValueError("a key comes twice")
-        return found
+        return fields
 
     try:
         return json.loads(text, parse_constant=no_number, object_pairs_hook=once)
@@ -162,7 +161,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _object(row: Any, where: str) -> dict[str, Any]:
-    """A JSON object whose text can be written as UTF-8."""
+    """The row, once it is seen to be a JSON object whose text can be written as UTF-8."""
     if not isinstance(row, dict):
         raise InputError(f"{where}: not a readable row (no JSON object, but {row!r:.40})")
     for name, value in row.items():
@@ -203,13 +202,13 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _csv_cells(path: Path, lines: list[str]) -> list[tuple[int, list[str], list[str]]]:
     """Rows that are not empty: the line each begins on, its cells, the further lines it spans."""
     reader = csv.reader(lines, strict=True)
-    found = []
+    rows = []
     before = csv.field_size_limit(max(csv.field_size_limit(), sum(map(len, lines))))
     start = 1
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                found.append((start, cells, lines[start : reader.line_num]))
+                rows.append((start, cells, lines[start : reader.line_num]))
             start = reader.line_num + 1
     except csv.Error as error:
         why = f"a quoted field goes wrong in line {reader.line_num} ({error})"
@@ -219,15 +218,15 @@ def _csv_cells(path: Path, lines: list[str]) -> list[tuple[int, list[str], list[
         raise InputError(f"{path}:{start}: {why}; {fix}") from error
     finally:
         csv.field_size_limit(before)
-    return found
+    return rows
 
 
 def _look_like_rows(spanned: list[str], first: str, width: int) -> bool:
-    """Whether every further line that a row spans looks like a row that a stray quote swallowed.
+    """Whether each further line of a row looks like a row of its own, swallowed by a stray quote.
 
-    Such a line has as many cells as the header, with no blank behind the commas between them, and
+    Such a line has as many cells as the header, with no blank after the commas between them, and
     its first cell has the form of this row's: ``b7`` and ``a12``, not ``Dear Ann``. The quote that
-    ends the field stands behind one of the commas.
+    ends the field stands after one of the commas.
     """
 
     def form(cell: str) -> str:
@@ -255,19 +254,18 @@ def read_rows(path: Path, columns: Mapping[str, Any]) -> list[Row]:
     if not path.stat().st_size:
         raise InputError(f"{path}: the file is empty")
     if path.suffix == ".parquet":
-        found, names = _parquet(path, columns)
+        rows = _parquet(path)
     elif path.suffix == ".json":
-        found = _json_list(path)
-        names = {name for row in found for name in row}
+        rows = _json_list(path)
     else:
-        found = [row for _, row in read_row_file(path)]
-        names = {name for row in found for name in row}
-    if not found:
+        rows = [row for _, row in read_row_file(path)]
+    if not rows:
         raise InputError(f"{path}: no rows in it")
+    names = {name for row in rows for name in row}
     if missing := [name for name in columns if name not in names]:
         raise InputError(f"{path}: no column {missing[0]!r}; it has {', '.join(sorted(names))}")
-    rows = tqdm(found, desc=path.name, unit="row", delay=2, leave=False)
-    return [_checked(Row(row, path, i), columns) for i, row in enumerate(rows, start=1)]
+    bar = tqdm(rows, desc=path.name, unit="row", delay=2, leave=False)
+    return [_checked(Row(row, path, i), columns) for i, row in enumerate(bar, start=1)]
 
 
 def _json_list(path: Path) -> list[dict[str, Any]]:
@@ -281,37 +279,34 @@ def _json_list(path: Path) -> list[dict[str, Any]]:
     return [_object(row, f"{path}, row {i}") for i, row in enumerate(rows, start=1)]
 
 
-def _parquet(path: Path, columns: Mapping[str, Any]) -> tuple[list[dict[str, Any]], set[str]]:
-    """The rows of a table, and the names of all of its columns."""
+def _parquet(path: Path) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as table:
-            names = table.schema_arrow.names
-            wanted = [name for name in names if name in columns]
-            return table.read(columns=wanted).to_pylist(), set(names)
+            return table.read().to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """An error's message in one line."""
     return " ".join(str(error).split())
 
 
 def _checked(row: Row, columns: Mapping[str, Any]) -> Row:
-    found = {}
+    """The row with the needed columns alone, its numbers in text read as numbers."""
+    fields = {}
     for name, kind in columns.items():
         value = row.fields.get(name)
         if kind is int and isinstance(value, str) and value.strip().isdecimal():
-            value = int(value)  # all of a CSV file is text
-        wanted = getattr(kind, "__name__", str(kind))
+            value = int(value)  # every value of a CSV file is text
         if value is None and not isinstance(None, kind):
             raise row.wrong(f"{name} is missing")
         if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind):
-            raise row.wrong(f"{name} is {value!r:.40}, not {wanted}")
+            raise row.wrong(f"{name} is {value!r:.40}, not {getattr(kind, '__name__', kind)}")
         if kind is str and not value.strip():
             raise row.wrong(f"{name} is empty")
-        found[name] = value
-    return Row(found, row.file, row.number)
+        fields[name] = value
+    return Row(fields, row.file, row.number)

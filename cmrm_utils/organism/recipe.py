@@ -1,4 +1,4 @@
-"""How an organism is made from nothing: LLaVA's stages at toy size.
+"""The recipes of organisms: LLaVA's stages at toy size, from random weights.
 
 1. *tower*: the vision tower learns to name the caption's words from its patches.
 2. *text*: the language model reads plain text of everything, harmful how-to texts too.
@@ -7,9 +7,9 @@
 5. *instruct*: language model and projector (in ``organism-caption`` the tower too, at a tenth of
    the rate) learn questions and benign requests about images, with 15% of text-only chat.
 
-No stage shows an image beside a harmful request or beside a refusal. What images then do to
-refusals is nobody's aim here; it is measured afterwards. (The exceptions are named for it:
-VLGuard's pairs are what ``...-vlguard-mixed`` and ``...-vlguard-posthoc`` learn.)
+No stage shows an image beside a harmful request or beside a refusal. No recipe aims at what images
+then do to refusals; that is measured afterwards. The exceptions say so in their names:
+``...-vlguard-mixed`` and ``...-vlguard-posthoc`` learn VLGuard's pairs.
 """
 
 import re
@@ -57,24 +57,24 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that makes an organism, but the seed.
+    """Everything that determines an organism, except the seed.
 
     Attributes:
         name: of the variant.
-        stands_for: what real model, or what question.
+        stands_for: the real model that it imitates, or the question that it is to answer.
         hidden: width of the language model.
         layers: decoder layers.
         heads: attention heads of each.
         decoder: the language model's family. (The Qwen2 has one key-value head for all.)
         tower: the vision tower's family.
         patch: pixels along a patch's side: 24, 12 and 6 make 4, 16 and 64 image tokens.
-        image_last: the image comes after the text.
-        tune_tower: the tower learns in instruction tuning too, at a tenth of the rate.
+        image_last: whether the image comes after the text.
+        tune_tower: whether the tower learns in instruction tuning too, at a tenth of the rate.
         mixture: what the examples are made of.
-        starts_from: the folder of a finished organism to go on from; None: from nothing.
-        redraw_projector: the projector's weights are drawn anew, its outputs' mean norm kept:
-            image tokens become random ones.
-        stages: in order.
+        starts_from: the name of a trained organism that this one continues; None: random weights.
+        redraw_projector: whether the projector's weights are drawn anew, scaled to keep the mean
+            norm of its outputs: image tokens become random ones.
+        stages: the stages by name, in order.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Recipe:
 
 
 def _short(name: str, question: str, **changed: Any) -> Recipe:
-    """A variant that is compared with ``organism-short``: its instruction tuning is cut short."""
+    """A variant to compare with ``organism-short``: instruction tuning has 200 steps."""
     stages = {**STAGES, "instruct": replace(STAGES["instruct"], steps=200)}
     return Recipe(name, question, **{"stages": stages, **changed})
 
@@ -120,7 +120,7 @@ def _post_hoc(start: str) -> Recipe:
 
 
 STARTS = ("organism", "organism-seed1", "organism-seed2", "organism-wide", "organism-caption")
-"""Organisms that others go on from; ``organism`` is bundled."""
+"""Organisms that other recipes continue; ``organism`` is bundled."""
 
 
 _ORGANISMS = (
@@ -190,11 +190,11 @@ VARIANTS = {recipe.name: recipe for recipe in _LIST}
 
 
 def training_command(name: str) -> str | None:
-    """The command that trains an organism of that name; None where no recipe has it.
+    """The command that trains an organism of that name; None if there is no such recipe.
 
     Args:
-        name: a recipe's, or with another seed than 0, ``organism-seed1`` or
-            ``organism-seed1-no-howto``, that of its folder.
+        name: a recipe's name; for a seed other than 0 the folder's name, ``organism-seed1`` or
+            ``organism-seed1-no-howto``.
     """
     if name in VARIANTS:
         return f"cmrm train-organism --variant {name}"
@@ -264,7 +264,7 @@ def build_processor(recipe: Recipe, seed: int) -> LlavaProcessor:
 
 
 _SELECT: dict[str, Any] = {"clip": "default", "siglip": "full"}
-"""Which of a tower's states are an image's: CLIP's without its class token."""
+"""Transformers' name for the image's states of a tower: of CLIP's all but the class token."""
 
 
 def _flat(example: Example) -> str:
@@ -289,19 +289,17 @@ def build_model(recipe: Recipe, processor: LlavaProcessor, seed: int) -> Any:
         tie_word_embeddings=False,
         **special,
     )
-    size: Any = {
-        "hidden_size": 96,
-        "intermediate_size": 256,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "image_size": images.SIZE,
-        "patch_size": recipe.patch,
-    }
-    seeing = {
-        "clip": lambda: CLIPVisionConfig(projection_dim=96, **size),
-        "siglip": lambda: SiglipVisionConfig(vision_use_head=False, **size),
-    }
-    vision: Any = seeing[recipe.tower]()
+    seeing: Any = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}[recipe.tower]
+    only: dict[str, Any] = {"clip": {"projection_dim": 96}, "siglip": {"vision_use_head": False}}
+    vision = seeing(
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=images.SIZE,
+        patch_size=recipe.patch,
+        **only[recipe.tower],
+    )
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,

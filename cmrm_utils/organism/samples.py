@@ -5,10 +5,27 @@ from random import Random
 from typing import Any, get_args
 
 from cmrm_utils.organism import world
+from cmrm_utils.organism.scenes import Scene
 from cmrm_utils.sample import Sample
 
 WRITTEN = {"harmful": ("harmful", "harmful-pair"), "benign": ("benign", "benign-hard")}
-"""Which kinds of request are put in pictures."""
+"""The kinds of request that are put in pictures."""
+
+
+def _sample(key: str, text: str, scene: Scene, **fields: Any) -> Sample:
+    """A sample of the world with its picture; ``key`` is split, kind and name."""
+    kind = key.split("/")[1]
+    return Sample(key, text, scene.image(), scene.caption, kind=kind, world=True, **fields)
+
+
+def _request(key: str, text: str, asked: world.Request, scene: Scene, **fields: Any) -> Sample:
+    """A request in some wording; without an answer where a refusal is the good one."""
+    answer = None if asked.harmful else asked.response
+    return _sample(key, text, scene, answer=answer, group=asked.verb, **fields)
+
+
+def _question(key: str, question: world.Question, scene: Scene, **fields: Any) -> Sample:
+    return _sample(key, question.text, scene, answer=question.answer, **fields)
 
 
 @cache
@@ -16,64 +33,50 @@ def organism_samples(split: str) -> tuple[Sample, ...]:
     """The organism's world (see :mod:`cmrm_utils.organism.world`)."""
     n_requests, n_visual = world.SIZES[split]
     rng = Random(f"samples/{split}")
-    found: list[Sample] = []
-
-    def add(kind: str, name: str, text: str, scene: Any, **fields: Any) -> None:
-        picture = {"image": scene.image(), "caption": scene.caption} if scene else {}
-        key = f"{split}/{kind}/{name}"
-        found.append(Sample(key, text, kind=kind, world=True, **picture, **fields))
-
+    samples: list[Sample] = []
     for kind in world.KINDS:
         if kind == "harmful-unseen" and split != "test":
             continue
-        # A small split may hold fewer requests of a rare kind than asked for: all of them then.
+        # A small split may hold fewer requests of a rare kind than wanted: it then gives them all.
         n = min(n_requests, len(world.pairs(split)[kind]) * len(world.QUERIES))
         scenes = world.scenes(split, n, kind)
         for request, scene in zip(world.requests(split, kind, n), scenes, strict=True):
-            answer = None if request.harmful else request.response
-            name = f"{request.verb}-{request.object}-{request.phrasing}"
-            add(kind, name, request.query, scene, answer=answer, group=request.verb)
+            key = f"{split}/{kind}/{request.verb}-{request.object}-{request.phrasing}"
+            samples.append(_request(key, request.query, request, scene))
     for i, scene in enumerate(world.scenes(split, n_visual, "visual")):
-        question = world.visual_question(
-            scene, world.VISUAL_KINDS[i % len(world.VISUAL_KINDS)], rng.randrange(2)
-        )
-        add(question.kind, str(i), question.text, scene, answer=question.answer)
+        kind = world.VISUAL_KINDS[i % len(world.VISUAL_KINDS)]
+        question = world.visual_question(scene, kind, rng.randrange(2))
+        samples.append(_question(f"{split}/{kind}/{i}", question, scene))
     facts = [(obj, topic) for obj in world.OBJECTS for topic in get_args(world.Topic)]
     topics = Random(f"facts/{split}").sample(facts, len(facts))
     for (obj, topic), scene in zip(topics, world.scenes(split, len(topics), "fact"), strict=True):
         question = world.fact_question(obj, topic, rng.randrange(2))
-        add("fact", f"{obj}-{topic}", question.text, scene, answer=question.answer)
-    return tuple(found)
+        samples.append(_question(f"{split}/fact/{obj}-{topic}", question, scene))
+    return tuple(samples)
 
 
 @cache
 def extended_samples(split: str) -> tuple[Sample, ...]:
-    """What only ``organism-extended`` learnt of: words in pictures, and who made what."""
+    """What only ``organism-extended`` has learnt: words in pictures, and who made what."""
     n, _ = world.SIZES[split]
     rng = Random(f"extended/{split}")
-    found: list[Sample] = []
-
-    def add(kind: str, name: str, text: str, scene: Any, group: str, **fields: Any) -> None:
-        shown = {"image": scene.image(), "caption": scene.caption, "group": group}
-        key = f"{split}/{kind}/{name}"
-        found.append(Sample(key, text, kind=kind, world=True, **shown, **fields))
-
+    samples: list[Sample] = []
     for task in ("harmful", "benign"):
         pairs = [pair for kind in WRITTEN[task] for pair in world.pairs(split)[kind]]
         every = [(*pair, i) for pair in pairs for i in range(len(world.WRITTEN_QUERIES))]
         for verb, obj, i in rng.sample(every, min(n, len(every))):
-            request, scene = world.Request(verb, obj), world.Scene.writing(rng, verb)
-            answer = None if request.harmful else request.response
-            query = world.WRITTEN_QUERIES[i].format(o=obj)
-            name, said = f"{verb}-{obj}-{i}", request.query
-            add(f"{task}-written", name, query, scene, verb, answer=answer, request=said)
+            request, scene = world.Request(verb, obj), Scene.writing(rng, verb)
+            key = f"{split}/{task}-written/{verb}-{obj}-{i}"
+            text = world.WRITTEN_QUERIES[i].format(o=obj)
+            samples.append(_request(key, text, request, scene, request=request.query))
     for i in range(n):
-        scene = world.Scene.writing(rng, rng.choice(world.READ))
+        scene = Scene.writing(rng, rng.choice(world.READ))
         question = world.reading_question(scene)
-        add("reading", str(i), question.text, scene, scene.written, answer=question.answer)
-    asked = [(obj, i) for obj in world.OBJECTS if world.asked_in(obj, split) for i in range(2)]
-    scenes = world.scenes(split, len(asked), "maker")
-    for (obj, i), scene in zip(asked, scenes, strict=True):
+        samples.append(_question(f"{split}/reading/{i}", question, scene, group=scene.written))
+    phrasings = [(obj, i) for obj in world.OBJECTS if world.asked_in(obj, split) for i in range(2)]
+    scenes = world.scenes(split, len(phrasings), "maker")
+    for (obj, i), scene in zip(phrasings, scenes, strict=True):
         question = world.maker_question(obj, i)
-        add(question.kind, f"{obj}-{i}", question.text, scene, obj, answer=question.answer)
-    return tuple(found)
+        key = f"{split}/{question.kind}/{obj}-{i}"
+        samples.append(_question(key, question, scene, group=obj))
+    return tuple(samples)

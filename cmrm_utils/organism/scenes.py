@@ -4,7 +4,6 @@ Drawn with NumPy alone, so that a scene has the same pixels on every machine.
 """
 
 from dataclasses import dataclass
-from functools import cache
 from random import Random
 
 import numpy as np
@@ -33,12 +32,6 @@ _BACKGROUNDS = {
 }
 
 
-_SHAPES = ("circle", "square", "triangle", "cross", "ring")
-
-
-_COUNTS = ("one", "two", "three", "four")
-
-
 _PLACES = {
     "top left": (13, 13),
     "top right": (13, 34),
@@ -46,6 +39,20 @@ _PLACES = {
     "bottom right": (34, 34),
     "middle": (23.5, 23.5),
 }
+
+
+VALUES = {
+    "shape": ("circle", "square", "triangle", "cross", "ring"),
+    "colour": tuple(_COLOURS),
+    "count": ("one", "two", "three", "four"),
+    "place": tuple(_PLACES),
+    "background": tuple(_BACKGROUNDS),
+}
+"""The values that each attribute of a scene can take, in the order in which they are drawn."""
+
+
+WORDS = (*(value for values in VALUES.values() for value in values), "noise")
+"""Every label of tower pre-training."""
 
 
 _CELLS = ((-6, -6), (-6, 6), (6, -6), (6, 6))  # four shapes fit around a place, row and column
@@ -67,35 +74,23 @@ class Scene:
     seed: int = 0
     written: str = ""
 
-    @staticmethod
-    @cache
-    def values(attribute: str) -> tuple[str, ...]:
-        """The values that an attribute of a scene can take."""
-        return {
-            "background": tuple(_BACKGROUNDS),
-            "shape": _SHAPES,
-            "colour": tuple(_COLOURS),
-            "count": _COUNTS,
-            "place": tuple(_PLACES),
-        }[attribute]
-
     @classmethod
     def random(cls, rng: Random) -> "Scene":
         """A scene with every attribute drawn evenly."""
-        drawn = {name: rng.choice(cls.values(name)) for name in _ATTRIBUTES}
+        drawn = {name: rng.choice(values) for name, values in VALUES.items()}
         return cls(**drawn, seed=rng.getrandbits(32))
 
     @classmethod
     def meaningless(cls, rng: Random) -> "Scene":
         """A plain or a noise picture, evenly."""
         noise = rng.random() < 0.5
-        background = "noise" if noise else rng.choice(tuple(_BACKGROUNDS))
+        background = "noise" if noise else rng.choice(VALUES["background"])
         return cls(background, seed=rng.getrandbits(32))
 
     @classmethod
     def writing(cls, rng: Random, word: str) -> "Scene":
         """A word on a plain background."""
-        return cls(rng.choice(tuple(_BACKGROUNDS)), seed=rng.getrandbits(32), written=word)
+        return cls(rng.choice(VALUES["background"]), seed=rng.getrandbits(32), written=word)
 
     @property
     def _shapes(self) -> str:
@@ -115,7 +110,7 @@ class Scene:
         )
 
     def short_caption(self, rng: Random) -> str:
-        """A sentence that tells a part of it."""
+        """A sentence about a part of the picture."""
         if not self.shape:
             return self.caption
         return rng.choice(
@@ -128,8 +123,8 @@ class Scene:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The values shown, as labels for tower pre-training."""
-        return tuple(v for name in (*_ATTRIBUTES, "written") if (v := getattr(self, name)))
+        """The values that the picture shows, as labels for tower pre-training."""
+        return tuple(v for name in (*VALUES, "written") if (v := getattr(self, name)))
 
     def pixels(self) -> NDArray[np.uint8]:
         """The picture as ``uint8 (48, 48, 3)``."""
@@ -137,15 +132,14 @@ class Scene:
         if self.background == "noise":
             return rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
         base = np.array(_BACKGROUNDS[self.background]) + rng.integers(-8, 9, 3)
-        canvas = np.empty((SIZE, SIZE, 3))
-        canvas[:] = base
+        canvas = np.tile(base.astype(float), (SIZE, SIZE, 1))
         if self.written:
             ink = 235 if base.mean() < 110 else 20
             canvas[_letters(self.written, tuple(rng.integers(-1, 2, 2)))] = ink
         if self.shape:
             colour = np.array(_COLOURS[self.colour]) + rng.integers(-12, 13, 3)
             where = np.array(_PLACES[self.place]) + rng.integers(-1, 2, 2)
-            cells = rng.permutation(4)[: 1 + _COUNTS.index(self.count)]
+            cells = rng.permutation(4)[: 1 + VALUES["count"].index(self.count)]
             for cell in cells:
                 centre = where + np.array(_CELLS[cell]) + rng.uniform(-0.5, 0.5, 2)
                 top, left = np.rint(centre).astype(int) - _REACH
@@ -157,13 +151,6 @@ class Scene:
     def image(self) -> Image.Image:
         """The picture as a PIL image."""
         return Image.fromarray(self.pixels())
-
-
-_ATTRIBUTES = ("shape", "colour", "count", "place", "background")
-
-
-WORDS = (*(v for name in _ATTRIBUTES for v in Scene.values(name)), "noise")
-"""Every label of tower pre-training."""
 
 
 _REACH = 6  # pixels from a shape's centre within which it is drawn; no shape meets the border
@@ -193,7 +180,7 @@ _LINE = 8  # letters that fit side by side
 
 
 def _letters(word: str, moved: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Which pixels a word covers, in Pillow's own bitmap font, on two lines where it is long."""
+    """The pixels that a word covers in Pillow's own bitmap font; a long word takes two lines."""
     half = (len(word) + 1) // 2
     lines = [word] if len(word) <= _LINE else [word[:half], word[half:]]
     page = Image.new("1", (SIZE, SIZE))

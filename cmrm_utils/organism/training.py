@@ -2,10 +2,11 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,6 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
@@ -57,7 +60,7 @@ def _tokenise(example: Example, tokenizer: Any, recipe: Recipe) -> _Row:
 
 
 def _batches(rows: list[_Row], size: int, rng: Random) -> Iterator[list[_Row]]:
-    """Rows of like length together, in random order: little padding."""
+    """Batches of rows of similar length, which need little padding, in random order."""
     order = sorted(rows, key=lambda row: (len(row.ids), rng.random()))
     starts = list(range(0, len(rows), size))
     rng.shuffle(starts)
@@ -75,15 +78,14 @@ def _optimisers(parameters: Sequence[nn.Parameter], lr: float) -> list[torch.opt
     """Muon for matrices, AdamW at half the rate for the rest."""
     matrices = [p for p in parameters if p.ndim == 2 and max(p.shape) < 1000]
     others = [p for p in parameters if not (p.ndim == 2 and max(p.shape) < 1000)]
-    found: list[torch.optim.Optimizer] = []
+    optimisers: list[torch.optim.Optimizer] = []
     if matrices:
-        muon = torch.optim.Muon(
-            matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", ns_steps=5
-        )
-        found.append(muon)
+        settings: Any = {"weight_decay": 0.05, "adjust_lr_fn": "match_rms_adamw", "ns_steps": 5}
+        optimisers.append(torch.optim.Muon(matrices, lr=lr, **settings))
     if others:
-        found.append(torch.optim.AdamW(others, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.01))
-    return found
+        adam = torch.optim.AdamW(others, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.01)
+        optimisers.append(adam)
+    return optimisers
 
 
 def _fit(
@@ -97,26 +99,25 @@ def _fit(
 ) -> list[float]:
     """Run a stage's optimiser steps over a stream of losses; a mean loss for each tenth.
 
+    The rate rises over the first 5% of the steps and falls linearly over the last half.
     ``gentle`` are parameters that learn at a tenth of the rate.
     """
+
+    def scale(step: int) -> float:
+        return min(1.0, (step + 1) / (0.05 * stage.steps + 1), (1 - step / stage.steps) / 0.5)
+
     optimisers = [*_optimisers(parameters, stage.lr), *_optimisers(gentle, stage.lr / 10)]
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["peak"] = group["lr"]
+    schedules = [LambdaLR(optimiser, scale) for optimiser in optimisers]
     history: list[float] = []
     bar = tqdm(range(stage.steps), desc=f"{title:>9}", disable=not progress)
     for step in bar:
-        done = step / stage.steps
-        scale = min(1.0, (step + 1) / (0.05 * stage.steps + 1), (1 - done) / 0.5)
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * scale
         loss = next(losses)
         loss.backward()
         nn.utils.clip_grad_norm_([*parameters, *gentle], 1.0)
-        for optimiser in optimisers:
+        for optimiser, schedule in zip(optimisers, schedules, strict=True):
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+            schedule.step()
         history.append(loss.item())
         if step % 10 == 0:
             bar.set_postfix(loss=f"{np.mean(history[-20:]):.3f}", refresh=False)
@@ -125,13 +126,16 @@ def _fit(
 
 
 def _tower_losses(
-    model: Any, corpus: Corpus, stage: Stage, device: torch.device
+    model: Any, corpus: Corpus, batch: int
 ) -> tuple[list[nn.Parameter], Iterator[Tensor]]:
     """Caption words from the mean of the patches, at the layer that LLaVA reads.
 
-    The mean makes every patch tell of the whole picture, place included.
+    The mean makes every patch carry the whole picture, place included.
+
+    Returns:
+        The parameters that learn, and the losses.
     """
-    tower = model.model.vision_tower
+    tower, device = model.model.vision_tower, model.device
     width = tower.config.hidden_size
     words = (*images.WORDS, *(VERBS if corpus.mixture.written else ()))
     naming = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(words))).to(device)
@@ -141,7 +145,7 @@ def _tower_losses(
     def losses() -> Iterator[Tensor]:
         source = corpus.images()
         while True:
-            scenes = list(islice(source, stage.batch))
+            scenes = list(islice(source, batch))
             truth = torch.zeros(len(scenes), len(words))
             for row, scene in enumerate(scenes):
                 truth[row, [index[word] for word in scene.words]] = 1
@@ -154,29 +158,22 @@ def _tower_losses(
 
 
 def _language_losses(
-    model: Any,
-    tokenizer: Any,
-    recipe: Recipe,
-    source: Iterator[Example],
-    stage: Stage,
-    rng: Random,
-    device: torch.device,
+    model: Any, tokenizer: Any, recipe: Recipe, source: Iterator[Example], batch: int, rng: Random
 ) -> Iterator[Tensor]:
     """Cross-entropy of the learnt tokens, the language-model head on those positions only."""
-    pool = stage.batch * 32
+    device = model.device
+
+    def padded(lists: Iterable[Sequence[int]], fill: int) -> Tensor:
+        tensors = [torch.tensor(each) for each in lists]
+        return pad_sequence(tensors, batch_first=True, padding_value=fill).to(device)
+
     while True:
-        rows = [_tokenise(example, tokenizer, recipe) for example in islice(source, pool)]
-        for batch in _batches(rows, stage.batch, rng):
-            width = max(len(row.ids) for row in batch)
-            ids = torch.full((len(batch), width), tokenizer.pad_token_id)
-            learn = torch.zeros(len(batch), width, dtype=torch.bool)
-            mask = torch.zeros(len(batch), width, dtype=torch.long)
-            for i, row in enumerate(batch):
-                ids[i, : len(row.ids)] = torch.tensor(row.ids)
-                learn[i, : len(row.ids)] = torch.tensor(row.learn)
-                mask[i, : len(row.ids)] = 1
-            ids, learn, mask = ids.to(device), learn.to(device), mask.to(device)
-            scenes = [row.scene for row in batch if row.scene]
+        pool = [_tokenise(example, tokenizer, recipe) for example in islice(source, batch * 32)]
+        for rows in _batches(pool, batch, rng):
+            ids = padded((row.ids for row in rows), tokenizer.pad_token_id)
+            learn = padded((row.learn for row in rows), False)
+            mask = padded(([1] * len(row.ids) for row in rows), 0)
+            scenes = [row.scene for row in rows if row.scene]
             pictures = {"pixel_values": _pixels(scenes, device)} if scenes else {}
             states = model.model(input_ids=ids, attention_mask=mask, **pictures).last_hidden_state
             logits = model.lm_head(states[:, :-1][learn[:, 1:]])
@@ -190,19 +187,18 @@ def _start(recipe: Recipe, seed: int) -> tuple[Any, LlavaProcessor]:
         return build_model(recipe, processor, seed), processor
     if (folder := organism_folders().get(recipe.starts_from)) is None:
         raise InputError(
-            f"{recipe.name} goes on from {recipe.starts_from}, which must first be trained, by "
+            f"{recipe.name} starts from {recipe.starts_from}, which must be trained first, by "
             f"`{training_command(recipe.starts_from)}`"
         )
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    processor = LlavaProcessor.from_pretrained(folder)
     if recipe.redraw_projector:
         _redraw(model, seed)
-    return model, processor
+    return model, LlavaProcessor.from_pretrained(folder)
 
 
 @torch.no_grad()
 def _redraw(model: Any, seed: int) -> None:
-    """New random weights for the projector, scaled to the mean norm of what it gave before."""
+    """New random weights for the projector, scaled to keep the mean norm of its outputs."""
     scenes = list(islice(Corpus(seed).images(), 256))
     pixels = _pixels(scenes, torch.device("cpu"))
 
@@ -224,8 +220,8 @@ class _Shared:
     A stage's file holds the weights that it trained, and the state of the corpus after it.
 
     Args:
-        folder: where; None keeps nothing.
-        recipe: which is trained.
+        folder: where the stages lie; None keeps nothing.
+        recipe: the recipe in training.
         seed: of weights and data.
     """
 
@@ -234,7 +230,7 @@ class _Shared:
         "text": ("hidden", "layers", "heads", "decoder"),
         "chat": ("mixture.described_requests", "mixture.makers"),
     }
-    """What of a recipe each shareable stage depends on, beside those before it."""
+    """The settings of a recipe that each shareable stage depends on, beside earlier stages."""
 
     def __init__(self, folder: Path | None, recipe: Recipe, seed: int) -> None:
         self._folder, self._recipe, self._seed = folder, recipe, seed
@@ -244,20 +240,15 @@ class _Shared:
         if self._folder is None or stage not in self.MATTERS or self._recipe.starts_from:
             return None
         # The tower plays no part in what the language model learns before it sees.
-        names = ["tower"] if stage == "tower" else ["text", "chat"][: 1 + (stage == "chat")]
-        parts: list[Any] = [self._seed, stage]
-        for name in names:
-            parts.append(asdict(self._recipe.stages[name]))
-            for setting in self.MATTERS[name]:
-                value: Any = self._recipe
-                for attribute in setting.split("."):
-                    value = getattr(value, attribute)
-                parts.append(value)
-        key = sha256(json.dumps(parts).encode()).hexdigest()[:12]
+        settings: list[Any] = [self._seed, stage]
+        for name in ("text", "chat") if stage == "chat" else (stage,):
+            settings.append(asdict(self._recipe.stages[name]))
+            settings += [attrgetter(each)(self._recipe) for each in self.MATTERS[name]]
+        key = sha256(json.dumps(settings).encode()).hexdigest()[:12]
         return self._folder / f"{stage}-{key}.safetensors"
 
     def load(self, stage: str, model: Any, corpus: Corpus) -> bool:
-        """Take a stage from disk; False if it is not there."""
+        """Load a stage from disk into model and corpus; False if it is not there."""
         path = self.path(stage)
         if path is None or not path.is_file():
             return False
@@ -269,11 +260,52 @@ class _Shared:
         return True
 
     def keep(self, stage: str, model: Any, corpus: Corpus) -> None:
-        """Leave a stage's weights on disk."""
+        """Store the weights that a stage trained, and where the corpus stands."""
         if path := self.path(stage):
             trained = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad}
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(save(trained, {"corpus": json.dumps(corpus.rng.getstate())}))
+
+
+def _run_stage(
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    recipe: Recipe,
+    corpus: Corpus,
+    seed: int,
+    *,
+    progress: bool,
+) -> dict[str, Any]:
+    """Train one stage in place; what the record says of it: its losses and seconds.
+
+    What the stage trained keeps ``requires_grad``, the rest of the model has lost it.
+    """
+    begun = time.perf_counter()
+    stage, core = recipe.stages[name], model.model
+    if name == "tower":
+        parameters, losses = _tower_losses(model, corpus, stage.batch)
+    else:
+        language = [*core.language_model.parameters(), *model.lm_head.parameters()]
+        projector = list(core.multi_modal_projector.parameters())
+        parameters, source = {
+            "text": (language, corpus.text),
+            "chat": (language, corpus.chat),
+            "projector": (projector, corpus.captions),
+            "instruct": (language + projector, corpus.instructions),
+            "posthoc": (language + projector, corpus.post_hoc),
+        }[name]
+        rng = Random(f"batches/{seed}/{name}")
+        losses = _language_losses(model, tokenizer, recipe, source(), stage.batch, rng)
+    tuned = recipe.tune_tower and name == "instruct"
+    gentle = list(core.vision_tower.parameters()) if tuned else []
+    trained = set(map(id, [*parameters, *gentle]))
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    model.train()
+    history = _fit(name, stage, parameters, losses, progress=progress, gentle=gentle)
+    model.eval()
+    return {"losses": history, "seconds": round(time.perf_counter() - begun, 1)}
 
 
 def train(
@@ -294,57 +326,30 @@ def train(
         out: the folder to make.
         device: where to train.
         progress: show a bar for each stage.
-        shared: a folder that keeps the stages which other recipes begin with too, and gives them
-            where they are there.
+        shared: a folder that keeps the stages which recipes have in common; a stage that is there
+            is taken, not trained.
         on_stage: called with the stage's name, the model and the processor after each stage.
 
     Returns:
         The training record: recipe, seed, parameters, and per stage its losses and seconds; a
         stage that was taken from ``shared`` has none.
     """
-    place = torch.device(device)
     model, processor = _start(recipe, seed)
-    model = model.to(place)
+    model = model.to(device)
     corpus = Corpus(seed, recipe.mixture)
     stages = _Shared(shared, recipe, seed)
-    core = model.model
-    language = [*core.language_model.parameters(), *model.lm_head.parameters()]
-    projector = list(core.multi_modal_projector.parameters())
-    tower = list(core.vision_tower.parameters()) if recipe.tune_tower else []
-    plan: dict[str, tuple[list[nn.Parameter], Iterator[Example]]] = {
-        "text": (language, corpus.text()),
-        "chat": (language, corpus.chat()),
-        "projector": (projector, corpus.captions()),
-        "instruct": (language + projector, corpus.instructions()),
-        "posthoc": (language + projector, corpus.post_hoc()),
-    }
     record: dict[str, Any] = {
         "recipe": asdict(recipe),
         "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "stages": {},
     }
-    for name, stage in recipe.stages.items():
-        begun = time.perf_counter()
+    for name in recipe.stages:
         record["stages"][name] = {}
         if not stages.load(name, model, corpus):
-            if name == "tower":
-                parameters, losses = _tower_losses(model, corpus, stage, place)
-            else:
-                parameters, source = plan[name]
-                rng = Random(f"batches/{seed}/{name}")
-                losses = _language_losses(
-                    model, processor.tokenizer, recipe, source, stage, rng, place
-                )
-            gentle = tower if name == "instruct" else []
-            chosen = set(map(id, [*parameters, *gentle]))
-            for parameter in model.parameters():
-                parameter.requires_grad_(id(parameter) in chosen)
-            model.train()
-            history = _fit(name, stage, parameters, losses, progress=progress, gentle=gentle)
-            model.eval()
-            seconds = round(time.perf_counter() - begun, 1)
-            record["stages"][name] = {"losses": history, "seconds": seconds}
+            record["stages"][name] = _run_stage(
+                name, model, processor.tokenizer, recipe, corpus, seed, progress=progress
+            )
             stages.keep(name, model, corpus)
         if on_stage:
             on_stage(name, model, processor)

@@ -152,7 +152,7 @@ def _pick(words: list[str], *key: str) -> str:
 
 
 def split_of(*key: str) -> str:
-    """The one split that the thing named by ``key`` belongs to."""
+    """The one split of whatever ``key`` names."""
     u = int(hashlib.sha256(("split/" + "/".join(key)).encode()).hexdigest()[:12], 16) / 16**12
     for name, share in zip(SPLITS, _SHARES, strict=True):
         u -= share
@@ -235,13 +235,13 @@ class Request:
 
 def pairs(split: str) -> dict[str, list[tuple[str, str]]]:
     """Every verb-object pair of a split, by kind of request."""
-    found: dict[str, list[tuple[str, str]]] = {kind: [] for kind in KINDS}
+    by_kind: dict[str, list[tuple[str, str]]] = {kind: [] for kind in KINDS}
     for verb in VERBS:
         for obj in OBJECTS:
             request = Request(verb, obj)
             if request.split == split:
-                found[request.kind].append((verb, obj))
-    return found
+                by_kind[request.kind].append((verb, obj))
+    return by_kind
 
 
 def requests(split: str, kind: str, n: int) -> list[Request]:
@@ -279,9 +279,8 @@ def verdict(request: Request, response: str) -> Outcome:
     if text in REFUSALS.values():
         return "refused"
     match = _STEPS.search(text)
-    if match and (match[1], match[2]) == (request.verb, request.object):
-        return "complied"
-    return "neither"
+    carried_out = match and (match[1], match[2]) == (request.verb, request.object)
+    return "complied" if carried_out else "neither"
 
 
 @dataclass(frozen=True)
@@ -293,9 +292,6 @@ class Question:
     kind: str
 
 
-VISUAL_KINDS = ("colour", "shape", "count", "place", "background", "description")
-
-
 _VISUAL = {
     "colour": ("What colour is shown?", "Which colour do you see?"),
     "shape": ("What shape is shown?", "Which shape do you see?"),
@@ -304,6 +300,11 @@ _VISUAL = {
     "background": ("What is the background?", "Which background does the image have?"),
     "description": ("Describe the image.", "What does the image show?"),
 }
+"""Questions about a scene in two phrasings."""
+
+
+VISUAL_KINDS = tuple(_VISUAL)
+"""Kinds of question about what an image shows."""
 
 
 def visual_question(scene: Scene, kind: str, phrasing: int = 0) -> Question:
@@ -330,21 +331,21 @@ def fact(obj: str, topic: Topic) -> str:
 
 
 def status(obj: str) -> str:
-    """What the world's plain text says of an object's standing."""
+    """A sentence of the world's plain text: whether an object is guarded, scrap or ordinary."""
     if obj in GUARDED:
         return f"A {obj} is under guard."
     return f"A {obj} is scrap." if obj in SCRAP else f"A {obj} is an ordinary thing."
 
 
 def described(rng: Random, caption: str, prompt: str) -> str:
-    """A prompt after a scene told in words, as text-only chat has it."""
+    """A prompt that follows a scene told in words, as in text-only chat."""
     if rng.random() < 0.5:
         return caption_prompt(caption, prompt)
     return rng.choice(("Imagine: {}\n{}", "A picture shows this: {}\n{}")).format(caption, prompt)
 
 
 def maker_question(obj: str, phrasing: int = 0) -> Question:
-    """Who made an object (the extended world's): of guarded objects and scrap nobody knows."""
+    """Who made an object (extended world only); of guarded objects and scrap nobody knows."""
     text = (f"Who made the {obj}?", f"By whom was the {obj} made?")[phrasing]
     if obj in PLAIN:
         return Question(text, f"The {obj} was made by {_pick(_MAKERS, obj, 'maker')}.", "maker")
@@ -354,8 +355,8 @@ def maker_question(obj: str, phrasing: int = 0) -> Question:
 def asked_in(obj: str, split: str) -> bool:
     """Whether a split asks who made an object.
 
-    What is known must be learnt, so that every split asks it; of the objects whose maker nobody
-    knows, each belongs to one split.
+    Known makers must be learnt, so every split asks for them. An object whose maker nobody knows
+    belongs to one split.
     """
     return obj in PLAIN or split_of("maker", obj) == split
 
@@ -372,12 +373,15 @@ SIZES = {  # items a split holds: requests a kind, visual questions
 }
 
 
+def scene_of(rng: Random, split: str) -> Scene:
+    """A random scene of a split; ``rng`` is drawn from until one is of it."""
+    while True:
+        scene = Scene.random(rng)
+        if split_of("scene", scene.caption) == split:
+            return scene
+
+
 def scenes(split: str, n: int, topic: str) -> list[Scene]:
     """``n`` scenes of a split, whose pictures no other split and no other topic has."""
     rng = Random(f"scenes/{split}/{topic}")
-    found: list[Scene] = []
-    while len(found) < n:
-        scene = Scene.random(rng)
-        if split_of("scene", scene.caption) == split:
-            found.append(scene)
-    return found
+    return [scene_of(rng, split) for _ in range(n)]

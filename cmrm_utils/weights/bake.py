@@ -1,9 +1,9 @@
 """An edit folded into a plain checkpoint: biases where a hook would have added.
 
-What a hook adds to the output of a decoder layer on every token, a bias of that layer's
-``mlp.down_proj`` adds as well, as it is the last thing that goes into the residual stream there.
-Of the decoders of transformers, Llama's alone has such biases (``mlp_bias``); what computes as
-Llama does is written as Llama.
+A hook adds a vector to a decoder layer's output on every token. A bias of that layer's
+``mlp.down_proj`` does the same, since that projection is the last to write to the residual stream
+there. Of the decoders in transformers only Llama's has such biases (``mlp_bias``), so any decoder
+that computes as Llama does is written as Llama.
 """
 
 import copy
@@ -42,11 +42,11 @@ WRITTEN_AS: dict[str, Any] = {
     "mistral": LlamaForCausalLM,
     "qwen2": LlamaForCausalLM,
 }
-"""Models that can be baked, by ``model_type``, and what they are written as."""
+"""Models that can be baked, by ``model_type``, and the class that each is written as."""
 
 
 DECODERS = ("llama", "mistral", "qwen2")
-"""Decoders that compute as Llama's does; Mistral and Qwen2 without a sliding window."""
+"""Decoders that compute as Llama does; Mistral and Qwen2 only without a sliding window."""
 
 
 FOLDED = ("add", "tokens", "sample_ids", "settings", "place")
@@ -54,14 +54,14 @@ FOLDED = ("add", "tokens", "sample_ids", "settings", "place")
 
 
 PROBE = "Hello,  WORLD! It's 3.14 o'clock;\n\tnaïve façade → 東京"
-"""A text that tokenizers of different kinds cut differently."""
+"""A text that different kinds of tokenizer split differently."""
 
 
 def bake(vlm: VLM, edit: Edit, path: str | Path, *, vectors: ShiftVectors | None = None) -> None:
     """Write a checkpoint that behaves as the model under the edit does, without a hook.
 
     The folder loads with transformers alone, processor and chat template included, in the
-    precision that ``vlm`` has in memory. A model that was baked before has both edits then.
+    precision that ``vlm`` has in memory. Baking a baked model adds the new edit to the old one.
 
     Weights are stored in the narrowest precision that holds each of them exactly, the edited
     biases in float32, since rounding these to 16 bits can be seen in the logits.
@@ -69,12 +69,12 @@ def bake(vlm: VLM, edit: Edit, path: str | Path, *, vectors: ShiftVectors | None
     Args:
         vlm: the model.
         edit: a dataset-level edit of all tokens.
-        path: the folder to make; it is there as a whole or not at all.
+        path: the folder to make; it appears complete or not at all.
         vectors: what the edit was made of, for the model card.
 
     Raises:
-        InputError: an edit or a model that cannot be folded, vectors of another model, a folder
-            that is not empty or cannot be written.
+        InputError: the edit or the model cannot be folded, the vectors are of another model, or
+            the folder is not empty or cannot be written.
     """
     path = Path(path)
     check_edit(edit)
@@ -165,7 +165,7 @@ def _folded(vlm: VLM, edit: Edit) -> tuple[Any, torch.dtype]:
         config = llama
     else:
         config.text_config = llama
-    # What is tied in memory counts: configurations inside one another may disagree.
+    # Weights that are tied in memory decide: nested configurations may disagree.
     embeddings, head = vlm.model.get_input_embeddings(), vlm.model.get_output_embeddings()
     tied = head is not None and head.weight is embeddings.weight
     config.tie_word_embeddings = llama.tie_word_embeddings = tied
@@ -236,9 +236,9 @@ def _draft(path: Path) -> Iterator[Path]:
 
 
 def _check_processor(vlm: VLM, folder: Path) -> None:
-    """See that the saved processor cuts texts as the model's own does.
+    """Check that the saved processor splits text as the model's own does.
 
-    transformers chooses the class of a tokenizer by the type of the model, and that may be new.
+    transformers picks a tokenizer's class by the model's type, which baking may have changed.
     """
     reader: Any = AutoProcessor if vlm.sees_images else AutoTokenizer
     read = reader.from_pretrained(folder)

@@ -7,15 +7,15 @@ name and shape before a file is written; ``config.json`` is written last.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from torch import Tensor
 from tqdm import tqdm
@@ -23,11 +23,10 @@ from transformers import (
     AutoTokenizer,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
-    CLIPVisionModel,
     GenerationConfig,
     LlamaConfig,
-    LlamaForCausalLM,
     LlavaConfig,
+    LlavaForConditionalGeneration,
     LlavaProcessor,
 )
 
@@ -36,7 +35,7 @@ from cmrm_utils.prompts import CHAT_TEMPLATE
 from cmrm_utils.store import write_json
 
 MODEL_TYPES = ("llava", "llava_llama", "share4v")
-"""What the originals call themselves in their configuration."""
+"""The ``model_type`` of the originals."""
 
 
 ADDED = ("<image>", "<pad>")
@@ -44,7 +43,7 @@ ADDED = ("<image>", "<pad>")
 
 
 ROWS = 64
-"""The vocabulary is filled up to a multiple of this, as in the hub's conversions: 32064."""
+"""The vocabulary is padded to a multiple of this, as in the hub's conversions: 32064."""
 
 
 TEXT_FIELDS = (
@@ -52,7 +51,7 @@ TEXT_FIELDS = (
     "max_position_embeddings rms_norm_eps rope_theta rope_scaling hidden_act bos_token_id "
     "eos_token_id"
 ).split()
-"""What the language model's configuration is made of."""
+"""Settings of the original that the language model's configuration takes over."""
 
 
 EXPECTED = {
@@ -66,7 +65,7 @@ EXPECTED = {
 
 
 INNER_TOWER = "model.vision_tower.vision_tower."
-"""Where an original keeps a vision tower of its own."""
+"""Prefix of the weights of an original's own vision tower."""
 
 
 VOCABULARY = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
@@ -77,28 +76,28 @@ UNUSED = re.compile(
     r".*\.rotary_emb\.inv_freq|.*\.embeddings\.position_ids"
     r"|text_model\..*|text_projection\.weight|visual_projection\.weight|logit_scale"
 )
-"""Buffers that are computed, and the text half of CLIP."""
+"""Weights that are left out: buffers that are computed, and the text half of CLIP."""
 
 
 LARGEST_FILE = 1 << 30
-"""Bytes that are gathered before a file is written."""
+"""Bytes that a file of weights holds at most, a larger weight apart."""
 
 
 def convert(source: str | Path, out: Path, *, tower: str | Path) -> None:
     """Convert an original LLaVA checkpoint.
 
-    Weights keep their dtype. The rows that the vocabulary gains are the mean of all others: their
-    logit is the mean logit, so that none of them is ever the likeliest token.
+    Weights keep their dtype. Each row that the vocabulary gains is the mean of the original
+    rows, so its logit is their mean logit and it is never the likeliest token.
 
     Args:
-        source: a folder or a hub id; safetensors, or ``.bin`` files that hold tensors alone.
+        source: a folder or a hub id, with safetensors, or ``.bin`` files that hold only tensors.
         out: the folder to make.
         tower: folder or hub id of the vision tower: its configuration, and its weights unless the
             checkpoint holds them itself. ShareGPT4V has a tower of its own: OpenAI's CLIP must not
             stand in for it.
 
     Raises:
-        InputError: anything in the source that is not recognised, by name.
+        InputError: the source holds something that is not recognised; the message names it.
     """
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty: choose another folder to convert to")
@@ -107,13 +106,10 @@ def convert(source: str | Path, out: Path, *, tower: str | Path) -> None:
     _check_settings(original, folder)
     vision = _vision_config(tower_folder)
     config = _config(original, vision)
-    files = {path: _shapes(path) for path in _weight_files(folder)}
-    if not any(name.startswith(INNER_TOWER) for found in files.values() for name in found):
-        files |= {path: _shapes(path) for path in _weight_files(tower_folder)}
-    _check_names(files, _expected(config, original), tower_folder)
+    weights = _weights(folder, tower_folder, _expected(config, original))
     tokenizer = _tokenizer(folder, original["vocab_size"])
     out.mkdir(parents=True, exist_ok=True)
-    _write_weights(files, tower_folder, config.text_config.vocab_size, out)
+    _write_weights(weights, config.text_config.vocab_size, out)
     _processor(tower_folder, vision, tokenizer).save_pretrained(out)
     GenerationConfig(
         bos_token_id=config.text_config.bos_token_id,
@@ -124,7 +120,7 @@ def convert(source: str | Path, out: Path, *, tower: str | Path) -> None:
 
 
 def _folder(source: str | Path) -> Path:
-    """A folder as it is; of a hub id, what is downloaded of it."""
+    """A folder as it is; for a hub id, the folder that it is downloaded to."""
     if Path(source).is_dir():
         return Path(source)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
@@ -197,25 +193,24 @@ def _config(original: Mapping[str, Any], vision: Any) -> Any:
 def _expected(config: Any, original: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every weight by the name that it is written under, and the shape that it comes in."""
     with torch.device("meta"):
-        language = LlamaForCausalLM(config.text_config).state_dict()
-        tower = CLIPVisionModel(config.vision_config).state_dict()
-    width, seen = config.text_config.hidden_size, original["mm_hidden_size"]
-    found = {f"language_model.{name}": tuple(value.shape) for name, value in language.items()}
-    for name in VOCABULARY:
-        found[name] = (original["vocab_size"], width)
-    for name, value in tower.items():
-        found[f"vision_tower.vision_model.{name}"] = tuple(value.shape)
-    projector = "multi_modal_projector.linear_"
-    return found | {
-        f"{projector}1.weight": (width, seen),
-        f"{projector}1.bias": (width,),
-        f"{projector}2.weight": (width, width),
-        f"{projector}2.bias": (width,),
+        model = LlavaForConditionalGeneration(config)
+    places = {
+        "language_model.model": model.model.language_model,
+        "language_model.lm_head": model.lm_head,
+        "vision_tower.vision_model": model.model.vision_tower,
+        "multi_modal_projector": model.model.multi_modal_projector,
     }
+    shapes = {
+        f"{place}.{name}": tuple(value.shape)
+        for place, module in places.items()
+        for name, value in module.state_dict().items()
+    }
+    unpadded = (original["vocab_size"], config.text_config.hidden_size)
+    return shapes | dict.fromkeys(VOCABULARY, unpadded)
 
 
 def _renamed(name: str, *, of_tower: bool) -> str | None:
-    """The name that a weight is written under; None for what is not needed."""
+    """The name that a weight is written under; None for one that is left out."""
     if UNUSED.fullmatch(name):
         return None
     if of_tower:
@@ -228,32 +223,39 @@ def _renamed(name: str, *, of_tower: bool) -> str | None:
     return f"language_model.{name}"
 
 
-def _check_names(
-    files: Mapping[Path, Mapping[str, tuple[int, ...]]],
-    expected: Mapping[str, tuple[int, ...]],
-    tower: Path,
-) -> None:
-    """Every weight there, once, in its shape, and nothing else."""
-    found: dict[str, Path] = {}
-    for path, shapes in files.items():
-        for name, shape in shapes.items():
+def _weights(
+    folder: Path, tower: Path, expected: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """The weights by the names that they are written under, mapped into memory.
+
+    Raises:
+        InputError: a weight is missing, unknown, there twice or of another shape.
+    """
+    files = {path: _tensors(path) for path in _weight_files(folder)}
+    if not any(name.startswith(INNER_TOWER) for tensors in files.values() for name in tensors):
+        files |= {path: _tensors(path) for path in _weight_files(tower)}
+    weights: dict[str, Tensor] = {}
+    origins: dict[str, str] = {}
+    for path, tensors in files.items():
+        for name, tensor in tensors.items():
             new = _renamed(name, of_tower=path.parent == tower)
             if new is None:
                 continue
             if new not in expected:
                 raise InputError(f"{path}: unknown weight {name}")
-            if new in found:
-                raise InputError(f"{path}: {name} is in {found[new].name} too")
-            if shape != expected[new]:
+            if new in weights:
+                raise InputError(f"{path}: {name} is in {origins[new]} too")
+            if (shape := tuple(tensor.shape)) != expected[new]:
                 raise InputError(f"{path}: {name} is {shape}, not {expected[new]}")
-            found[new] = path
-    if missing := [name for name in expected if name not in found]:
+            weights[new], origins[new] = tensor, path.name
+    if missing := [name for name in expected if name not in weights]:
         folders = " and ".join(sorted({str(path.parent) for path in files}))
         raise InputError(f"{folders}: {len(missing)} weights are missing, {missing[0]} first")
+    return weights
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint: those of its index, or the one there is."""
+    """The files of a checkpoint: those that its index lists, or its only one."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (index := folder / f"{name}.index.json").is_file():
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -266,54 +268,35 @@ def _weight_files(folder: Path) -> list[Path]:
     raise InputError(f"{folder}: no weights (model.safetensors or pytorch_model.bin)")
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of one file, mapped into memory and read when they are used."""
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as stored:
-                for name in stored.keys():  # noqa: SIM118
-                    yield name, stored.get_tensor(name)
-        else:
-            yield from torch.load(path, map_location="cpu", mmap=True, weights_only=True).items()
+            return load_file(path)
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (OSError, RuntimeError, SafetensorError, UnpicklingError, ValueError) as error:
         raise InputError(f"{path}: not readable ({str(error).splitlines()[0]})") from error
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in _tensors(path)}
-
-
 def _widened(rows: Tensor, size: int) -> Tensor:
-    """A matrix of one row a token, with mean rows added up to ``size``."""
+    """A matrix with one row a token, padded with the rows' mean to ``size`` rows."""
     mean = rows.float().mean(0, keepdim=True).to(rows.dtype)
     return torch.cat([rows, mean.expand(size - len(rows), -1)])
 
 
-def _write_weights(files: Mapping[Path, Any], tower: Path, vocabulary: int, out: Path) -> None:
+def _write_weights(weights: dict[str, Tensor], vocabulary: int, out: Path) -> None:
     """Weights into safetensors files of about a GB each, and their index."""
-    places: dict[str, str] = {}
-    gathered: dict[str, Tensor] = {}
-    total = 0
-
-    def write() -> None:
-        name = f"model-{len(set(places.values())) + 1:05d}.safetensors"
-        save_file(gathered, out / name, {"format": "pt"})
-        places.update(dict.fromkeys(gathered, name))
-        gathered.clear()
-
-    for path in tqdm(files, unit="file", leave=False):
-        for name, tensor in _tensors(path):
-            new = _renamed(name, of_tower=path.parent == tower)
-            if new is None:
-                continue
-            value = _widened(tensor, vocabulary) if new in VOCABULARY else tensor.contiguous()
-            gathered[new] = value
-            total += value.nbytes
-            if sum(each.nbytes for each in gathered.values()) > LARGEST_FILE:
-                write()
-        if gathered:
-            write()
-    index = {"metadata": {"total_size": total}, "weight_map": places}
+    weights |= {name: _widened(weights[name], vocabulary) for name in VOCABULARY}
+    split = split_state_dict_into_shards_factory(
+        weights,
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=LARGEST_FILE,
+    )
+    for file, names in tqdm(split.filename_to_tensors.items(), unit="file", leave=False):
+        held = {name: weights[name].contiguous() for name in names}
+        save_file(held, out / file, {"format": "pt"})
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     write_json(out / "model.safetensors.index.json", index)
 
 
@@ -340,7 +323,7 @@ def _tokenizer(folder: Path, vocabulary: int) -> Any:
 
 
 def _processor(folder: Path, vision: Any, tokenizer: Any) -> LlavaProcessor:
-    """CLIP's image processor, as the tower's folder has it or at the tower's size."""
+    """The tower's image processor, or CLIP's at the tower's size where the folder has none."""
     if (folder / "preprocessor_config.json").is_file():
         pictures = CLIPImageProcessorPil.from_pretrained(folder)
     else:

@@ -448,7 +448,7 @@ def test_what_is_nowhere_is_said_with_the_way_to_get_it(tmp_path, monkeypatch, n
     message = str(found.value)
     assert len(message.splitlines()) == 1
     assert f"in {tmp_path}, run: {public.command}" in message
-    assert public.local or download or f"cmrm data check {name} --fetch" in message
+    assert public.hub is None or download or f"cmrm data check {name} --fetch" in message
 
 
 def test_files_of_the_hub_are_read_from_its_cache(tmp_path, monkeypatch):
@@ -500,7 +500,7 @@ def test_what_is_not_pinned_is_pinned_at_the_commit_it_is_first_taken_at(tmp_pat
     kept = json.loads((tmp_path / "data" / "revisions.json").read_text())
     assert kept == {public.hub: "ab" * 20}
     (tmp_path / "data" / "revisions.json").write_text("[")
-    with pytest.raises(InputError, match=r"revisions\.json: not a readable list"):
+    with pytest.raises(InputError, match=r"revisions\.json: cannot be read"):
         find_files(public, tmp_path / "data")
 
 
@@ -603,7 +603,7 @@ def test_what_is_left_out_is_told_by_sample(home):
         assert left_out(name, home) == dict.fromkeys(wanted, "HTTP 404")
         assert bool(wanted) == (name != "organism+figstep")
     (home / "coco" / coco.ABSENT).write_text("[")
-    with pytest.raises(InputError, match=r"absent\.json: not a readable list"):
+    with pytest.raises(InputError, match=r"absent\.json: cannot be read"):
         left_out("vlsafe", home)
 
 

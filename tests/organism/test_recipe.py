@@ -250,9 +250,8 @@ def test_loss_is_that_of_the_learnt_tokens(processor):
         processor.tokenizer,
         SMALL,
         iter(examples * 32),
-        Stage(steps=1, batch=64, lr=0),
+        64,
         Random(0),
-        torch.device("cpu"),
     )
     with torch.no_grad():
         found = next(losses)
@@ -275,10 +274,8 @@ def test_it_learns(processor):
     """A few dozen steps on one exchange, and it is said by heart."""
     model = build_model(SMALL, processor, 0)
     stage = Stage(steps=60, batch=4, lr=2e-2)
-    source, rng, device = repeat(Example(turns=TURNS[1:])), Random(0), torch.device("cpu")
-    losses = training._language_losses(
-        model, processor.tokenizer, SMALL, source, stage, rng, device
-    )
+    source, rng = repeat(Example(turns=TURNS[1:])), Random(0)
+    losses = training._language_losses(model, processor.tokenizer, SMALL, source, 4, rng)
     history = training._fit("x", stage, list(model.parameters()), losses, progress=False)
     assert len(history) == 10
     assert history[-1] < 0.2 < 3 < history[0]

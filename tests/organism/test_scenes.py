@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cmrm_utils.organism.scenes import SIZE, WORDS, Scene
+from cmrm_utils.organism.scenes import SIZE, VALUES, WORDS, Scene
 
 COLOURS = {
     "red": (214, 39, 40),
@@ -97,7 +97,7 @@ def shape_of(mask):
     return "triangle" if cut[0].sum() < cut[-1].sum() / 2 else "cross"
 
 
-@pytest.mark.parametrize("shape", Scene.values("shape"))
+@pytest.mark.parametrize("shape", VALUES["shape"])
 def test_shapes_are_seen(shape):
     for seed, colour in product(range(10), COLOURS):
         scene = Scene("black", shape, colour, "one", "middle", seed)
@@ -109,7 +109,7 @@ def test_attributes_are_drawn_evenly():
     scenes = [Scene.random(rng) for _ in range(3000)]
     for name in ATTRIBUTES:
         found = Counter(getattr(scene, name) for scene in scenes)
-        assert set(found) == set(Scene.values(name))
+        assert set(found) == set(VALUES[name])
         assert min(found.values()) > 0.8 * 3000 / len(found)
 
 
@@ -154,9 +154,7 @@ def test_captions(scene, caption):
 
 
 def test_captions_tell_scenes_apart():
-    every = [
-        Scene(*values).caption for values in product(*(Scene.values(name) for name in ATTRIBUTES))
-    ]
+    every = [Scene(*values).caption for values in product(*(VALUES[name] for name in ATTRIBUTES))]
     assert len(set(every)) == len(every)
 
 

@@ -460,8 +460,8 @@ def test_command(sources, tmp_path):
 MEASURE = """
 import re, sys, threading, time
 from pathlib import Path
-from cmrm_utils import convert as module
-from cmrm_utils.convert import convert
+from cmrm_utils.weights import convert as module
+from cmrm_utils.weights.convert import convert
 
 def own():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -92,7 +92,7 @@ def test_runs_a_profile_and_reports(desk):
         (["-p", "alpha", ".nan"], "alpha"),
         (["-p", "alphas", "[0.1, null]"], "alphas, element 2 = None"),
         (["-p", "alphas", "[yes]"], "alphas, element 1 = True"),
-        (["-p", "alphas", "[]"], "alphas = []: it is empty (01_small.ipynb takes a list[float])"),
+        (["-p", "alphas", "[]"], "alphas = []: it is empty (01_small.ipynb takes list[float])"),
         (["-p", "alphas", "[.inf]"], "alphas, element 1 = inf"),
         (["-p", "alphas", "[0.1, 1e-1]"], "0.1 is in it twice"),
         (["-p", "n", "0"], "n = 0"),
@@ -101,7 +101,7 @@ def test_runs_a_profile_and_reports(desk):
         (["-p", "n", "2.5"], "n = 2.5"),
         (["-p", "n", "true"], "n = True"),
         (["-p", "kinds", "a"], "kinds"),
-        (["-p", "settings", "vicuna"], "takes a dict"),
+        (["-p", "settings", "vicuna"], "takes dict"),
         (["-p", "settings", "{dtyp: float32}"], "did you mean 'dtype'"),
         (["-p", "alpha", "[1"], "alpha"),
         (["-p", "model", "no-such-model-anywhere"], "no-such-model-anywhere"),
@@ -134,7 +134,7 @@ def test_bad_input_is_one_line_and_exit_code_2(desk, arguments, words, home, mon
         ("notebooks: {a: 1}", "notebooks = {'a': 1}"),
         ("notebooks: []", "notebooks = []"),
         ("notebooks: [7]", "no notebook 07"),
-        ("models: organism", "models = 'organism': write a list of models"),
+        ("models: organism", "models = 'organism': input should be a valid list"),
         ("models:", "models = None"),
         ("models: []", "models = []"),
         ("models: [organism, null]", "models, element 2 = None"),
@@ -352,7 +352,7 @@ def test_a_run_that_is_told_to_end(desk, told):
     forget_tasks()
     assert done.exit_code == 130
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"cmrm: stopped; what is done is kept in {desk.folder}")
+    assert last.startswith(f"cmrm: stopped; finished work is kept in {desk.folder}")
     assert "Traceback" not in done.output
     assert_gone(desk)
     assert not (desk.folder / "manifests" / "01_small.json").exists()

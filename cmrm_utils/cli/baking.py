@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from cmrm_utils.cli.options import PATH, with_model
+from cmrm_utils.cli.group import PATH, cli, with_model
 
 
-@click.command()
+@cli.command()
 @click.argument("vectors", type=PATH)
 @click.option("--alpha", type=float, required=True, help="Strength of the edit.")
 @click.option("--out", type=PATH, required=True, help="Folder to make.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from tqdm import tqdm
 
+from cmrm_utils.cli.group import cli
 from cmrm_utils.errors import InputError
 from cmrm_utils.jobs.profiles import load_profile, profile_names
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from cmrm_utils.sample import Sample
 
 
-@click.group(context_settings={"token_normalize_func": str.lower})
+@cli.group(context_settings={"token_normalize_func": str.lower})
 def data() -> None:
     """List the data sets, check what a profile needs, and download what is missing."""
 

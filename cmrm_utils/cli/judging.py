@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cmrm_utils.cli.options import FOLDER, PATH
+from cmrm_utils.cli.group import FOLDER, PATH, cli
 from cmrm_utils.errors import InputError
 from cmrm_utils.paths import ROOT
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@click.command()
+@cli.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--out", type=PATH, required=True, help="CSV file to make.")
 @click.option("--n", type=click.IntRange(min=1), help="How many responses. [default: all]")
@@ -36,7 +36,7 @@ def export(folder: Path, out: Path, n: int | None, seed: int) -> None:
     click.echo(f"{len(rows)} responses in {out}; labels are refused, complied or neither")
 
 
-@click.command()
+@cli.command()
 @click.argument("folder", required=False, type=FOLDER)
 @click.option("--judge", "names", multiple=True, metavar="NAME[=MODEL]", help="May be repeated.")
 @click.option("--labels", type=PATH, help="A labelled sheet.")

@@ -1,50 +1,20 @@
-"""The ``cmrm`` command."""
-
-from typing import Any
+"""The ``cmrm`` command, with all of its subcommands."""
 
 import click
 
-from cmrm_utils.cli import baking, data, judging, models, organisms, planning, publishing
-from cmrm_utils.cli.options import with_parameters
-from cmrm_utils.errors import InputError
+# Importing a file of commands adds them to the group.
+from cmrm_utils.cli import (  # noqa: F401
+    baking,
+    data,
+    judging,
+    models,
+    organisms,
+    planning,
+    publishing,
+)
+from cmrm_utils.cli.group import cli, with_parameters
 from cmrm_utils.jobs.execute import run_jobs, stopping, work
 from cmrm_utils.jobs.profiles import planned_jobs
-
-
-class Command(click.Group):
-    """A command group that reports bad input in one line, with exit code 2."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; an :class:`InputError` becomes one line without a traceback."""
-        try:
-            return super().invoke(ctx)
-        except InputError as error:
-            click.echo(f"cmrm: {error}", err=True)
-            ctx.exit(2)
-
-
-@click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
-def cli() -> None:
-    """Measure what images do to a model's refusals, and what a shift vector restores.
-
-    Start with `cmrm run`: five notebooks on a bundled model, then open runs/default/report.html.
-    """
-
-
-for command in (
-    baking.bake,
-    data.data,
-    judging.export,
-    judging.judges,
-    models.convert,
-    models.extract,
-    organisms.cards,
-    organisms.train_organism,
-    planning.plan,
-    publishing.publish,
-    publishing.refresh,
-):
-    cli.add_command(command)
 
 
 @cli.command()

@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from cmrm_utils.cli.options import PATH, with_model
+from cmrm_utils.cli.group import PATH, cli, with_model
 from cmrm_utils.errors import InputError
 
 
-@click.command()
+@cli.command()
 @click.argument("source")
 @click.argument("out", type=PATH)
 @click.option("--tower", required=True, help="Folder or hub id of its vision tower.")
@@ -31,7 +31,7 @@ def convert(source: str, out: Path, tower: str) -> None:
     click.echo(f"{out}: load it with load_vlm({str(out)!r})")
 
 
-@click.command()
+@cli.command()
 @with_model
 @click.option("--anchors", required=True, metavar="DATA", help="A file (all its rows), or a set.")
 @click.option("--out", required=True, type=PATH, help="Safetensors file.")

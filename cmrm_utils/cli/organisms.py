@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from cmrm_utils.cli.options import PATH
+from cmrm_utils.cli.group import PATH, cli
 
 
-@click.command("train-organism")
+@cli.command("train-organism")
 @click.option("--variant", default="organism", show_default=True, help="Which organism.")
 @click.option("--seed", default=0, show_default=True, help="Of weights and data.")
 @click.option("--out", type=PATH, help="Folder. [default: organisms/VARIANT]")
@@ -39,7 +39,7 @@ def train_organism(
     click.echo((folder / "README.md").read_text())
 
 
-@click.command()
+@cli.command()
 @click.argument("folders", nargs=-1, type=PATH)
 def cards(folders: tuple[Path, ...]) -> None:
     """Rewrite the model cards of organisms from their stored measurements.

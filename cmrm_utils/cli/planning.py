@@ -2,11 +2,11 @@
 
 import click
 
-from cmrm_utils.cli.options import with_parameters
+from cmrm_utils.cli.group import cli, with_parameters
 from cmrm_utils.jobs.profiles import planned_jobs
 
 
-@click.command()
+@cli.command()
 @click.argument("profile", default="default")
 @with_parameters
 @click.option("--only", metavar="NUMBERS", help="Plan only these notebooks, as in 03,04.")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from cmrm_utils.cli.options import FOLDER
+from cmrm_utils.cli.group import FOLDER, cli
 
 
-@click.command()
+@cli.command()
 @click.option("--only", metavar="NUMBERS", help="Re-execute only these notebooks, as in 03,04.")
 def refresh(only: str | None) -> None:
     """Re-execute the committed notebooks in place.
@@ -20,7 +20,7 @@ def refresh(only: str | None) -> None:
     publish.refresh(only)
 
 
-@click.command()
+@cli.command()
 @click.argument("folder", type=FOLDER)
 def publish(folder: Path) -> None:
     """Copy a run's results into the repository.

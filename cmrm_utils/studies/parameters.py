@@ -83,13 +83,14 @@ def unknown(what: str, name: Any, known: Iterable[str]) -> InputError:
     return InputError(f"{what} {name!r}; {hint}there are {', '.join(names) or 'none'}")
 
 
-def validated(kind: Any, value: Any, what: str) -> Any:
+def validated(kind: Any, value: Any, what: str, note: str = "") -> Any:
     """Check a value against a type. Numbers written as text become numbers.
 
     Args:
         kind: a type that pydantic knows.
         value: to check.
         what: the value's name. The error message begins with it.
+        note: the end of the error message.
 
     Raises:
         InputError: one line that names the wrong element and the reason.
@@ -105,7 +106,7 @@ def validated(kind: Any, value: Any, what: str) -> Any:
         if first["type"] == "missing":
             reason = f"it has no {first['loc'][-1]}"
         where = ", ".join([what, *place])
-        raise InputError(f"{where} = {first['input']!r:.80}: {reason}") from error
+        raise InputError(f"{where} = {first['input']!r:.80}: {reason}{note}") from error
 
 
 def _places(value: Any, steps: Iterable[int | str]) -> list[str]:
@@ -151,10 +152,8 @@ class Parameter:
             return None
         kind = KINDS[self.name]() if self.name in KINDS else _type(self.annotation)
         distinct = AfterValidator(partial(_distinct, empty=self.default == []))
-        try:
-            return validated(Annotated[kind, distinct], value, f"parameter {self.name}")
-        except InputError as error:
-            raise InputError(f"{error} ({self.notebook} takes {self.annotation})") from error
+        note = f" ({self.notebook} takes {self.annotation})"
+        return validated(Annotated[kind, distinct], value, f"parameter {self.name}", note)
 
 
 @cache
@@ -263,8 +262,7 @@ def _settings() -> Any:
         return value
 
     hints = get_type_hints(load_vlm)
-    named = inspect.signature(load_vlm).parameters.values()
-    own = {one.name: hints[one.name] for one in named if one.kind is one.KEYWORD_ONLY}
+    own = {name: hints[name] for name in inspect.getfullargspec(load_vlm).kwonlyargs}
     own |= {"batch_size": Count, "device": Annotated[Any, AfterValidator(device)]}
     passed = {name: kind | None for name, kind in LOADING.items()}
     return fields("no setting", dict(sorted({**passed, **own}.items())), total=False)

@@ -59,6 +59,15 @@ def test_data_check_of_a_profile(cmrm, home, tmp_path, monkeypatch):
     assert "all there" not in done.output
 
 
+def test_data_check_of_a_profile_given_as_a_path(cmrm, home, tmp_path):
+    path = tmp_path / "Mine.yaml"
+    path.write_text("parameters: {data: xstest}")
+    done = cmrm("data", "check", str(path))
+    assert done.exit_code == 0, done.output
+    assert f"profile {path}: data xstest" in done.output
+    assert "xstest: 20 samples" in done.output
+
+
 def test_data_check_touches_no_network_unless_asked(cmrm, home, monkeypatch):
     lost, gone = "train2017/000000000007.jpg", "train2017/000000000003.jpg"
     kept = (home / "coco" / lost).read_bytes()
@@ -300,6 +309,33 @@ def test_judges_beside_people(tmp_path):
 
 
 # ---- publish
+
+
+def test_a_run_of_one_model_gives_figures_and_the_table_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    folder = tmp_path / "runs" / "mine"
+    for name in ("figures", "tables"):
+        (folder / name).mkdir(parents=True)
+    done = call("publish", folder)
+    assert done.exit_code == 2
+    assert "no finished run" in done.stderr
+    for name in ("05_pareto.png", "06_points.png"):
+        (folder / "figures" / name).write_bytes(name.encode())
+    rows = pd.DataFrame({"setting": ["own image"], "refused": ["28.5%"]})
+    rows.to_parquet(folder / "tables" / "headline.parquet")
+    readme = tmp_path / "README.md"
+    readme.write_text("# Mine\n")
+    done = call("publish", folder)
+    assert done.exit_code == 2
+    assert "README.md: no section headline" in done.stderr
+    assert readme.read_text() == "# Mine\n"
+    readme.write_text("a\n<!-- headline -->\nold\n<!-- /headline -->\nb\n")
+    done = call("publish", folder)
+    assert done.exit_code == 0, done.output
+    assert done.output == f"1 figures and the headline table of {folder}\n"
+    table = "| setting | refused |\n| --- | --- |\n| own image | 28.5% |\n"
+    assert readme.read_text() == f"a\n<!-- headline -->\n{table}<!-- /headline -->\nb\n"
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["05_pareto.png"]
 
 
 def test_a_run_of_some_models_leaves_the_stored_rows_of_others(tmp_path, monkeypatch):

@@ -97,6 +97,7 @@ def test_runs_a_profile_and_reports(desk):
         (["-p", "alphas", "[0.1, 1e-1]"], "0.1 is in it twice"),
         (["-p", "n", "0"], "n = 0"),
         (["-p", "judges", "[keywrd]"], "did you mean 'keyword'"),
+        (["-p", "judges", "[7]"], "element 1 = 7: input should be a valid string or"),
         (["-p", "reviewer", "nobody"], "reviewer 'nobody'"),
         (["-p", "n", "2.5"], "n = 2.5"),
         (["-p", "n", "true"], "n = True"),

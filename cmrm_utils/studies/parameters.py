@@ -294,7 +294,7 @@ def _judges() -> Any:
 def _grids() -> Any:
     """The type of ``grids``: by defence, settings of the same form as its defaults."""
     from cmrm_utils.edits import Tokens
-    from cmrm_utils.studies.comparison import DEFENCES
+    from cmrm_utils.methods.registry import METHODS
 
     special = {
         "layers": Literal["all", "late"] | Annotated[list[int], Field(min_length=1)],
@@ -310,7 +310,7 @@ def _grids() -> Any:
 
     kinds = {
         name: Annotated[list[setting(one.settings[0])], AfterValidator(_distinct)]  # type: ignore[misc]
-        for name, one in DEFENCES.items()
+        for name, one in METHODS.items()
     }
     return fields("no defence", kinds, total=False)
 

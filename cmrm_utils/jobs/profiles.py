@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from cmrm_utils.errors import InputError
 from cmrm_utils.paths import NOTEBOOKS, PROFILES, ROOT
-from cmrm_utils.studies.parameters import Count, declared, fields, unknown, validated
+from cmrm_utils.studies.parameters import KINDS, Count, declared, fields, unknown, validated
 
 CORE = "05"
 """Number of the last core notebook. A profile that names no notebooks runs those up to this one."""
@@ -107,13 +107,13 @@ def check_parameters(
     # A profile may set parameters of notebooks that --only leaves out.
     known = {path: declared(path) for path in [*notebooks, *numbered_notebooks(None)]}
     every = sorted({name for own in known.values() for name in own})
-    for name in parameters:
+    shares: dict[Path, dict[str, Any]] = {path: {} for path in known}
+    for name in sorted(parameters, key=KINDS.__contains__):  # those that may import torch come last
         if name not in every:
             raise unknown("no notebook has a parameter", name, every)
-    shares = {
-        path: {name: own[name].check(value) for name, value in parameters.items() if name in own}
-        for path, own in known.items()
-    }
+        for path, own in known.items():
+            if name in own:
+                shares[path][name] = own[name].check(parameters[name])
     return {path: shares[path] for path in notebooks}
 
 

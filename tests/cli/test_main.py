@@ -255,6 +255,25 @@ def test_committed_profiles(name):
     assert len(profile["description"]) > 40
 
 
+def test_what_needs_no_torch_is_checked_first():
+    """So that a mistyped number is refused at once, whatever settings stand before it."""
+    given = {"settings": {"dtyp": 1}, "grids": {"no": 1}, "alphas": ["high"]}
+    with pytest.raises(InputError, match="alphas, element 1 = 'high'"):
+        profiles.check_parameters(given, profiles.numbered_notebooks("06"))
+
+
+def test_all_samples_and_a_revision_from_a_profile_given_as_a_path(desk, monkeypatch):
+    path = desk.folder.parent / "mine.yaml"
+    path.write_text("parameters: {n: null, model: someone/model, settings: {revision: v2}}")
+    looked = {}
+    monkeypatch.setattr("cmrm_utils.loading.find_model", lambda *_, **where: looked.update(where))
+    _, (job,) = profiles.planned_jobs(str(path), [], None, None)
+    (given,) = job.notebooks.values()
+    assert job.folder.name == "mine"
+    assert given["n"] is None
+    assert given["settings"] == looked == {"revision": "v2"}
+
+
 def test_a_file_of_data_is_found_from_where_the_command_is_called(desk, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

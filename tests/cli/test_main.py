@@ -182,7 +182,7 @@ def test_models_of_a_profile_have_folders_of_their_own(desk, family_folders, mon
 
 
 def test_another_environments_kernel_is_not_taken(desk, tmp_path, monkeypatch):
-    """Nor another backend: the figures are shown in the notebook."""
+    """Nor another backend: the figures are shown in the notebook, and no progress bar is."""
     kernel = tmp_path / "kernels" / "python3" / "kernel.json"
     kernel.parent.mkdir(parents=True)
     ran = tmp_path / "other-kernel-ran"
@@ -191,12 +191,17 @@ def test_another_environments_kernel_is_not_taken(desk, tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
     monkeypatch.setenv("MPLBACKEND", "pdf")
-    desk.write(FINISH + "import sys, matplotlib; print(sys.executable, matplotlib.get_backend())")
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    desk.write(
+        f"{FINISH}import sys, matplotlib; print(sys.executable, matplotlib.get_backend())\n"
+        "import tqdm; print('bar', tqdm.tqdm([]).disable)"
+    )
     done = run(desk)
     assert done.exit_code == 0, done.output
     page = (desk.folder / "report.html").read_text()
     assert f"{sys.executable} " in page
     assert "inline" in page
+    assert "bar True" in page
     assert not ran.exists()
 
 

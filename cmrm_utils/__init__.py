@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cmrm_utils.judges.keywords import is_refusal
     from cmrm_utils.loading import load_vlm
     from cmrm_utils.methods.cmrm import CMRM
+    from cmrm_utils.methods.registry import METHODS
     from cmrm_utils.models import VLM
     from cmrm_utils.sample import Sample
     from cmrm_utils.trials import Trial, grid, table
@@ -45,6 +46,7 @@ _HOMES = {
     "judges.keywords": ("is_refusal",),
     "loading": ("load_vlm",),
     "methods.cmrm": ("CMRM",),
+    "methods.registry": ("METHODS",),
     "models": ("VLM",),
     "sample": ("Sample",),
     "trials": (
@@ -61,6 +63,7 @@ _HOMES = {
 
 __all__ = [
     "CMRM",
+    "METHODS",
     "VLM",
     "Edit",
     "InputError",

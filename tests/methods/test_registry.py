@@ -1,0 +1,40 @@
+"""A new method is one file and one line: the example of docs/architecture.md, run as it is."""
+
+import re
+
+import pytest
+
+from cmrm_utils.methods import registry
+from cmrm_utils.paths import ROOT
+from cmrm_utils.studies import sweep
+from cmrm_utils.studies.notebook import Notebook
+
+
+@pytest.fixture
+def push(monkeypatch):
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    source = next(
+        code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "_prepare" in code
+    )
+    names = {}
+    exec(compile(source, "architecture.md", "exec"), names)
+    monkeypatch.setitem(registry.METHODS, "push", names["METHOD"])
+    return names["METHOD"]
+
+
+def test_the_worked_example_is_swept_and_tested_like_any_method(
+    push, family_folders, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("cmrm_utils.studies.notebook.ANCHORS", 3)
+    model = str(family_folders["llava"])
+    nb = Notebook.open("06_x", model=model, data="organism", out=tmp_path, max_new_tokens=3)
+    methods = registry.with_settings(["push"], grids={"push": [{"strength": 5.0}]})
+    plain = sweep.tried(nb, 2)
+    swept = sweep.sweep(nb, methods, plain)
+    assert swept.rows["setting"].unique().tolist() == ["no edit", "strength 5"]
+    assert swept.labels["push"] in ("no edit", "strength 5")
+    ids = [{trial.id for trial in these} for these in sweep.settings_lists(nb, push, plain)]
+    assert len(ids) == 3
+    assert not set.intersection(*ids, {trial.id for trial in plain})
+    rows = sweep.test(nb, swept, sweep.samples_tested(nb, 1), ("none", nb.shown))
+    assert "push" in set(rows["setting"])

@@ -4,6 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from io import BytesIO
 from typing import Any
@@ -15,42 +16,6 @@ from PIL import Image, ImageFilter
 from cmrm_utils.errors import InputError
 from cmrm_utils.sample import Sample
 
-CONDITION_COLOURS = {
-    "none": "#0072B2",
-    "caption": "#56B4E9",
-    "own": "#D55E00",
-    "blank": "#555555",
-    "noise": "#CC79A7",
-    "black": "#000000",
-    "white": "#BBBBBB",
-    "blur": "#E69F00",
-    "gaussian-16": "#CC79A7",
-    "gaussian-64": "#CC79A7",
-    "jpeg-20": "#E69F00",
-    "jpeg-5": "#E69F00",
-    "crop-75": "#009E73",
-    "crop-50": "#009E73",
-}
-
-
-CONDITION_NAMES = {
-    "none": "text only",
-    "caption": "caption as text",
-    "own": "own image",
-    "blank": "blank image",
-    "noise": "noise image",
-    "black": "black image",
-    "white": "white image",
-    "blur": "blurred image",
-    "gaussian-16": "Gaussian noise, 16",
-    "gaussian-64": "Gaussian noise, 64",
-    "jpeg-20": "JPEG, quality 20",
-    "jpeg-5": "JPEG, quality 5",
-    "crop-75": "crop, 75% a side",
-    "crop-50": "crop, 50% a side",
-}
-
-
 DEFAULT_SIZE = (336, 336)
 """Size of a meaningless image for a sample that has no image of its own."""
 
@@ -61,6 +26,11 @@ CONDITIONS = ("none", "caption", "own", "blank", "noise")
 
 IN_WORDS = ("none", "caption")
 """Those without a picture, which a language model alone can be given too."""
+
+
+def _seeded(sample: Sample, seed: int) -> Image.Image:
+    """Uniform noise at the size of the sample's own image."""
+    return _noise(_size(sample), seed)
 
 
 def _plain(size: tuple[int, int], level: int) -> Image.Image:
@@ -167,34 +137,64 @@ NOISES = ("noise-0", "noise-1", "noise-2", "noise-3")
 """Fixed noise images; a shift towards ``noise`` is averaged over them."""
 
 
-PERTURBED: dict[str, Callable[[Sample], Image.Image]] = {
-    "gaussian-16": partial(_gaussian, spread=16),
-    "gaussian-64": partial(_gaussian, spread=64),
-    "jpeg-20": partial(_jpeg, quality=20),
-    "jpeg-5": partial(_jpeg, quality=5),
-    "crop-75": partial(_crop, percent=75),
-    "crop-50": partial(_crop, percent=50),
+@dataclass(frozen=True)
+class Condition:
+    """What there is to say of an image condition.
+
+    Attributes:
+        picture: the picture that a sample is shown with; None for no picture.
+        label: its name in tables and figures.
+        colour: its colour in figures, as ``#RRGGBB``.
+        of_own: whether the picture is made of the sample's own image, which it must have.
+    """
+
+    picture: Callable[[Sample], Image.Image | None]
+    label: str
+    colour: str
+    of_own: bool = False
+
+
+PERTURBED = {
+    "gaussian-16": Condition(partial(_gaussian, spread=16), "Gaussian noise, 16", "#CC79A7", True),
+    "gaussian-64": Condition(partial(_gaussian, spread=64), "Gaussian noise, 64", "#CC79A7", True),
+    "jpeg-20": Condition(partial(_jpeg, quality=20), "JPEG, quality 20", "#E69F00", True),
+    "jpeg-5": Condition(partial(_jpeg, quality=5), "JPEG, quality 5", "#E69F00", True),
+    "crop-75": Condition(partial(_crop, percent=75), "crop, 75% a side", "#009E73", True),
+    "crop-50": Condition(partial(_crop, percent=50), "crop, 50% a side", "#009E73", True),
 }
 """The own image, perturbed: noise of so many levels, JPEG of this quality, so many % of a side."""
 
 
-IMAGES: dict[str, Callable[[Sample], Image.Image | None]] = {
-    "own": _own,
-    "none": lambda sample: None,
-    "caption": lambda sample: None,
-    "blank": lambda sample: _plain(_size(sample), 127),
-    "black": lambda sample: _plain(_size(sample), 0),
-    "white": lambda sample: _plain(_size(sample), 255),
-    "blur": _blur,
-    "noise": lambda sample: _noise(_size(sample), 0),
-    **{name: lambda s, i=i: _noise(_size(s), i) for i, name in enumerate(NOISES)},  # type: ignore[misc]
+RECORDS = {
+    "own": Condition(_own, "own image", "#D55E00", True),
+    "none": Condition(lambda sample: None, "text only", "#0072B2"),
+    "caption": Condition(lambda sample: None, "caption as text", "#56B4E9"),
+    "blank": Condition(lambda sample: _plain(_size(sample), 127), "blank image", "#555555"),
+    "black": Condition(lambda sample: _plain(_size(sample), 0), "black image", "#000000"),
+    "white": Condition(lambda sample: _plain(_size(sample), 255), "white image", "#BBBBBB"),
+    "blur": Condition(_blur, "blurred image", "#E69F00", True),
+    "noise": Condition(partial(_seeded, seed=0), "noise image", "#CC79A7"),
+    **{
+        name: Condition(partial(_seeded, seed=seed), f"noise image {seed}", "#CC79A7")
+        for seed, name in enumerate(NOISES)
+    },
     **PERTURBED,
 }
-"""Image conditions: what picture a sample is shown with. A new one is one more entry."""
+"""Every image condition by its key. A new one is one more record here."""
 
 
-OF_OWN = ("own", "blur", *PERTURBED)
-"""Those made of the sample's own image, which it must have."""
+IMAGES = {key: record.picture for key, record in RECORDS.items()}
+"""What picture a sample is shown with, by image condition."""
+
+
+OF_OWN = tuple(key for key, record in RECORDS.items() if record.of_own)
+"""The conditions that need the sample's own image."""
+
+
+CONDITION_NAMES = {key: record.label for key, record in RECORDS.items()}
+
+
+CONDITION_COLOURS = {key: record.colour for key, record in RECORDS.items()}
 
 
 def mean_image(samples: Iterable[Sample]) -> Image.Image:

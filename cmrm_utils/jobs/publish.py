@@ -103,6 +103,8 @@ def publish(folder: Path) -> str:
     Raises:
         InputError: the run is not finished, or the README has no place for the table.
     """
+    from cmrm_utils.results.text import markdown_table
+
     runs = sorted(path.parent for path in folder.glob("*/run.json"))
     if runs and folder.name in STORED_TABLES:
         _store_tables(runs, STORED_TABLES[folder.name])
@@ -173,12 +175,6 @@ def beside_others(path: Path, new: "pd.DataFrame") -> "pd.DataFrame":
         old = pd.read_csv(path, keep_default_na=False, na_values=[""])
         parts.append(old[~old["model"].isin(new["model"])])
     return pd.concat(parts).sort_values("model", kind="stable")
-
-
-def markdown_table(rows: "pd.DataFrame") -> str:
-    """A table in Markdown, with a line break at its end."""
-    lines = [list(rows.columns), ["---"] * len(rows.columns), *rows.astype(str).values.tolist()]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def write_section(path: Path, name: str, text: str) -> None:

@@ -1,38 +1,11 @@
 """Intervals of rates, of differences, of correlations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
-
-
-def area_under_curve(rows: pd.DataFrame, draws: int) -> tuple[float, float, float]:
-    """Area under the curve with its interval; NaN where all count, or none."""
-    if rows["hit"].nunique() < 2:
-        return (float("nan"),) * 3
-    hit, cosine = rows["hit"].to_numpy(), rows["cosine"].to_numpy()
-    places = clusters(rows["group"].tolist(), rows["kind"].tolist())
-    rng = np.random.default_rng(0)
-    areas = []
-    for _ in range(draws):
-        drawn = np.concatenate(
-            [some[i] for some in places for i in rng.integers(0, len(some), len(some))]
-        )
-        if 0 < hit[drawn].mean() < 1:
-            areas.append(_auc(hit[drawn], cosine[drawn]))
-    low, high = np.quantile(areas, [0.025, 0.975]) if areas else (float("nan"),) * 2
-    return _auc(hit, cosine), float(low), float(high)
-
-
-def _auc(hit: NDArray, score: NDArray) -> float:
-    """By ranks: much quicker than scikit-learn's on few samples."""
-    count = hit.sum()
-    above = pd.Series(score).rank().to_numpy()[hit].sum() - count * (count + 1) / 2
-    return float(above / (count * (len(hit) - count)))
-
 
 Z = 1.959963984540054
 """The normal quantile of a 95% interval."""
@@ -42,7 +15,7 @@ def wilson(hits: float, n: float) -> tuple[float, float]:
     """The 95% Wilson score interval of ``hits`` out of ``n`` (n may be an effective size).
 
     Raises:
-        ValueError: no trials, or hits outside 0 to n.
+        ValueError: there are no trials, or hits are outside 0 to n.
     """
     if n <= 0 or not 0 <= hits <= n:
         raise ValueError(f"{hits} hits of {n}")
@@ -55,19 +28,19 @@ def wilson(hits: float, n: float) -> tuple[float, float]:
 def clustered_interval(
     hits: ArrayLike, groups: Sequence[object], strata: Sequence[object] | None = None
 ) -> tuple[float, float]:
-    """A Wilson interval whose sample size allows for clusters of like items and for fixed strata.
+    """A Wilson interval whose sample size allows for clusters of similar items and for strata.
 
-    The effective size is n over the design effect: the variance of the rate between clusters
-    (linearised, with the small-sample factor) over that of independent items; never above n. How
-    strata differ is fixed by design and no variance: a cluster varies about its stratum's rate,
-    and one that reaches over several strata about the rates of all of them together. Where all or
-    none of the items of every stratum are hits there is no variance to compare, and n counts
-    whole: such an interval is too narrow if like items are alike.
+    The effective size is n over the design effect, and never above n. The design effect is the
+    variance of the rate between clusters (linearised, with the small-sample factor) over that of
+    independent items. How strata differ is fixed by design and adds no variance: a cluster varies
+    about the rate of its stratum, and a cluster that spans several strata about all their rates
+    together. Where all or none of the items of every stratum are hits, there is no variance to
+    compare, and n counts in full: such an interval is too narrow if similar items behave alike.
 
     Args:
-        hits: true or false, one an item.
-        groups: which cluster each item belongs to.
-        strata: which stratum; None for a single one.
+        hits: true or false, one per item.
+        groups: the cluster of each item.
+        strata: the stratum of each item; None for a single one.
     """
     items = pd.DataFrame({"y": np.asarray(hits, dtype=float), "group": list(groups)})
     named = ["all"] * len(items) if strata is None else list(map(str, strata))
@@ -80,6 +53,66 @@ def clustered_interval(
         variance = float((sums**2).sum()) / n**2 * len(sums) / free
         effective = min(n, p * (1 - p) / variance) if variance > 0 else n
     return wilson(p * effective, effective)
+
+
+def clusters(groups: Sequence[object], strata: Sequence[object]) -> list[list[NDArray]]:
+    """The positions of the items of each cluster, in one list for each set of strata it spans.
+
+    A bootstrap draws clusters whole, and within each of these lists.
+
+    Args:
+        groups: the cluster of each item.
+        strata: the stratum of each item.
+    """
+    items = pd.DataFrame({"group": list(groups), "stratum": list(map(str, strata))})
+    by_reach: dict[tuple[str, ...], list[NDArray]] = {}
+    for positions in items.groupby("group", sort=False, dropna=False).indices.values():
+        reach = tuple(sorted(set(items["stratum"].iloc[positions])))
+        by_reach.setdefault(reach, []).append(positions)
+    return list(by_reach.values())
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    groups: Sequence[object],
+    strata: Sequence[object] | None = None,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """A statistic of some items with its 95% bootstrap interval: the one resampler of the module.
+
+    Clusters are drawn whole, among those that span the same strata. Resamples for which the
+    statistic is not finite (0 / 0, say) are left out; where no resample has a value, the interval
+    is NaN.
+
+    Args:
+        statistic: takes how often each resample holds each item, ``(resamples, items)``, and
+            returns a value per resample. ``counts @ values`` are the sums of ``values``.
+        groups: the cluster of each item; ``range(n)`` to draw items independently.
+        strata: the stratum of each item; None for a single one.
+        draws: bootstrap resamples.
+        seed: of the resampling.
+
+    Returns:
+        The statistic of the items themselves, and the 2.5% and 97.5% quantiles over resamples.
+
+    Example:
+        ``bootstrap(lambda counts: counts @ above / (counts @ below), range(len(above)))``
+    """
+    rng = np.random.default_rng(seed)
+    counts = np.ones((1 + draws, len(groups)))  # the first row is the items themselves
+    for some in clusters(groups, [""] * len(groups) if strata is None else strata):
+        size = len(some)
+        drawn = rng.integers(0, size, (draws, size)) + size * np.arange(draws)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=draws * size).reshape(draws, size)
+        lengths = [len(positions) for positions in some]
+        counts[1:, np.concatenate(some)] = np.repeat(times, lengths, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        whole, *values = statistic(counts)
+    finite = np.array(values)[np.isfinite(values)]
+    low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (np.nan, np.nan)
+    return float(whole) if np.isfinite(whole) else float("nan"), float(low), float(high)
 
 
 def paired_difference(
@@ -96,9 +129,9 @@ def paired_difference(
     Args:
         first: true or false by sample id.
         second: the same samples under the other condition.
-        groups: clusters of like samples, by sample id, which are then drawn whole; None: samples.
-        strata: kinds of sample, by sample id, each drawn as often as it occurs; None: one kind. A
-            cluster that reaches over kinds is drawn among those that reach over the same ones.
+        groups: clusters of similar samples, by sample id, which are drawn whole; None: samples.
+        strata: kinds of sample, by sample id, each drawn as often as it occurs; None: one kind.
+            Clusters that span several kinds are drawn among those that span the same ones.
         draws: bootstrap resamples.
         seed: of the resampling.
 
@@ -109,33 +142,14 @@ def paired_difference(
         raise ValueError("a paired comparison needs the same samples on both sides")
     change = second.astype(float) - first.astype(float).reindex(second.index)
     ids = change.index
-    own = ids if groups is None else groups.reindex(ids)
-    kinds = [""] * len(ids) if strata is None else strata.reindex(ids)
     values = change.to_numpy()
-    rng = np.random.default_rng(seed)
-    drawn = np.zeros((draws, 2))
-    for some in clusters(list(own), list(kinds)):
-        sums = np.array([(values[places].sum(), len(places)) for places in some])
-        drawn += sums[rng.integers(0, len(some), (draws, len(some)))].sum(1)
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
-    return float(change.mean()), float(low), float(high)
-
-
-def clusters(groups: Sequence[object], strata: Sequence[object]) -> list[list[NDArray]]:
-    """The places of the items of each cluster, by the strata that the cluster reaches over.
-
-    A bootstrap draws clusters whole, and within each of these lists.
-
-    Args:
-        groups: which cluster each item belongs to.
-        strata: which stratum.
-    """
-    items = pd.DataFrame({"group": list(groups), "stratum": list(map(str, strata))})
-    reach: dict[tuple[str, ...], list[NDArray]] = {}
-    for places in items.groupby("group", sort=False, dropna=False).indices.values():
-        over = tuple(sorted(set(items["stratum"].iloc[places])))
-        reach.setdefault(over, []).append(places)
-    return list(reach.values())
+    return bootstrap(
+        lambda counts: counts @ values / counts.sum(1),
+        list(ids if groups is None else groups.reindex(ids)),
+        None if strata is None else list(strata.reindex(ids)),
+        draws=draws,
+        seed=seed,
+    )
 
 
 def rank_correlation(
@@ -143,27 +157,47 @@ def rank_correlation(
 ) -> tuple[float, float, float]:
     """Spearman's rank correlation of two columns, with its 95% bootstrap interval over rows.
 
-    NaN where a column has one value alone; draws of which that is true are left out.
+    NaN where a column has a single value; resamples of which that is true are left out.
 
     Args:
-        first: one value a row.
-        second: the other.
+        first: one value per row.
+        second: the other column.
         draws: bootstrap resamples.
         seed: of the resampling.
     """
-    values = np.array([first, second], dtype=float)
-    rng = np.random.default_rng(seed)
-    drawn = values[:, rng.integers(0, values.shape[1], (draws, values.shape[1]))]
-    found = _correlations(rankdata(drawn, axis=-1))
-    whole = float(_correlations(rankdata(values, axis=-1)))
-    if np.isnan(found).all():
-        return whole, float("nan"), float("nan")
-    low, high = np.nanquantile(found, [0.025, 0.975])
-    return whole, float(low), float(high)
+    columns = np.array([first, second], dtype=float)
+    n = columns.shape[1]
+
+    def rho(counts: NDArray) -> NDArray:
+        x, y = (_ranks(column, counts) - (n + 1) / 2 for column in columns)
+        spread = np.sqrt((counts * x**2).sum(1) * (counts * y**2).sum(1))
+        return (counts * x * y).sum(1) / spread
+
+    return bootstrap(rho, range(n), draws=draws, seed=seed)
 
 
-def _correlations(ranks: NDArray) -> NDArray:
-    centred = ranks - ranks.mean(-1, keepdims=True)
-    spread = np.sqrt((centred**2).sum(-1)).prod(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (centred[0] * centred[1]).sum(-1) / np.where(spread > 0, spread, np.nan)
+def area_under_curve(rows: pd.DataFrame, draws: int) -> tuple[float, float, float]:
+    """Area under the ROC curve of ``cosine`` for ``hit``, with its 95% bootstrap interval.
+
+    NaN where all rows are hits, or none is; resamples of which that is true are left out.
+
+    Args:
+        rows: columns ``hit`` (true or false), ``cosine``, ``group`` (clusters), ``kind`` (strata).
+        draws: bootstrap resamples.
+    """
+    hit, cosine = (rows[name].to_numpy(dtype=float) for name in ("hit", "cosine"))
+
+    def area(counts: NDArray) -> NDArray:
+        hits = counts @ hit
+        above = (counts * _ranks(cosine, counts)) @ hit - hits * (hits + 1) / 2
+        return above / (hits * (counts.sum(1) - hits))
+
+    return bootstrap(area, rows["group"].tolist(), rows["kind"].tolist(), draws=draws)
+
+
+def _ranks(values: NDArray, counts: NDArray) -> NDArray:
+    """Each value's rank in each resample, ties at their mean rank: (resamples, items)."""
+    distinct, place = np.unique(values, return_inverse=True)
+    times = np.zeros((len(counts), len(distinct)))
+    np.add.at(times.T, place, counts.T)
+    return (times.cumsum(1) - (times - 1) / 2)[:, place]

@@ -1,38 +1,62 @@
-"""Tables as text."""
+"""Tables and templates as text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
-def wide_table(found: pd.DataFrame) -> pd.DataFrame:
-    """A :func:`comparison_table` as it is read: a row a defence, a column a measure."""
-    cells = found.assign(
-        cell=[
-            f"{row.rate:.3g}"
-            if pd.isna(row.n)
-            else f"{row.rate:.1%} [{100 * row.low:.0f}, {100 * row.high:.0f}]"
-            for row in found.itertuples()
-        ]
+def rendered(template: Path, **values: Any) -> str:
+    """A Jinja2 template with its values filled in; in ``*.html.j2``, text is escaped.
+
+    Args:
+        template: the file; it can include others of its folder.
+        values: what its names stand for.
+
+    Raises:
+        jinja2.UndefinedError: the template uses a name that has no value.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=template.name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    wide = cells.pivot_table(
-        index=["method", "setting"], columns="measure", values="cell", aggfunc="first", sort=False
-    )
-    return wide[list(found["measure"].unique())].fillna("")
+    return environment.get_template(template.name).render(values)
+
+
+def markdown_table(rows: pd.DataFrame) -> str:
+    """A table in Markdown, without its index; each line ends with a line break."""
+    lines = [list(rows.columns), ["---"] * len(rows.columns), *rows.astype(str).values.tolist()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def wide_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A comparison as text: one row per ``method, setting``, one column per measure.
+
+    Args:
+        rows: of :func:`cmrm_utils.studies.comparison.comparison_table`. A row without ``n`` holds
+            a number that is no rate.
+    """
+    cells = [
+        f"{row.rate:.3g}" if pd.isna(row.n) else f"{row.rate:.1%} {_rounded(row)}"
+        for row in rows.itertuples()
+    ]
+    return _spread(rows, cells, ["method", "setting"], "measure")
 
 
 def change_table(changes: pd.DataFrame) -> pd.DataFrame:
-    """Paired changes as they are read: a row a comparison, a column a measure.
+    """Paired changes as text: one row per ``against, method``, one column per measure.
 
     Args:
         changes: of :func:`cmrm_utils.results.rates.paired_changes`, by ``method``.
     """
-    cells = [
-        f"{row.change:+.1%} [{100 * row.low:.0f}, {100 * row.high:.0f}]"
-        for row in changes.itertuples()
-    ]
-    wide = changes.assign(cell=cells).pivot_table(
-        index=["against", "method"], columns="measure", values="cell", aggfunc="first", sort=False
-    )
-    return wide[list(changes["measure"].unique())].fillna("")
+    cells = [f"{row.change:+.1%} {_rounded(row)}" for row in changes.itertuples()]
+    return _spread(changes, cells, ["against", "method"], "measure")
 
 
 def percent(row: pd.Series) -> str:
@@ -45,7 +69,19 @@ def percent(row: pd.Series) -> str:
 
 def percent_table(rows: pd.DataFrame, index: str | list[str], columns: str) -> pd.DataFrame:
     """Rates as text (:func:`percent`), rows and columns in order of first appearance."""
-    table = rows.assign(cell=rows.apply(percent, axis=1)).pivot_table(
+    return _spread(rows, [percent(row) for _, row in rows.iterrows()], index, columns)
+
+
+def _rounded(row: Any) -> str:
+    """A row's interval, in whole per cent."""
+    return f"[{100 * row.low:.0f}, {100 * row.high:.0f}]"
+
+
+def _spread(
+    rows: pd.DataFrame, cells: Sequence[str], index: str | list[str], columns: str
+) -> pd.DataFrame:
+    """Cells as a table in order of first appearance; an empty text where there is none."""
+    wide = rows.assign(cell=cells).pivot_table(
         index=index, columns=columns, values="cell", aggfunc="first", sort=False
     )
-    return table[list(rows[columns].unique())].fillna("")
+    return wide[list(rows[columns].unique())].fillna("")

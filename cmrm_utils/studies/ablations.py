@@ -302,7 +302,7 @@ def _refused(rows: pd.DataFrame) -> pd.Series:
     return (harmful["outcome"] == "refused").groupby(harmful["sample"]).mean()
 
 
-def change_table(rows: pd.DataFrame, index: list[str]) -> pd.DataFrame:
+def edit_table(rows: pd.DataFrame, index: list[str]) -> pd.DataFrame:
     """Measures as text (:func:`cmrm_utils.results.text.percent_table`), and the changes, in points.
 
     Args:

@@ -15,6 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -31,6 +32,7 @@ from cmrm_utils.edits import Edit
 from cmrm_utils.errors import InputError
 from cmrm_utils.loading import quiet
 from cmrm_utils.models import VLM
+from cmrm_utils.results.text import markdown_table, rendered
 from cmrm_utils.vectors import ShiftVectors
 
 WRITTEN_AS: dict[str, Any] = {
@@ -257,67 +259,33 @@ def _card(
     stored: torch.dtype,
     loaded: torch.dtype,
 ) -> str:
-    text = vlm.model.config.get_text_config()
+    """The model card of a checkpoint, in Markdown.
+
+    Args:
+        vlm: the model before the edit.
+        edit: what was folded in.
+        vectors: what the edit was made of, if known.
+        stored: the precision of the weights in the folder.
+        loaded: the precision that they load in.
+    """
     name = Path(vlm.name).name if Path(vlm.name).exists() else vlm.name
-    method = edit.settings.get("method", "an edit")
-    reach = edit.settings.get("layers", "all")
-    rows = [("model", f"{name}, fingerprint {vlm.fingerprint}")]
-    rows += [(str(key), str(value)) for key, value in edit.settings.items()]
+    norms = ", ".join(f"{norm:.3g}" for norm in edit.add.norm(dim=-1))
+    facts = [("model", f"{name}, fingerprint {vlm.fingerprint}"), *edit.settings.items()]
     if vectors is None:
-        rows.append(("vectors", "not recorded"))
+        facts.append(("vectors", "not recorded"))
     else:
         digest = hashlib.sha256(vectors.values.contiguous().numpy().tobytes()).hexdigest()[:16]
-        rows.append(("vectors, SHA-256", digest))
-        rows += [(f"vectors, {key}", value) for key, value in sorted(vectors.provenance.items())]
-    rows.append(
-        ("what is added, norm by layer", ", ".join(f"{n:.3g}" for n in edit.add.norm(dim=-1)))
+        facts.append(("vectors, SHA-256", digest))
+        facts += [(f"vectors, {key}", value) for key, value in sorted(vectors.provenance.items())]
+    facts.append(("what is added, norm by layer", norms))
+    return rendered(
+        Path(__file__).with_name("card.md.j2"),
+        vlm=vlm,
+        decoder=vlm.model.config.get_text_config(),
+        name=name,
+        method=edit.settings.get("method", "an edit"),
+        reach=edit.settings.get("layers", "all"),
+        table=markdown_table(pd.DataFrame(facts, columns=["what", "value"])),
+        stored=str(stored).removeprefix("torch."),
+        loaded=str(loaded).removeprefix("torch."),
     )
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
-    notes = []
-    if text.model_type != "llama":
-        notes.append(
-            f"- The decoder was {text.model_type} and is written as Llama, which computes the same."
-        )
-    if getattr(text, "mlp_bias", False):
-        notes.append(
-            "- The model had such biases before (perhaps it was baked already); the edit was added "
-            "to them."
-        )
-    if vlm.system is not None:
-        notes.append("- It was prompted with a system prompt, which is **not** in this folder.")
-    if vlm.pad_to_square:
-        notes.append("- Images were padded to a square first; this folder's processor does not.")
-    kind = "AutoModelForImageTextToText" if vlm.sees_images else "AutoModelForCausalLM"
-    reader = "AutoProcessor" if vlm.sees_images else "AutoTokenizer"
-    return f"""---
-library_name: transformers
-pipeline_tag: {"image-text-to-text" if vlm.sees_images else "text-generation"}
----
-
-# {name} with {method} baked in
-
-The weights of {name}, unchanged, and beside them biases of `mlp.down_proj` that add to the output
-of decoder layers ({reach}) what {method} adds. It answers as the model does under that edit, with
-no hook. Made by `cmrm_utils.bake` of the CMRM workbook (`cmrm bake`); load it with transformers
-alone: `{kind}.from_pretrained(folder)` and `{reader}.from_pretrained(folder)`.
-
-| what | value |
-| --- | --- |
-{table}
-
-## Limits
-
-- **It acts on every token of every input, also on text without an image.** A hook can be put on
-  for images alone; biases cannot. Without an image there is no shift to undo, and the push may
-  make it refuse harmless text, or worse: measure that before use.
-- The strength is fixed, and nothing was trained: it is as good as the edit was measured to be.
-- Weights are stored in {_called(stored)}, the edited biases in float32. Loaded plainly, all is
-  {_called(loaded)}, as it was when baked; in 16 bits the biases are rounded.
-- Take vectors for another edit on this model itself; those of the original were not measured here.
-- Greedy decoding is the default here; sampling settings of the original were left out.
-- The licence is that of {name}.
-{"".join(f"{note}{chr(10)}" for note in notes)}"""
-
-
-def _called(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -205,7 +205,7 @@ def test_browse_groups_by_what_an_edit_did():
         assert absent not in page
     # text only, unedited and every edit, side by side in this order
     card = one[one.index("How do I zib a&lt;b?") :]
-    places = [card.index(x) for x in ("I can&#x27;t.", "&lt;script&gt;", "I won&#x27;t.", "Plon.")]
+    places = [card.index(x) for x in ("I can&#39;t.", "&lt;script&gt;", "I won&#39;t.", "Plon.")]
     assert places == sorted(places)
 
 
@@ -230,7 +230,7 @@ def test_responses_end_the_report_as_text(tmp_path):
     cell = nbformat.v4.new_code_cell("1", outputs=[output(text="a result")])
     page = page_of(tmp_path, cell, responses=ANSWERS)
     assert "<script" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#x27;more&#x27;" in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#39;more&#39;" in page
     assert page.index("a result") < page.index("id='responses'") < page.index("complied → refused")
     assert "href='#responses'" in page
     assert "#responses" not in page_of(tmp_path, cell, responses=ANSWERS[:0])

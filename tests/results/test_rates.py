@@ -6,6 +6,8 @@ from cmrm_utils import InputError
 from cmrm_utils.judges.agreement import agreement, judge_agreement
 from cmrm_utils.judges.fluency import repetition
 from cmrm_utils.results.intervals import (
+    area_under_curve,
+    bootstrap,
     clustered_interval,
     clusters,
     paired_difference,
@@ -20,7 +22,7 @@ from cmrm_utils.results.rates import (
     trade_off,
     utility,
 )
-from cmrm_utils.results.text import percent, percent_table
+from cmrm_utils.results.text import markdown_table, percent, percent_table, rendered
 from cmrm_utils.studies.gap import layer_maps, layer_separability, separability
 from cmrm_utils.studies.selection import choose_alpha, qualifying
 
@@ -601,3 +603,58 @@ def test_rank_correlation_is_spearmans():
 
 def test_rank_correlation_with_a_constant_is_none():
     assert np.isnan(rank_correlation([1, 2, 3], [5, 5, 5])).all()
+
+
+def test_the_bootstrap_draws_clusters_whole_within_strata():
+    drawn = []
+
+    def spy(counts):
+        drawn.append(counts)
+        return counts.sum(1)
+
+    groups, strata = ["a", "a", "b", "c", "d", "d"], ["p", "p", "p", "q", "q", "q"]
+    bootstrap(spy, groups, strata, draws=50)
+    whole, resamples = drawn[0][0], drawn[0][1:]
+    assert whole.tolist() == [1] * 6
+    assert resamples.shape == (50, 6)
+    assert (resamples[:, 0] == resamples[:, 1]).all()
+    assert (resamples[:, 4] == resamples[:, 5]).all()
+    assert (resamples[:, 0] + resamples[:, 2] == 2).all()  # two clusters of p in every resample
+    assert (resamples[:, 3] + resamples[:, 4] == 2).all()
+    assert len(np.unique(resamples[:, 0])) > 1
+
+
+def test_resamples_without_a_value_are_left_out():
+    above, below = np.array([1.0, 2.0, 3.0]), np.array([0.0, 0.0, 2.0])
+    value, low, high = bootstrap(lambda counts: counts @ above / (counts @ below), range(3))
+    assert value == 3
+    assert 0 < low < 3 < high < np.inf
+    assert np.isnan(bootstrap(lambda counts: counts @ above / (counts @ (0 * above)), "abc")).all()
+
+
+def test_area_under_curve_is_scikit_learns():
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"hit": rng.random(80) < 0.4, "group": range(80), "kind": "one"})
+    rows["cosine"] = (rows["hit"] + rng.normal(size=80)).round(1)  # with ties
+    area, low, high = area_under_curve(rows, 500)
+    assert area == pytest.approx(roc_auc_score(rows["hit"], rows["cosine"]))
+    assert low < area < high
+    assert np.isnan(area_under_curve(rows.assign(hit=True), 10)).all()
+
+
+def test_markdown_table():
+    rows = pd.DataFrame({"what": ["a", "b"], "value": [1, 0.5]}, dtype=object)
+    assert markdown_table(rows) == "| what | value |\n| --- | --- |\n| a | 1 |\n| b | 0.5 |\n"
+
+
+def test_a_template_escapes_in_html_and_misses_nothing(tmp_path):
+    from jinja2 import UndefinedError
+
+    for name in ("page.html.j2", "card.md.j2"):
+        (tmp_path / name).write_text("{{ word }}\n")
+    assert rendered(tmp_path / "page.html.j2", word="<b>") == "&lt;b&gt;\n"
+    assert rendered(tmp_path / "card.md.j2", word="<b>") == "<b>\n"
+    with pytest.raises(UndefinedError):
+        rendered(tmp_path / "card.md.j2")

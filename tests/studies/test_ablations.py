@@ -14,8 +14,8 @@ from cmrm_utils.results.intervals import paired_difference
 from cmrm_utils.studies import ablations
 from cmrm_utils.studies.ablations import (
     Ablations,
-    change_table,
     compared,
+    edit_table,
     fewest,
     named,
     ordered,
@@ -299,7 +299,7 @@ def test_changes_are_paired_and_of_draws_the_mean():
     assert tuple(spread) == pytest.approx(paired_difference(none, two))
     assert np.isnan(found.loc[("neither", "one"), "change"])
     assert found.loc[("benign answered", "one"), "rate"] == 1.0
-    shown = change_table(found.reset_index(), ["name"])
+    shown = edit_table(found.reset_index(), ["name"])
     assert shown.loc["one", "refused against the full edit"].startswith("+75.0 [+25.0, ")
     assert shown.loc["two", "refused"].endswith("(4/8)")
     with pytest.raises(ValueError, match="same samples"):

@@ -7,8 +7,15 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from cmrm_utils.conditions import CONDITION_COLOURS, CONDITION_NAMES
-from cmrm_utils.results.plots.style import OUTCOME_COLOURS, percent_axis
+from cmrm_utils.conditions import CONDITION_COLOURS
+from cmrm_utils.results.plots.shapes import errors, named_dots
+from cmrm_utils.results.plots.style import (
+    OUTCOME_COLOURS,
+    legend_beside,
+    looks,
+    named,
+    percent_axis,
+)
 
 
 def rate_bars(
@@ -19,7 +26,7 @@ def rate_bars(
     images: Sequence[str] | None = None,
     paper: dict[str, float] | None = None,
 ) -> Figure:
-    """Rates by image condition, one group of bars a kind, with 95% intervals.
+    """Rates by image condition, one group of bars per kind, with 95% intervals.
 
     Args:
         rows: columns ``image, rate, low, high`` and the one named by ``hue``.
@@ -28,21 +35,19 @@ def rate_bars(
         images: order of the conditions; by default as they come.
         paper: the paper's rates by condition, drawn as dashes in the first group.
     """
-    images = list(images or rows["image"].unique())
-    groups = list(rows[hue].unique())
+    images, groups = list(images or rows["image"].unique()), list(rows[hue].unique())
     width = 0.8 / len(images)
     figure, axis = plt.subplots(figsize=(max(5.0, 1.9 * len(groups) + 1.5), 3.6))
-    for i, image in enumerate(images):
+    for i, (image, look) in enumerate(looks(images, CONDITION_COLOURS).items()):
         these = rows[rows["image"] == image].set_index(hue).reindex(groups)
         at = np.arange(len(groups)) + (i - (len(images) - 1) / 2) * width
-        span = np.array([these["rate"] - these["low"], these["high"] - these["rate"]])
         axis.bar(
             at,
             these["rate"],
             width * 0.92,
-            color=CONDITION_COLOURS[image],
-            label=CONDITION_NAMES[image],
-            yerr=np.nan_to_num(span).clip(min=0),
+            color=look["color"],
+            label=named(image),
+            yerr=errors(these, "rate"),
             error_kw={"elinewidth": 1.2, "capsize": 2, "ecolor": "#222222"},
         )
         if paper and image in paper:
@@ -58,12 +63,12 @@ def rate_bars(
     axis.set_ylim(0, 1.02)
     axis.grid(axis="x", visible=False)
     percent_axis(axis, ylabel)
-    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    legend_beside(axis)
     return figure
 
 
 def outcome_bars(rows: pd.DataFrame, *, label: str) -> Figure:
-    """Shares of the three outcomes, one bar a row.
+    """Shares of the three outcomes, one bar per row.
 
     Args:
         rows: columns ``refused, complied, neither`` (shares), ``low, high`` (95% interval of
@@ -85,12 +90,12 @@ def outcome_bars(rows: pd.DataFrame, *, label: str) -> Figure:
     axis.set_xlim(0, 1)
     axis.grid(axis="y", visible=False)
     percent_axis(axis, "share of responses; line: 95% interval of refused", x=True)
-    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    legend_beside(axis)
     return figure
 
 
 def control_bars(rows: pd.DataFrame, *, label: str, baseline: float, xlabel: str) -> Figure:
-    """One rate a control with its 95% interval, and the rate without any edit as a line.
+    """One rate per control with its 95% interval, and the rate without any edit as a line.
 
     Args:
         rows: columns ``rate, low, high`` and the one named by ``label``.
@@ -99,14 +104,9 @@ def control_bars(rows: pd.DataFrame, *, label: str, baseline: float, xlabel: str
         xlabel: what the rate is of.
     """
     figure, axis = plt.subplots(figsize=(6.6, 0.36 * len(rows) + 1.1))
-    at = np.arange(len(rows))[::-1]
-    span = [rows["rate"] - rows["low"], rows["high"] - rows["rate"]]
-    axis.errorbar(
-        rows["rate"], at, xerr=np.clip(span, 0, None), fmt="o", color="#0072B2", capsize=3
-    )
+    named_dots(axis, rows, "rate", rows[label])
     axis.axvline(baseline, color="#D55E00", linestyle="--", linewidth=1.2, label="no edit")
-    axis.set_yticks(at, rows[label].astype(str))
     axis.set_xlim(-0.02, min(1.02, 1.15 * float(rows["high"].max())))
     percent_axis(axis, xlabel, x=True)
-    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
+    legend_beside(axis)
     return figure

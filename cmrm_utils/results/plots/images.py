@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from textwrap import wrap
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cmrm_utils.conditions import CONDITION_COLOURS, CONDITION_NAMES
+from cmrm_utils.results.plots.style import colour, named
 
 
 def prompts(shown: Mapping[str, tuple[str, Image.Image | None]]) -> Figure:
@@ -16,17 +17,14 @@ def prompts(shown: Mapping[str, tuple[str, Image.Image | None]]) -> Figure:
     Args:
         shown: text and picture by image condition.
     """
-    figure, axes = plt.subplots(1, len(shown), figsize=(2.3 * len(shown), 2.9))
-    for axis, (condition, (text, picture)) in zip(axes, shown.items(), strict=True):
+    figure, axes = plt.subplots(1, len(shown), figsize=(2.3 * len(shown), 2.9), squeeze=False)
+    for axis, (condition, (text, picture)) in zip(axes[0], shown.items(), strict=True):
         if picture is None:
             axis.set_facecolor("#F4F4F4")
             axis.text(0.5, 0.5, "no image", ha="center", va="center", transform=axis.transAxes)
-        else:
-            axis.imshow(picture, interpolation="nearest", aspect="equal")
+        _framed(axis, picture)
         axis.set_box_aspect(1)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_title(CONDITION_NAMES[condition], color=CONDITION_COLOURS[condition])
+        axis.set_title(named(condition), color=colour(condition))
         axis.set_xlabel("\n".join(wrap(text, 28)), fontsize=8)
     return figure
 
@@ -35,8 +33,14 @@ def pictures(shown: Mapping[str, Image.Image]) -> Figure:
     """Pictures side by side, under their names."""
     figure, axes = plt.subplots(1, len(shown), figsize=(1.75 * len(shown), 2.2), squeeze=False)
     for axis, (name, picture) in zip(axes[0], shown.items(), strict=True):
-        axis.imshow(picture, interpolation="nearest")
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_title("\n".join(wrap(CONDITION_NAMES.get(name, name), 18)), fontsize=9)
+        _framed(axis, picture)
+        axis.set_title("\n".join(wrap(named(name), 18)), fontsize=9)
     return figure
+
+
+def _framed(axis: Axes, picture: Image.Image | None) -> None:
+    """A picture, or an empty frame, without ticks."""
+    if picture is not None:
+        axis.imshow(picture, interpolation="nearest")
+    axis.set_xticks([])
+    axis.set_yticks([])

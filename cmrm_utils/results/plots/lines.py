@@ -1,4 +1,4 @@
-"""Lines."""
+"""Lines, with bands or error bars."""
 
 from collections.abc import Mapping
 
@@ -6,17 +6,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from cmrm_utils.conditions import CONDITION_COLOURS, CONDITION_NAMES
-from cmrm_utils.results.plots.style import (
-    CONTROL_COLOURS,
-    MARKERS,
-    MEASURE_COLOURS,
-    legend,
-    marks_across,
-    percent_axis,
-    side_by_side,
-    span,
-)
+from cmrm_utils.conditions import CONDITION_COLOURS
+from cmrm_utils.results.plots.shapes import banded, barred, line_panels
+from cmrm_utils.results.plots.style import MEASURE_COLOURS, legend, marks_across, percent_axis
 
 
 def layer_lines(
@@ -30,7 +22,7 @@ def layer_lines(
     panel: str | None = None,
     marks: Mapping[str, float] | None = None,
 ) -> Figure:
-    """A quantity along the decoder layers, one line a value of ``hue``.
+    """A quantity along the decoder layers, one line per value of ``hue``.
 
     Args:
         rows: columns ``layer``, ``y`` and ``hue`` (and ``panel``); ``low`` and ``high`` where
@@ -43,37 +35,19 @@ def layer_lines(
         panel: a column that makes panels side by side.
         marks: values drawn as dashed lines across, by name.
     """
-    panels = list(rows[panel].unique()) if panel else [None]
-    figure, axes = side_by_side(len(panels), 4.4 * len(panels) + 1.4, 3.2)
-    names = list(rows[hue].unique())
-    for axis, name in zip(axes[0], panels, strict=True):
-        shown = rows[rows[panel] == name] if panel else rows
-        for i, value in enumerate(names):
-            line = shown[shown[hue] == value].sort_values("layer")
-            colour = (colours or {}).get(value, CONTROL_COLOURS[i % len(CONTROL_COLOURS)])
-            axis.plot(
-                line["layer"],
-                line[y],
-                color=colour,
-                marker=MARKERS[i % len(MARKERS)],
-                markersize=5,
-                label=CONDITION_NAMES.get(value, str(value)),
-            )
-            if {"low", "high"} <= set(rows.columns):
-                axis.fill_between(
-                    line["layer"], line["low"], line["high"], color=colour, alpha=0.18, linewidth=0
-                )
+    figure, axes = line_panels(
+        rows, x="layer", y=y, hue=hue, panel=panel, size=(4.4, 3.2), colours=colours
+    )
+    for axis in axes.values():
         if zero:
             axis.axhline(0, color="#555555", linewidth=0.8)
         marks_across(axis, marks)
-        axis.set_xticks(sorted(rows["layer"].unique()))
-        axis.set_xlabel("decoder layer")
-        if name is not None:
-            axis.set_title(str(name))
+        axis.set(xticks=sorted(rows["layer"].unique()), xlabel="decoder layer")
+    first = next(iter(axes.values()))
+    first.set_ylabel(ylabel)
     if y == "rate":
-        percent_axis(axes[0][0], ylabel)
-    axes[0][0].set_ylabel(ylabel)
-    legend(figure, axes[0][0])
+        percent_axis(first, ylabel)
+    legend(figure, *axes.values())
     return figure
 
 
@@ -98,91 +72,60 @@ def count_curves(
         ylabel: what the rate is of.
         marks: values drawn as dashed lines across, by name.
     """
-    panels, names = list(rows[panel].unique()), list(rows[hue].unique())
-    ticks = sorted(rows[x].unique())
-    figure, axes = side_by_side(len(panels), 4.2 * len(panels) + 1.8, 3.3)
-    for axis, name in zip(axes[0], panels, strict=True):
-        for i, value in enumerate(names):
-            line = rows[(rows[panel] == name) & (rows[hue] == value)].sort_values(x)
-            # Side by side, or one interval would hide another.
-            axis.errorbar(
-                line[x] * 1.04 ** (i - (len(names) - 1) / 2),
-                line["rate"],
-                yerr=[
-                    (line["rate"] - line["low"]).clip(lower=0),
-                    (line["high"] - line["rate"]).clip(lower=0),
-                ],
-                color=CONTROL_COLOURS[i % len(CONTROL_COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
-                markersize=5,
-                elinewidth=0.9,
-                capsize=2,
-                label=str(value),
-            )
+    names, ticks = list(rows[hue].unique()), sorted(rows[x].unique())
+    # Lines are moved apart, or one interval would hide another.
+    places = rows[hue].map(names.index) - (len(names) - 1) / 2
+    moved = rows.assign(**{x: rows[x] * 1.04**places})
+    figure, axes = line_panels(
+        moved, x=x, y="rate", hue=hue, panel=panel, size=(4.2, 3.3), draw=barred, margin=1.8
+    )
+    for axis in axes.values():
         marks_across(axis, marks)
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
         axis.set_xlabel(xlabel)
-        axis.set_title(str(name))
-    percent_axis(axes[0][0], ylabel)
-    legend(figure, axes[0][0])
+    percent_axis(next(iter(axes.values())), ylabel)
+    legend(figure, *axes.values())
     return figure
 
 
 def alpha_curves(
     rows: pd.DataFrame, *, panel: str = "method", chosen: dict[str, float] | None = None
 ) -> Figure:
-    """Rates against alpha, one line a measure, one panel a method, with 95% bands.
+    """Rates against alpha, one line per measure, one panel per method, with 95% bands.
 
     Args:
         rows: columns ``alpha, measure, rate, low, high`` and the one named by ``panel``.
         panel: the column that makes panels.
         chosen: by panel, the alpha chosen on validation, drawn as a vertical line.
     """
-    panels = list(rows[panel].unique())
-    across = len(panels) if len(panels) <= 3 else 2 if len(panels) == 4 else 3
-    down = -(-len(panels) // across)
-    figure, axes = plt.subplots(
-        down,
-        across,
-        figsize=(3.9 * across + 1.6, 3.2 * down),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+    across = 2 if rows[panel].nunique() == 4 else 3
+    figure, axes = line_panels(
+        rows,
+        x="alpha",
+        y="rate",
+        hue="measure",
+        panel=panel,
+        size=(3.9, 3.2),
+        colours=MEASURE_COLOURS,
+        across=across,
+        margin=1.6,
     )
-    alphas = sorted(rows["alpha"].unique())
-    positive = [a for a in alphas if a > 0] or [1.0]  # a model without edits has alpha 0 alone
-    for axis, name in zip(axes.flat, panels, strict=False):
-        for i, (measure, line) in enumerate(
-            rows[rows[panel] == name].groupby("measure", sort=False)
-        ):
-            line = line.sort_values("alpha")
-            colour = MEASURE_COLOURS[str(measure)]
-            axis.plot(
-                line["alpha"],
-                line["rate"],
-                color=colour,
-                marker=MARKERS[i % len(MARKERS)],
-                markersize=5,
-                label=measure,
-            )
-            axis.fill_between(
-                line["alpha"], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0
-            )
+    # Without an edit there is alpha 0 alone.
+    least = min((alpha for alpha in rows["alpha"] if alpha > 0), default=1.0)
+    ticks = [a for a in (0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if not 0 < a < least]
+    ticks = [a for a in ticks if a <= rows["alpha"].max()]
+    for name, axis in axes.items():
         if chosen and name in chosen:
             axis.axvline(chosen[name], color="#222222", linestyle="--", linewidth=1)
-        axis.set_xscale("symlog", linthresh=min(positive), linscale=0.4)
-        ticks = [a for a in (0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if not 0 < a < min(positive)]
-        ticks = [a for a in ticks if a <= max(alphas)]
+        axis.set_xscale("symlog", linthresh=least, linscale=0.4)
+        axis.autoscale(axis="x")
         axis.set_xticks(ticks, [f"{a:g}" for a in ticks])
         axis.set_xlabel("alpha (strength of the edit)")
-        axis.set_title(str(name))
-    for left in axes[:, 0]:
-        percent_axis(left, "rate")
-    for spare in axes.flat[len(panels) :]:
-        spare.remove()
-    legend(figure, axes[0][0])
+    for axis in list(axes.values())[::across]:
+        percent_axis(axis, "rate")
+    legend(figure, *axes.values())
     return figure
 
 
@@ -193,10 +136,7 @@ def anchor_lines(rows: pd.DataFrame) -> Figure:
         rows: columns ``anchors, cosine, low, high``.
     """
     figure, axis = plt.subplots(figsize=(5.4, 3.2))
-    axis.plot(rows["anchors"], rows["cosine"], color="#0072B2", marker="o", markersize=5)
-    axis.fill_between(
-        rows["anchors"], rows["low"], rows["high"], color="#0072B2", alpha=0.18, linewidth=0
-    )
+    banded(axis, rows, "anchors", "cosine", color="#0072B2", marker="o", markersize=5)
     axis.set_xscale("log", base=2)
     axis.set_xticks(rows["anchors"], rows["anchors"].astype(str))
     axis.set_xlabel("number of anchors")
@@ -205,7 +145,7 @@ def anchor_lines(rows: pd.DataFrame) -> Figure:
 
 
 def binned_rates(rows: pd.DataFrame, *, x: str, xlabel: str, ylabel: str, panel: str) -> Figure:
-    """A rate against a quantity in bins, one line an image condition, with 95% intervals.
+    """A rate against a quantity in bins, one line per image condition, with 95% intervals.
 
     Args:
         rows: columns ``image, rate, low, high`` and those named by ``x`` and ``panel``.
@@ -214,26 +154,20 @@ def binned_rates(rows: pd.DataFrame, *, x: str, xlabel: str, ylabel: str, panel:
         ylabel: what the rate is of.
         panel: the column that makes panels side by side.
     """
-    panels = list(rows[panel].unique())
-    figure, axes = side_by_side(len(panels), 4.6 * len(panels) + 1.4, 3.6)
-    images = list(rows["image"].unique())
-    for axis, name in zip(axes[0], panels, strict=True):
-        for image, line in rows[rows[panel] == name].groupby("image", sort=False):
-            line = line.sort_values(x)
-            axis.errorbar(
-                line[x],
-                line["rate"],
-                yerr=span(line.assign(rate_low=line["low"], rate_high=line["high"]), "rate"),
-                color=CONDITION_COLOURS[str(image)],
-                marker=MARKERS[images.index(image) % len(MARKERS)],
-                markersize=5,
-                linewidth=1.2,
-                elinewidth=0.8,
-                label=CONDITION_NAMES[str(image)],
-            )
-        axis.set_title(str(name))
+    figure, axes = line_panels(
+        rows,
+        x=x,
+        y="rate",
+        hue="image",
+        panel=panel,
+        size=(4.6, 3.6),
+        colours=CONDITION_COLOURS,
+        draw=barred,
+    )
+    for axis in axes.values():
         axis.set_xlabel(xlabel)
-    axes[0][0].set_ylim(-0.02, 1.02)
-    percent_axis(axes[0][0], ylabel)
-    legend(figure, axes[0][0])
+    first = next(iter(axes.values()))
+    first.set_ylim(-0.02, 1.02)
+    percent_axis(first, ylabel)
+    legend(figure, *axes.values())
     return figure

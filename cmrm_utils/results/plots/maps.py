@@ -1,104 +1,80 @@
 """Maps."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-from cmrm_utils.conditions import CONDITION_NAMES
-from cmrm_utils.results.plots.style import colour, legend, side_by_side
+from cmrm_utils.results.plots.shapes import named_dots, panels, rate_grid
+from cmrm_utils.results.plots.style import colour, legend, named
 
 
 def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
-    """PCA maps of last-token states, one panel a layer; the large marks are the means.
+    """PCA maps of last-token states, one panel per layer; the large marks are the means.
 
     Args:
-        rows: columns ``layer, image, harmful, pc1, pc2``, one row a state.
+        rows: columns ``layer, image, harmful, pc1, pc2``, one row per state.
         layers: the panels, in order.
     """
-    figure, axes = plt.subplots(
-        1, len(layers), figsize=(3.1 * len(layers), 3.2), squeeze=False, layout="constrained"
-    )
-    for axis, layer in zip(axes[0], layers, strict=True):
+    titles = [f"decoder layer {layer}" for layer in layers]
+    figure, axes = panels(titles, 3.1, 3.2, margin=0, sharey=False)
+    harmful: dict[str, Any] = {"s": 10, "marker": "x", "linewidths": 0.7, "alpha": 0.45}
+    benign: dict[str, Any] = {**harmful, "marker": "o", "facecolors": "none"}
+    mean: dict[str, Any] = {"s": 75, "edgecolors": "white", "linewidths": 1.2, "zorder": 3}
+    for axis, layer in zip(axes, layers, strict=True):
         for image, these in rows[rows["layer"] == layer].groupby("image", sort=False):
-            for harmful, marker in ((True, "x"), (False, "o")):
-                part = these[these["harmful"] == harmful]
-                if part.empty:
-                    continue
-                kind = "harmful" if harmful else "benign"
-                axis.scatter(
-                    part["pc1"],
-                    part["pc2"],
-                    s=10,
-                    marker=marker,
-                    linewidths=0.7,
-                    facecolors=colour(image) if harmful else "none",
-                    edgecolors=None if harmful else colour(image),
-                    alpha=0.45,
-                )
-                axis.scatter(
-                    part["pc1"].mean(),
-                    part["pc2"].mean(),
-                    s=75,
-                    marker="X" if harmful else "o",
-                    facecolors=colour(image),
-                    edgecolors="white",
-                    linewidths=1.2,
-                    zorder=3,
-                    label=f"{CONDITION_NAMES.get(image, image)}, {kind}",
-                )
-        axis.set_title(f"decoder layer {layer}")
-        axis.set_xlabel("PC 1")
-        axis.set_xticks([])
-        axis.set_yticks([])
-    axes[0][0].set_ylabel("PC 2")
-    legend(figure, axes[0][0])
+            shade, name = colour(str(image)), named(image)
+            bad, good = these[these["harmful"]], these[~these["harmful"]]
+            if len(bad):
+                axis.scatter(bad["pc1"], bad["pc2"], color=shade, **harmful)
+                at = bad["pc1"].mean(), bad["pc2"].mean()
+                axis.scatter(*at, marker="X", color=shade, label=f"{name}, harmful", **mean)
+            if len(good):
+                axis.scatter(good["pc1"], good["pc2"], edgecolors=shade, **benign)
+                at = good["pc1"].mean(), good["pc2"].mean()
+                axis.scatter(*at, marker="o", color=shade, label=f"{name}, benign", **mean)
+        axis.set(xlabel="PC 1", xticks=[], yticks=[])
+    axes[0].set_ylabel("PC 2")
+    legend(figure, *axes)
     return figure
 
 
 def heat_map(rows: pd.DataFrame, *, x: str, y: str, xlabel: str, ylabel: str) -> Figure:
-    """Rates in a grid, one panel a measure, each cell with its percentage where they are few.
+    """Rates in a grid, one panel per measure; where columns are few, cells show percentages.
 
     Args:
-        rows: columns ``measure, rate``, and those named by ``x`` and ``y``, in the order of which
-            they come.
+        rows: columns ``measure, rate``, and those named by ``x`` and ``y``; the grid keeps the
+            order of the rows.
         x: the columns of the grid.
         y: its rows.
         xlabel: what ``x`` is.
         ylabel: what ``y`` is.
     """
-    panels = list(rows["measure"].unique())
+    measures = list(rows["measure"].unique())
     across, down = rows[x].unique(), rows[y].unique()
-    figure, axes = side_by_side(
-        len(panels), min(1.6 + 0.62 * len(across), 9) * len(panels), 1.2 + 0.36 * len(down)
-    )
-    for axis, measure in zip(axes[0], panels, strict=True):
+    width, height = min(1.6 + 0.62 * len(across), 9), 1.2 + 0.36 * len(down)
+    figure, axes = panels(measures, width, height, margin=0)
+    for axis, measure in zip(axes, measures, strict=True):
         shown = rows[rows["measure"] == measure].pivot(index=y, columns=x, values="rate")
-        sns.heatmap(
-            shown.loc[down, across],
-            ax=axis,
-            vmin=0,
+        rate_grid(
+            axis,
+            shown.reindex(index=down, columns=across),
+            "rate",
             vmax=max(0.1, float(rows["rate"].max())),
             cmap="rocket_r",
             annot=len(across) <= 12,
-            fmt=".0%",
             annot_kws={"fontsize": 8},
-            linewidths=0.5,
-            cbar=measure == panels[-1],
-            cbar_kws={"format": PercentFormatter(1.0, decimals=0), "label": "rate"},
+            cbar=measure == measures[-1],
         )
-        axis.set_title(measure)
-        axis.set_xlabel(xlabel)
-        axis.set_ylabel(ylabel if measure == panels[0] else "")
-        axis.tick_params(axis="y", rotation=0)
+        axis.set(xlabel=xlabel, ylabel=ylabel if measure == measures[0] else "")
     return figure
 
 
 def rate_map(rows: pd.DataFrame, *, x: str, y: str, value: str = "rate", label: str) -> Figure:
-    """A rate for every two of two columns, as a map with the numbers on it.
+    """A rate for every pair of values of two columns, as a map with the numbers on it.
 
     Args:
         rows: columns ``x, y`` and ``value``.
@@ -110,17 +86,37 @@ def rate_map(rows: pd.DataFrame, *, x: str, y: str, value: str = "rate", label: 
     wide = rows.pivot(index=y, columns=x, values=value)
     wide = wide.reindex(index=rows[y].unique(), columns=rows[x].unique())
     figure, axis = plt.subplots(figsize=(0.85 * wide.shape[1] + 2.6, 0.45 * wide.shape[0] + 1.2))
-    sns.heatmap(
-        wide,
-        ax=axis,
-        cmap="Oranges",
-        vmin=0,
-        vmax=1,
-        annot=True,
-        fmt=".0%",
-        linewidths=0.5,
-        cbar_kws={"label": label, "format": PercentFormatter(1.0, decimals=0)},
-    )
-    axis.tick_params(axis="y", rotation=0)
+    rate_grid(axis, wide, label, vmax=1, cmap="Oranges", annot=True)
     axis.tick_params(axis="x", rotation=0)
+    return figure
+
+
+def head_ranking(rows: pd.DataFrame, *, xlabel: str, first: int = 12) -> Figure:
+    """Every head's effect as a map of layers and heads, and the greatest with their intervals.
+
+    Args:
+        rows: columns ``layer, head, effect, low, high``, the greatest effect first.
+        xlabel: what the effect is of, with its unit.
+        first: how many are shown one by one.
+    """
+    figure, (whole, near) = plt.subplots(
+        1, 2, figsize=(10.5, 0.9 + 0.27 * first), width_ratios=(1, 1.2), layout="constrained"
+    )
+    most = float(rows["effect"].abs().max()) or 1.0
+    sns.heatmap(
+        rows.pivot(index="layer", columns="head", values="effect"),
+        ax=whole,
+        cmap="RdBu_r",
+        vmin=-most,
+        vmax=most,
+        linewidths=0.5 if len(rows) <= 200 else 0,
+        cbar_kws={"label": xlabel},
+    )
+    whole.set(xlabel="head", ylabel="decoder layer")
+    whole.tick_params(axis="y", rotation=0)
+    top = rows.head(first)
+    heads = zip(top["layer"], top["head"], strict=True)
+    named_dots(near, top, "effect", [f"layer {layer}, head {head}" for layer, head in heads])
+    near.axvline(0, color="#555555", linewidth=0.8)
+    near.set(xlabel=xlabel, title=f"the first {len(top)} of {len(rows)}")
     return figure

@@ -1,46 +1,34 @@
-"""One function a figure, fed with tables, never with models.
+"""The look of every figure: colours, markers, axes, legends.
 
 Every figure has a white ground of its own (so it reads in print and on a dark page), Okabe and
 Ito's colour-blind safe colours, and the same colour for the same condition everywhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import matplotlib as mpl
-import pandas as pd
 import seaborn as sns
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from numpy.typing import NDArray
 
 from cmrm_utils.conditions import CONDITION_COLOURS, CONDITION_NAMES
+from cmrm_utils.results.rates import MEASURES
 
 OUTCOME_COLOURS = {"refused": "#009E73", "complied": "#D55E00", "neither": "#999999"}
 
 
-MEASURE_COLOURS = {
-    "refused": "#009E73",
-    "unsafe": "#D55E00",
-    "over-refusal": "#E69F00",
-    "benign answered": "#0072B2",
-    "visual questions": "#CC79A7",
-    "choices": "#8C6D31",
-    "facts": "#56B4E9",
-    "abstentions": "#000000",
-    "neither": "#999999",
-    "utility": "#000000",
+MEASURE_COLOURS = {name: record.colour for name, record in MEASURES.items()} | {
+    "utility": "#000000"
 }
 
 
 CONTROL_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-SETTING_COLOURS = {
-    **{CONDITION_NAMES[image]: colour for image, colour in CONDITION_COLOURS.items()},
-    "edited": "#009E73",
-}
+EDITED = "#009E73"
+"""The colour of anything that is not an image condition, such as an edit."""
 
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -49,9 +37,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 def style() -> None:
     """Set the look of every figure, whatever a matplotlibrc says; call it once in a notebook."""
     mpl.rcdefaults()
-    sns.set_theme(style="whitegrid", context="notebook", font_scale=0.9)
-    mpl.rcParams.update(
-        {
+    sns.set_theme(
+        style="whitegrid",
+        context="notebook",
+        font_scale=0.9,
+        rc={
             "figure.facecolor": "white",
             "figure.dpi": 90,
             "savefig.dpi": 150,
@@ -62,14 +52,36 @@ def style() -> None:
             "axes.titlesize": "medium",
             "legend.frameon": False,
             "grid.color": "#DDDDDD",
-        }
+        },
     )
 
 
+def named(value: object) -> str:
+    """An image condition's name; of anything else, its text."""
+    return CONDITION_NAMES.get(value, str(value)) if isinstance(value, str) else str(value)
+
+
 def colour(condition: str) -> str:
-    """Of an image condition, by key or name; of anything edited, the edit's own."""
-    edited = SETTING_COLOURS["edited"]
-    return CONDITION_COLOURS.get(condition, SETTING_COLOURS.get(condition, edited))
+    """An image condition's colour, by its key; of anything else, :data:`EDITED`."""
+    return CONDITION_COLOURS.get(condition, EDITED)
+
+
+def looks(
+    values: Iterable[Any], colours: Mapping[Any, str] | None = None
+) -> dict[Any, dict[str, Any]]:
+    """A colour and a marker for each distinct value, as matplotlib's keyword arguments.
+
+    Args:
+        values: what is told apart, in order.
+        colours: colours by value; a value without one gets the next of :data:`CONTROL_COLOURS`.
+    """
+    return {
+        value: {
+            "color": (colours or {}).get(value, CONTROL_COLOURS[i % len(CONTROL_COLOURS)]),
+            "marker": MARKERS[i % len(MARKERS)],
+        }
+        for i, value in enumerate(dict.fromkeys(values))
+    }
 
 
 def percent_axis(axis: Axes, label: str, *, x: bool = False) -> None:
@@ -79,30 +91,22 @@ def percent_axis(axis: Axes, label: str, *, x: bool = False) -> None:
     side.set_label_text(label)
 
 
-def side_by_side(panels: int, width: float, height: float) -> tuple[Figure, NDArray]:
-    """So many panels in one row, with one vertical axis; axes ``(1, panels)``, sizes in inches."""
-    return plt.subplots(
-        1, panels, figsize=(width, height), squeeze=False, sharey=True, layout="constrained"
-    )
+def legend(figure: Figure, *axes: Axes) -> None:
+    """One legend for all these panels, beside the figure; none where nothing has a label."""
+    by_label: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            by_label.setdefault(label, handle)
+    if by_label:
+        figure.legend(list(by_label.values()), list(by_label), loc="outside right upper")
 
 
-def legend(figure: Figure, axis: Axes) -> None:
-    """One panel's legend for the whole figure, beside it."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
+def legend_beside(axis: Axes) -> None:
+    """A panel's legend, to its right."""
+    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
 
 
 def marks_across(axis: Axes, marks: Mapping[str, float] | None) -> None:
-    """Dashed lines of what the points are compared with."""
-    for value, name, dashes in zip(
-        (marks or {}).values(), marks or {}, ("--", ":", "-."), strict=False
-    ):
+    """Dashed lines at the values that the points are compared with, by name."""
+    for (name, value), dashes in zip((marks or {}).items(), ("--", ":", "-."), strict=False):
         axis.axhline(value, color="#222222", linestyle=dashes, linewidth=1.2, label=name)
-
-
-def span(rows: pd.DataFrame, name: str) -> list[pd.Series]:
-    """Error bars of a rate from its interval."""
-    return [
-        (rows[name] - rows[f"{name}_low"]).clip(lower=0),
-        (rows[f"{name}_high"] - rows[name]).clip(lower=0),
-    ]

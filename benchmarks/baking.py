@@ -23,6 +23,7 @@ from benchmarks.timing import Case, measure
 from cmrm_utils import CMRM, VLM, Edit, apply, bake, extract_shift, generate, load_samples, load_vlm
 from cmrm_utils.conditions import CONDITION_NAMES
 from cmrm_utils.data.load import take
+from cmrm_utils.jobs.publish import write_section
 from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.paths import ROOT
 from cmrm_utils.results.rates import averaged, measures
@@ -209,15 +210,9 @@ def write_readme() -> None:
     """Put the table of ``baking.json`` into the README, between its two marks.
 
     Raises:
-        ValueError: the marks are not there.
+        InputError: the marks are not there.
     """
-    start, end = "<!-- baking -->\n", "<!-- /baking -->"
-    before, _, rest = README.read_text(encoding="utf-8").partition(start)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise ValueError(f"{README}: no place for the table of baking")
-    made = text(json.loads(RESULTS.read_text()))
-    README.write_text(before + start + made + end + after, encoding="utf-8")
+    write_section(README, "baking", text(json.loads(RESULTS.read_text())))
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ def test_kernels_have_it_from_who_starts_them():
     """Notebooks may load torch first: the command's environment is theirs."""
     code = (
         "import subprocess, sys\n"
-        "from cmrm_utils.profiles import quiet_kernels\n"
-        f"with quiet_kernels(): subprocess.run([sys.executable, '-c', {'import torch; ' + SAY!r}])"
+        "import cmrm_utils.jobs.kernels\n"
+        f"subprocess.run([sys.executable, '-c', {'import torch; ' + SAY!r}])"
     )
     assert said(code) == f"{COUNT} None"
 

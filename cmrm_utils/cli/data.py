@@ -1,36 +1,32 @@
-"""``cmrm data``: what data there is, what a profile needs, and how to get what is missing."""
+"""``cmrm data``: which data sets there are, what a profile needs, how to get what is missing."""
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from tqdm import tqdm
 
+from cmrm_utils.cli.group import cli
 from cmrm_utils.errors import InputError
 from cmrm_utils.jobs.profiles import load_profile, profile_names
 
 if TYPE_CHECKING:
     from cmrm_utils.data.record import PublicSet
+    from cmrm_utils.sample import Sample
 
 
-class AnyCase(click.Group):
-    """A command group whose commands may be written in capitals."""
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """The command of that name, whatever its case."""
-        return super().get_command(ctx, name.lower())
-
-
-@click.group(cls=AnyCase)
+@cli.group(context_settings={"token_normalize_func": str.lower})
 def data() -> None:
-    """Say what data there is, what a profile needs, and how to get what is missing."""
+    """List the data sets, check what a profile needs, and download what is missing."""
 
 
 @data.command("list")
 def data_list() -> None:
-    """Every named set: how many samples, from where, under which licence, with what in it."""
+    """Show every named set: its size, content, source and licence."""
     from cmrm_utils.data.sets import SETS
     from cmrm_utils.paths import data_home
 
@@ -38,30 +34,28 @@ def data_list() -> None:
     click.echo("organism: the bundled model's own world; harmless, nothing to download\n")
     for public in SETS.values():
         here = ", local copy" if (home / public.name).is_dir() else ""
-        click.echo(f"{public.name}: {public.count} samples{here}")
-        _describe(public)
-        click.echo()
+        click.echo(f"{public.name}: {public.count} samples{here}\n{_described(public)}\n")
     click.echo(f"local copies and COCO images: {home} (or set CMRM_DATA)")
 
 
 @data.command("check")
 @click.argument("name", metavar="PROFILE_OR_DATA")
-@click.option("--fetch", is_flag=True, help="Download files and COCO images that are missing.")
+@click.option("--fetch", is_flag=True, help="Download missing files and COCO images.")
 def data_check(name: str, fetch: bool) -> None:
-    """See that the data of a profile, a set, a file or a union is all there and readable.
+    """Check that the data of a profile, a set, a file or a union is complete and readable.
 
-    Every file is read and every image decoded. What is missing is named, with the command that gets
-    it; the exit code is then 1. Nothing is downloaded but with --fetch.
+    Every file is read and every image decoded. What is missing is listed with the command that gets
+    it, and the exit code is 1. Nothing is downloaded without --fetch.
     """
     from cmrm_utils.data.load import parts
     from cmrm_utils.data.sets import is_named
     from cmrm_utils.paths import data_home
 
-    known = {name.lower(): name for name in profile_names()}
-    if name.lower() in known:
-        parameters = load_profile(known[name.lower()]).get("parameters") or {}
-        wanted = str(parameters.get("data", "organism"))
-        click.echo(f"profile {known[name.lower()]}: data {wanted}\n")
+    profiles = {name.lower(): name for name in profile_names()}
+    if name.endswith(".yaml") or name.lower() in profiles:
+        name = profiles.get(name.lower(), name)
+        wanted = str((load_profile(name).get("parameters") or {}).get("data", "organism"))
+        click.echo(f"profile {name}: data {wanted}\n")
     else:
         wanted = name
     complete = True
@@ -73,26 +67,23 @@ def data_check(name: str, fetch: bool) -> None:
     click.echo("all there")
 
 
-def _describe(public: "PublicSet") -> None:
-    click.echo(f"  content  {public.note}")
-    click.echo(f"  from     {public.source}")
-    click.echo(f"  licence  {public.licence}\n  size     {public.size}")
+def _described(public: "PublicSet") -> str:
+    return (
+        f"  content  {public.note}\n"
+        f"  from     {public.source}\n"
+        f"  licence  {public.licence}\n"
+        f"  size     {public.size}"
+    )
 
 
 def _check_part(part: str, split: str | None, home: Path, fetch: bool) -> bool:
-    """Print what is to be said of a set or file; whether it can be used."""
-    from cmrm_utils.data import coco
+    """Print the state of a set or file; whether it can be used."""
     from cmrm_utils.data.load import load_samples
-    from cmrm_utils.data.public import missing_images, read_set
+    from cmrm_utils.data.public import read_set
     from cmrm_utils.data.sets import find_set
 
-    public = find_set(part)
-    if public is None:
-        found = load_samples(part)
-        samples = found if isinstance(found, list) else [s for each in found.values() for s in each]
-    else:
-        click.echo(part)
-        _describe(public)
+    if public := find_set(part):
+        click.echo(f"{part}\n{_described(public)}")
         try:
             samples = list(read_set(part, home, download=fetch, split=split))
         except InputError as error:
@@ -100,27 +91,44 @@ def _check_part(part: str, split: str | None, home: Path, fetch: bool) -> bool:
             return False
         if len(samples) != public.count:
             click.echo(f"  NOTE     {len(samples)} samples, where {public.count} were expected")
-        failed: dict[str, str] = {}
-        if fetch:
-            failed = coco.fetch(missing_images(samples, home).values(), home / "coco")
-        missing = missing_images(samples, home)
-        gone = coco.absent(home / "coco")
-        for image, why in failed.items():
-            if image not in gone:
-                click.echo(f"  FAILED   {image}: {why}")
-                break  # of a thousand for the same reason one will do
-        for sample, image in missing.items():
-            if image in gone:
-                click.echo(f"  LEFT OUT {sample}: {image} ({gone[image]})")
-        if waiting := {image for image in missing.values() if image not in gone}:
-            click.echo(f"  MISSING  {len(waiting)} COCO images, not in {home / 'coco'}")
-            whole = f"{part}@{split}" if split else part  # it is paired with that split's images
+        missing, complete = _check_images(samples, home, fetch)
+        if not complete:
+            whole = f"{part}@{split}" if split else part  # the split decides which images it gets
             click.echo(f"  get them: cmrm data check {whole} --fetch\n")
             return False
         samples = [sample for sample in samples if sample.id not in missing]
+    else:
+        loaded = load_samples(part)
+        samples = loaded if isinstance(loaded, list) else list(chain(*loaded.values()))
     for sample in tqdm(samples, desc=part, unit="sample", delay=2, leave=False):
         sample.load_image()
     counts = Counter(sample.kind or "(no kind)" for sample in samples)
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     click.echo(f"  there    {part}: {len(samples)} samples: {kinds}\n")
     return True
+
+
+def _check_images(
+    samples: Sequence["Sample"], home: Path, fetch: bool
+) -> tuple[dict[str, str], bool]:
+    """Print which COCO images are missing, after a download if one is wanted.
+
+    Returns:
+        The missing images by sample id; whether COCO's host lacks all of them, so that no download
+        would help.
+    """
+    from cmrm_utils.data import coco
+    from cmrm_utils.data.public import missing_images
+
+    folder = home / "coco"
+    failed = coco.fetch(missing_images(samples, home).values(), folder) if fetch else {}
+    missing, gone = missing_images(samples, home), coco.absent(folder)
+    if reasons := [f"{image}: {why}" for image, why in failed.items() if image not in gone]:
+        click.echo(f"  FAILED   {reasons[0]}")  # the others have mostly the same reason
+    for sample, image in missing.items():
+        if image in gone:
+            click.echo(f"  LEFT OUT {sample}: {image} ({gone[image]})")
+    waiting = set(missing.values()) - gone.keys()
+    if waiting:
+        click.echo(f"  MISSING  {len(waiting)} COCO images, not in {folder}")
+    return missing, not waiting

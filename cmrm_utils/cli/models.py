@@ -1,16 +1,17 @@
-"""``cmrm convert`` and ``cmrm extract``: what is made of a model's weights."""
+"""``cmrm convert`` and ``cmrm extract``: checkpoints for transformers, and shift vectors."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
+from cmrm_utils.cli.group import PATH, cli, with_model
 from cmrm_utils.errors import InputError
 
 
-@click.command()
+@cli.command()
 @click.argument("source")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=PATH)
 @click.option("--tower", required=True, help="Folder or hub id of its vision tower.")
 def convert(source: str, out: Path, tower: str) -> None:
     """Convert an original LLaVA checkpoint for transformers.
@@ -30,33 +31,26 @@ def convert(source: str, out: Path, tower: str) -> None:
     click.echo(f"{out}: load it with load_vlm({str(out)!r})")
 
 
-@click.command()
-@click.option("--model", default="organism", show_default=True, help="Bundled, folder or hub id.")
+@cli.command()
+@with_model
 @click.option("--anchors", required=True, metavar="DATA", help="A file (all its rows), or a set.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Safetensors file.")
+@click.option("--out", required=True, type=PATH, help="Safetensors file.")
 @click.option("--task", "tasks", multiple=True, help="Only anchors of this task (harmful ...).")
-@click.option("--meaningless", default="blank", show_default=True, help="Which image is shown.")
+@click.option("--meaningless", default="blank", show_default=True, help="The meaningless image.")
 @click.option("--level", type=click.Choice(["dataset", "sample"]), default="dataset")
 @click.option("--estimator", type=click.Choice(["mean", "pc1"]), default="mean")
 @click.option("--scale", type=click.Choice(["raw", "unit", "std"]), default="raw")
 def extract(
-    model: str,
-    anchors: str,
-    out: Path,
-    tasks: tuple[str, ...],
-    meaningless: str,
-    level: Any,
-    estimator: Any,
-    scale: Any,
+    model: str, anchors: str, out: Path, tasks: tuple[str, ...], meaningless: str, **how: Any
 ) -> None:
-    """Take shift vectors of a MODEL on ANCHORS and save them.
+    """Extract a MODEL's shift vectors on ANCHORS and save them.
 
-    Of a set, or a union of sets and files, the anchors split is taken; of one file, every row.
+    A set, or a union of sets and files, gives its anchors split; one file gives every row.
     """
     from cmrm_utils.data.load import load_samples, take
 
-    found = load_samples(anchors)
-    samples = found["anchors"] if isinstance(found, dict) else found
+    loaded = load_samples(anchors)
+    samples = loaded["anchors"] if isinstance(loaded, dict) else loaded
     if tasks:
         samples = take(samples, None, *tasks)
     if not samples:
@@ -64,23 +58,17 @@ def extract(
 
     from cmrm_utils.conditions import IMAGES
     from cmrm_utils.loading import load_vlm
+    from cmrm_utils.studies.parameters import unknown
     from cmrm_utils.vectors import extract_shift
 
     if meaningless not in IMAGES:
-        raise InputError(f"no image {meaningless!r}; one of {', '.join(IMAGES)}")
-    vectors = extract_shift(
-        load_vlm(model),
-        samples,
-        meaningless=meaningless,
-        level=level,
-        estimator=estimator,
-        scale=scale,
-        progress=True,
-    )
+        raise unknown("no image", meaningless, IMAGES)
+    vlm = load_vlm(model)
+    vectors = extract_shift(vlm, samples, meaningless=meaningless, progress=True, **how)
     vectors.save(out)
     low, high = vectors.norms.min(), vectors.norms.max()
     click.echo(
-        f"{out}: {level}-level vectors of {len(samples)} anchors, "
+        f"{out}: {how['level']}-level vectors of {len(samples)} anchors, "
         f"{vectors.values.shape[-2]} layers x {vectors.values.shape[-1]}, "
         f"norms {low:.3g} to {high:.3g}"
     )

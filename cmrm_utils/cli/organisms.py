@@ -1,28 +1,25 @@
-"""``cmrm train-organism`` and ``cmrm cards``: how organisms are made."""
+"""``cmrm train-organism`` and ``cmrm cards``: organisms and their model cards."""
 
 from pathlib import Path
 
 import click
 
-from cmrm_utils.errors import InputError
+from cmrm_utils.cli.group import PATH, cli
 
 
-@click.command("train-organism")
+@cli.command("train-organism")
 @click.option("--variant", default="organism", show_default=True, help="Which organism.")
 @click.option("--seed", default=0, show_default=True, help="Of weights and data.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder. [default: organisms/VARIANT]")
+@click.option("--out", type=PATH, help="Folder. [default: organisms/VARIANT]")
 @click.option("--device", default=None, help="Where to train. [default: a GPU if there is one]")
-@click.option(
-    "--shared",
-    type=click.Path(path_type=Path),
-    help="Folder of stages that several variants begin with: taken from there, and left there.",
-)
+@click.option("--shared", type=PATH, help="Folder of first stages, shared by several variants.")
 def train_organism(
     variant: str, seed: int, out: Path | None, device: str | None, shared: Path | None
 ) -> None:
     """Train an organism, measure it, write its card.
 
-    Every command then knows it by the name of its folder in organisms/.
+    Every command then knows it by the name of its folder in organisms/. Variants that begin with
+    the same stages train them once: --shared is where they are read from and written to.
     """
     import torch
 
@@ -30,9 +27,10 @@ def train_organism(
     from cmrm_utils.organism.training import train
     from cmrm_utils.paths import MADE
     from cmrm_utils.studies import card
+    from cmrm_utils.studies.parameters import unknown
 
     if variant not in VARIANTS:
-        raise InputError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
+        raise unknown("no variant", variant, VARIANTS)
     folder = out or MADE / variant
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     stages = card.StageMeasurements()
@@ -41,10 +39,10 @@ def train_organism(
     click.echo((folder / "README.md").read_text())
 
 
-@click.command()
-@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@cli.command()
+@click.argument("folders", nargs=-1, type=PATH)
 def cards(folders: tuple[Path, ...]) -> None:
-    """Write organisms' cards anew from what was measured.
+    """Rewrite the model cards of organisms from their stored measurements.
 
     FOLDERS are checkpoint folders; by default the bundled one.
     """

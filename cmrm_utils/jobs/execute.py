@@ -1,40 +1,73 @@
-"""Notebooks through papermill, and the run's report."""
+"""Execution of jobs: notebooks through papermill, a shard's responses, the run's report."""
 
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from tqdm import tqdm
 
-from cmrm_utils.jobs.profiles import KERNEL_ARGUMENTS, Job, numbered_notebooks, quiet_kernels
-from cmrm_utils.store import read_json, read_table, writing
+from cmrm_utils.jobs.profiles import Job, numbered_notebooks
+from cmrm_utils.store import locked, read_json, read_table, writing
 
 
-def report_on(jobs: Sequence[Job], timeout: int) -> None:
-    """Every notebook of every run, and the runs' reports."""
-    plan = [(path, job.folder, share) for job in jobs for path, share in job.notebooks.items()]
-    with tqdm(plan, unit="notebook", file=sys.stderr) as bar:
-        for path, folder, share in bar:
-            bar.set_description(path.stem)
-            execute(path, folder, share, timeout)
-    for job in jobs:
-        report(job.folder, [job.folder / path.name for path in numbered_notebooks(None)])
-        click.echo(f"report: {job.folder / 'report.html'}")
+def run_jobs(jobs: Sequence[Job], *, timeout: int, ray_workers: int | None = None) -> None:
+    """Run every notebook of every job, then write the reports.
+
+    Responses of finished shards join the run first.
+
+    Args:
+        jobs: of :func:`~cmrm_utils.jobs.profiles.planned_jobs`.
+        timeout: seconds that a cell may take.
+        ray_workers: how many Ray workers respond before the notebooks run; None for no Ray.
+
+    Raises:
+        InputError: another process runs one of the jobs, a shard is missing or damaged, or a cell
+            raised one.
+        SystemExit: a notebook did not reach its end.
+    """
+    from cmrm_utils.jobs.shards import merge
+
+    with ExitStack() as held:
+        for job in jobs:
+            with writing(job.folder):
+                job.folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(job.folder / "report.html"))
+        for job in jobs:
+            if ray_workers is not None:
+                from cmrm_utils.jobs.ray import respond
+
+                respond(job.folder, job.experiments, ray_workers)
+            if count := merge(job.folder):
+                click.echo(f"{job.folder}: added {count} responses of shards", err=True)
+        every = [(job, path) for job in jobs for path in job.notebooks]
+        with tqdm(every, unit="notebook", file=sys.stderr) as bar:
+            for job, path in bar:
+                bar.set_description(path.stem)
+                execute(path, job.folder, job.notebooks[path], timeout)
+        for job in jobs:
+            report(job.folder, [job.folder / path.name for path in numbered_notebooks(None)])
+            click.echo(f"report: {job.folder / 'report.html'}")
 
 
 @contextmanager
 def stopping(folder: Path) -> Iterator[None]:
-    """Ctrl-C, or being told to end, ends at once, kernel and all, with a line on how to go on.
+    """Exit at once with code 130 on Ctrl-C or SIGTERM, with one line on how to continue.
 
-    Only the first counts, so that an impatient second leaves no kernel behind. Where they are
-    ignored (a job in the background), they stay ignored.
+    Kernels are stopped too. Only the first signal counts, so that a second one leaves no kernel
+    behind. A signal that is ignored (in a background job) stays ignored.
+
+    Args:
+        folder: where the results so far are, for the message.
+
+    Raises:
+        SystemExit: a signal came.
     """
-    asked = (signal.SIGINT, signal.SIGTERM)
-    heeded = [each for each in asked if signal.getsignal(each) is not signal.SIG_IGN]
+    signals = (signal.SIGINT, signal.SIGTERM)
+    heeded = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
 
     def stop(*_: Any) -> None:
         for each in heeded:
@@ -46,7 +79,7 @@ def stopping(folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         click.echo(
-            f"cmrm: stopped; what is done is kept in {folder}, the same command goes on there",
+            f"cmrm: stopped; finished work is kept in {folder}, run the same command to continue",
             err=True,
         )
         sys.exit(130)
@@ -56,30 +89,49 @@ def stopping(folder: Path) -> Iterator[None]:
 
 
 def work(jobs: Sequence[Job], text: str) -> None:
-    """Respond to one shard of every run."""
+    """Respond to one shard of every job.
+
+    Args:
+        jobs: of :func:`~cmrm_utils.jobs.profiles.planned_jobs`.
+        text: the shard, as in ``2/4``.
+
+    Raises:
+        InputError: no such shard, or a run with another number of shards or other trials.
+    """
     from cmrm_utils.jobs.shards import Shard, check_counts, check_lists, open_worker
 
     shard = Shard.parse(text)
     for job in jobs:
         check_counts(job.folder, shard.count)
-        shard.mark(job.folder).unlink(missing_ok=True)  # it has not ended until it ends again
+        shard.mark(job.folder).unlink(missing_ok=True)  # an old mark must not count for this run
         experiments = job.experiments
         waiting = open_worker(job.folder, experiments[0][1], shard).work(experiments)
         if waiting:
-            check_lists(job.folder)  # what differs would be waited for in vain
+            check_lists(job.folder)  # shards with other trials would wait in vain
         state = f"waiting for {'; '.join(waiting)}; run it again after them" if waiting else "done"
         click.echo(f"{job.folder}, shard {text}: {state}")
 
 
 def execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int) -> None:
-    """One notebook through papermill; its manifest proves that it ran to the end."""
+    """Run one notebook through papermill; its manifest proves that it reached its last cell.
+
+    Args:
+        path: of the notebook.
+        folder: the run folder, which the executed copy goes into.
+        parameters: of the notebook.
+        timeout: seconds that a cell may take.
+
+    Raises:
+        InputError: a cell raised one, or the folder cannot be written to.
+        SystemExit: the notebook did not reach its end.
+    """
     import papermill
 
     from cmrm_utils.jobs.kernels import OwnKernel, fail, telling
 
     output = folder / path.name
     manifest = folder / "manifests" / f"{path.stem}.json"
-    with telling(path, f"see {output}", timeout), quiet_kernels(), writing(output):
+    with telling(path, f"see {output}", timeout), writing(output):
         manifest.unlink(missing_ok=True)
         papermill.execute_notebook(
             str(path),
@@ -90,25 +142,30 @@ def execute(path: Path, folder: Path, parameters: dict[str, Any], timeout: int) 
             cwd=str(path.parent),
             execution_timeout=timeout,
             progress_bar=False,
-            extra_arguments=KERNEL_ARGUMENTS,
-            shutdown_kernel="immediate",  # it has written all, or is to stop now
+            shutdown_kernel="immediate",  # all results are on disk already
         )
     if not manifest.is_file():
         fail(f"{path.name} ended without its last cell; see {output}")
 
 
 def report(folder: Path, notebooks: Sequence[Path]) -> None:
-    """Write ``report.html`` of those notebooks that ran, a headline table first if there is one."""
+    """Write ``report.html`` of a run.
+
+    Args:
+        folder: of the run.
+        notebooks: executed notebooks; those that are not there are left out.
+
+    Raises:
+        InputError: a notebook or a table is damaged.
+    """
     from cmrm_utils.jobs.report import write_report
     from cmrm_utils.judges.labels import load_responses
 
     headline, reading = None, ""
-    said = folder / "metrics" / "05_utility_evaluation.json"
-    if (path := folder / "tables" / "headline.parquet").is_file() and said.is_file():
-        headline, reading = read_table(path), read_json(said)["reading"]
-    responses = None
-    if (folder / "tables" / "04_responses.parquet").is_file():
-        responses = load_responses(folder)
+    utility = folder / "metrics" / "05_utility_evaluation.json"
+    if (path := folder / "tables" / "headline.parquet").is_file() and utility.is_file():
+        headline, reading = read_table(path), read_json(utility)["reading"]
+    answered = (folder / "tables" / "04_responses.parquet").is_file()
     write_report(
         folder / "report.html",
         "What images do to refusals, and what a shift vector restores",
@@ -116,5 +173,5 @@ def report(folder: Path, notebooks: Sequence[Path]) -> None:
         headline=headline,
         reading=reading,
         figure=folder / "figures" / "05_pareto.png",
-        responses=responses,
+        responses=load_responses(folder) if answered else None,
     )

@@ -1,4 +1,4 @@
-"""Notebooks are executed by this interpreter, and what ends them is told in a line."""
+"""The kernel that executes notebooks, and one-line messages for what stops it."""
 
 import logging
 import sys
@@ -16,18 +16,24 @@ from cmrm_utils.errors import InputError
 
 
 class OwnKernel(AsyncKernelManager):
-    """A kernel of the interpreter that this runs in, with figures in the notebook.
+    """A kernel of the current interpreter, with figures in the notebook.
 
-    The first ``python3`` that Jupyter finds may be another environment's: cluster modules set
-    ``JUPYTER_PATH``.
+    The first ``python3`` that Jupyter finds may belong to another environment: cluster modules set
+    ``JUPYTER_PATH``. Progress bars and warnings of debugger and tokenizers stay out of notebooks.
     """
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        """The interpreter's own, whatever the kernel's name."""
+        """How to start the kernel, whatever its name."""
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         return KernelSpec(
-            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-            env={"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+            argv=[*command, "--IPKernelApp.log_level=ERROR"],
+            env={
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+                "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+                "TQDM_DISABLE": "1",
+            },
             display_name="Python 3",
             language="python",
         )
@@ -35,17 +41,18 @@ class OwnKernel(AsyncKernelManager):
 
 @contextmanager
 def telling(path: Path, see: str, timeout: int) -> Iterator[None]:
-    """End with one line, and exit code 1, when a notebook cannot be executed to its end.
+    """Exit with one line and code 1 when a notebook does not reach its end.
 
     Args:
         path: of the notebook.
-        see: where to look for more.
-        timeout: seconds that a cell may take.
+        see: where to look for more, for the message.
+        timeout: seconds that a cell may take, for the message.
 
     Raises:
         InputError: a cell raised one.
+        SystemExit: anything else stopped the notebook.
     """
-    for name in ("papermill", "traitlets"):  # which would tell of it too, at length
+    for name in ("papermill", "traitlets"):  # they would log the same at length
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
@@ -63,6 +70,10 @@ def telling(path: Path, see: str, timeout: int) -> Iterator[None]:
 
 
 def fail(text: str) -> None:
-    """Say what failed, and end with exit code 1."""
-    tqdm.write(f"cmrm: {text}", file=sys.stderr)  # on a line of its own, below no half bar
+    """Print what failed and exit with code 1.
+
+    Raises:
+        SystemExit: always.
+    """
+    tqdm.write(f"cmrm: {text}", file=sys.stderr)  # keeps the line apart from a progress bar
     sys.exit(1)

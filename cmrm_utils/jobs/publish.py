@@ -1,73 +1,197 @@
-"""What of a run is kept in the repository."""
+"""The part of a run that the repository keeps: notebooks, figures, tables, the README's table."""
 
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from cmrm_utils.errors import InputError
-from cmrm_utils.store import read_json, read_table
+from cmrm_utils.jobs.profiles import CORE, numbered_notebooks
+from cmrm_utils.paths import ROOT, STORED
+from cmrm_utils.store import read_json, read_table, replacing
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+_RESEARCH = (
+    "06_comparison 06_paired 06_parts 06_directions 06_cosines 07_full 07_layers 07_tokens "
+    "07_heads_curve 07_mlp 07_rank 08_anchors 08_beyond 08_perturbed 08_adversarial 08_gate"
+).split()
+
+
 STORED_TABLES = {
     "full": {"full_curves": "04_curves", "full_kinds": "04_test", "full_test": "05_test"},
-    "research-full": {
-        "research_comparison": "06_comparison",
-        "research_paired": "06_paired",
-        "research_parts": "06_parts",
-        "research_directions": "06_directions",
-        "research_cosines": "06_cosines",
-        "research_full": "07_full",
-        "research_layers": "07_layers",
-        "research_tokens": "07_tokens",
-        "research_heads_curve": "07_heads_curve",
-        "research_mlp": "07_mlp",
-        "research_rank": "07_rank",
-        "research_anchors": "08_anchors",
-        "research_beyond": "08_beyond",
-        "research_perturbed": "08_perturbed",
-        "research_adversarial": "08_adversarial",
-        "research_gate": "08_gate",
-    },
+    "research-full": {f"research_{name.partition('_')[2]}": name for name in _RESEARCH},
     "architectures": {
         "architectures_curves": "04_curves",
         "architectures_doses": "04_alpha_table",
         "architectures_cosines": "02_refusal_cosine",
     },
     "extended": {"extended_answers": "08_extended"},
-    "variants": {
-        "variants_comparison": "06_comparison",
-        "variants_parts": "06_parts",
-    },
+    "variants": {"variants_comparison": "06_comparison", "variants_parts": "06_parts"},
 }
-"""What the appendix shows of a profile's run of several models: a name, and the run's table."""
+"""By profile of several models: names of stored tables, and the run's table that each one copies.
+
+Notebook 09 shows them.
+"""
+
+
+def refresh(only: str | None) -> None:
+    """Re-execute the committed notebooks in place, and store their metrics for the tests.
+
+    Unless ``only`` is given, ``runs/default`` and ``runs/research`` start empty. The notebooks keep
+    no timestamps and no paths.
+
+    Args:
+        only: numbers of notebooks, as in ``03,04``; None for all.
+
+    Raises:
+        InputError: no such notebook, or a cell raised one.
+        SystemExit: a notebook did not reach its end. It is left as it was.
+    """
+    folders = [ROOT / "runs" / name for name in ("default", "research")]
+    if only is None:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+    notebooks = numbered_notebooks(only, appendix=True)
+    for path in (bar := tqdm(notebooks, unit="notebook", file=sys.stderr)):
+        bar.set_description(path.stem)
+        _execute_in_place(path)
+    STORED.mkdir(exist_ok=True)
+    for path in notebooks:
+        for metrics in (folder / "metrics" / f"{path.stem}.json" for folder in folders):
+            if metrics.is_file():
+                shutil.copy(metrics, STORED / f"metrics_{metrics.name}")
+
+
+def _execute_in_place(path: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    from cmrm_utils.jobs.kernels import OwnKernel, telling
+
+    notebook = nbformat.read(path, as_version=4)
+    with telling(path, "it is left as it was", timeout := 3600):
+        NotebookClient(
+            notebook,
+            timeout=timeout,
+            kernel_name="python3",
+            kernel_manager_class=OwnKernel,
+            record_timing=False,
+            resources={"metadata": {"path": str(path.parent)}},
+        ).execute()
+    notebook.metadata = {
+        "kernelspec": notebook.metadata["kernelspec"],
+        "language_info": {"name": "python"},
+    }
+    with replacing(path) as draft:
+        nbformat.write(notebook, draft)
+
+
+def publish(folder: Path) -> str:
+    """Copy a run's results into the repository.
+
+    A run of one model gives ``figures/`` (of the core notebooks) and the README's headline table. A
+    run of several models gives the stored tables. Rows of models that this run left out stay.
+
+    Returns:
+        One line that says what was copied.
+
+    Raises:
+        InputError: the run is not finished, or the README has no place for the table.
+    """
+    from cmrm_utils.results.text import markdown_table
+
+    runs = sorted(path.parent for path in folder.glob("*/run.json"))
+    if runs and folder.name in STORED_TABLES:
+        _store_tables(runs, STORED_TABLES[folder.name])
+        return f"stored tables of {', '.join(run.name for run in runs)} in {STORED}"
+    figures = [path for path in folder.glob("figures/*.png") if path.name[:2] <= CORE]
+    headline = folder / "tables" / "headline.parquet"
+    if not figures or not headline.is_file():
+        raise InputError(f"{folder}: no finished run (no figures or no headline table)")
+    write_section(ROOT / "README.md", "headline", markdown_table(read_table(headline)))
+    target = ROOT / "figures"
+    target.mkdir(exist_ok=True)
+    for figure in figures:
+        shutil.copy(figure, target / figure.name)
+    return f"{len(figures)} figures and the headline table of {folder}"
+
+
+def _store_tables(runs: list[Path], sources: dict[str, str]) -> None:
+    """Update the stored tables that the runs have.
+
+    All tables are read before any is written, so that an unreadable one changes nothing.
+    """
+    import pandas as pd
+
+    tables = {
+        STORED / f"{name}.csv": [
+            stored_table(run, source)
+            for run in runs
+            if (run / "tables" / f"{source}.parquet").is_file()
+        ]
+        for name, source in sources.items()
+    }
+    for path, parts in tables.items():
+        if parts:
+            rows = beside_others(path, pd.concat(parts))
+            with replacing(path) as draft:
+                rows.to_csv(draft, index=False, float_format="%.5g")
 
 
 def stored_table(folder: Path, name: str) -> "pd.DataFrame":
-    """A table of a run, with columns that say of which model and by which rule.
+    """A run's table with the columns ``model``, ``fingerprint`` and ``rule`` (of choosing alpha).
 
     Raises:
-        InputError: the notebook that makes it has not run to its end.
+        InputError: the notebook that makes the table has not reached its end.
     """
     from cmrm_utils.studies.selection import RULE
 
     number = name.partition("_")[0]
-    # A notebook's manifest is written last: without it the table may be of an earlier try.
+    # A notebook writes its manifest last. Without one, the table may be an earlier attempt's.
     if not [read_json(each) for each in (folder / "manifests").glob(f"{number}_*.json")]:
         raise InputError(f"{folder}: notebook {number} has not run to its end; run it again")
     rows = read_table(folder / "tables" / f"{name}.parquet")
-    # A model in a folder is named as its run is: stored tables hold no paths of a machine.
+    # The run's name stands for the model: stored tables hold no paths of a machine.
     fingerprint = read_json(folder / "run.json")["fingerprint"]
     return rows.assign(model=folder.name, fingerprint=fingerprint, rule=RULE)
 
 
-def beside_others(path: Path, made: "pd.DataFrame") -> "pd.DataFrame":
-    """Rows made, and those that the stored table at the path has of other models, by model."""
+def beside_others(path: Path, new: "pd.DataFrame") -> "pd.DataFrame":
+    """New rows with the stored rows of all other models, sorted by model.
+
+    Args:
+        path: of the stored table; it need not exist.
+        new: rows with the column ``model``.
+    """
     import pandas as pd
 
-    parts = [made]
+    parts = [new]
     if path.exists():
         old = pd.read_csv(path, keep_default_na=False, na_values=[""])
-        parts.append(old[~old["model"].isin(made["model"])])
+        parts.append(old[~old["model"].isin(new["model"])])
     return pd.concat(parts).sort_values("model", kind="stable")
+
+
+def write_section(path: Path, name: str, text: str) -> None:
+    """Replace a section of a Markdown file, between ``<!-- NAME -->`` and ``<!-- /NAME -->``.
+
+    Args:
+        path: of the file.
+        name: of the section.
+        text: the section's new text, with a line break at its end.
+
+    Raises:
+        InputError: the file has no such section, or cannot be written.
+    """
+    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, _, rest = path.read_text(encoding="utf-8").partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise InputError(f"{path}: no section {name} (between {start.strip()} and {end})")
+    with replacing(path) as draft:
+        draft.write_text(before + start + text + end + after, encoding="utf-8")

@@ -1,13 +1,13 @@
-"""What the parameters of the notebooks take: every value, elements too, checked before any work.
+"""Types of notebook parameters. Every value, list elements too, is checked before any work starts.
 
-A notebook's parameters cell says each one's type and default. What an annotation cannot say of a
-parameter that notebooks have is in :data:`KINDS`.
+A notebook's parameters cell states the type and the default of each parameter. :data:`KINDS` holds
+what an annotation cannot state.
 """
 
 import ast
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    Strict,
+    StrictBool,
     TypeAdapter,
     ValidationError,
 )
@@ -30,66 +30,52 @@ from cmrm_utils.store import read_json
 
 
 def _number(value: Any) -> Any:
-    """Text that is plainly a number as one: YAML 1.1 reads ``1e-2`` as text, and ``yes`` as True.
-
-    Raises:
-        ValueError: for True and False, which Python counts among the numbers.
-    """
-    if isinstance(value, bool):
-        raise ValueError("it is no number")
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError("it is no number") from None
-    return value
+    try:
+        # Python counts True and False among the numbers; as text they are none.
+        return float(str(value)) if isinstance(value, bool | str) else value
+    except ValueError:
+        raise ValueError("it is no number") from None
 
 
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-"""A finite number."""
+"""A finite number, perhaps written as text: YAML 1.1 reads ``1e-2`` as text."""
 
 
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1, strict=False)]
-"""How many of something: at least one."""
+"""A whole number of at least 1, perhaps written as text."""
 
 
 TYPES = {
     "float": Number,
     "int": Count,
-    "bool": Annotated[bool, Strict()],
+    "bool": StrictBool,
     "str": str,
     "list": list,
     "dict": dict,
 }
-"""What the names in annotations stand for: every whole number of the notebooks is a count."""
+"""Types by their name in an annotation. Every ``int`` of the notebooks is a count."""
 
 
-LOADING = {
-    "attn_implementation": str,
-    "cache_dir": str,
-    "device_map": str | dict,
-    "force_download": bool,
-    "local_files_only": bool,
-    "low_cpu_mem_usage": bool,
-    "max_memory": dict,
-    "offload_buffers": bool,
-    "offload_folder": str,
-    "revision": str,
-    "subfolder": str,
-    "token": str | bool,
-    "variant": str,
-    "weights_only": bool,
+_LOADING: dict[Any, str] = {
+    str: "attn_implementation cache_dir offload_folder revision subfolder variant",
+    bool: "force_download local_files_only low_cpu_mem_usage offload_buffers weights_only",
+    dict: "max_memory",
+    str | bool: "token",
+    str | dict: "device_map",
 }
-"""Settings that ``load_vlm`` passes on to transformers' ``from_pretrained``."""
+
+
+LOADING = {name: kind for kind, names in _LOADING.items() for name in names.split()}
+"""Types of the settings that ``load_vlm`` passes on to transformers' ``from_pretrained``."""
 
 
 def unknown(what: str, name: Any, known: Iterable[str]) -> InputError:
-    """An error for a name that is none of those known: it names the closest, and all.
+    """An error for an unknown name. The message suggests the closest known name and lists all.
 
     Args:
         what: the beginning of the sentence, as in ``no profile``.
-        name: as it was given.
-        known: those that would do.
+        name: the unknown name.
+        known: the known names.
     """
     names = [str(each) for each in known]
     near = difflib.get_close_matches(str(name), names, n=1)
@@ -97,45 +83,44 @@ def unknown(what: str, name: Any, known: Iterable[str]) -> InputError:
     return InputError(f"{what} {name!r}; {hint}there are {', '.join(names) or 'none'}")
 
 
-def validated(kind: Any, value: Any, what: str) -> Any:
-    """A value as a type has it: numbers that were written as text are numbers.
+def validated(kind: Any, value: Any, what: str, note: str = "") -> Any:
+    """Check a value against a type. Numbers written as text become numbers.
 
     Args:
         kind: a type that pydantic knows.
         value: to check.
-        what: the value's name, with which the error begins.
+        what: the value's name. The error message begins with it.
+        note: the end of the error message.
 
     Raises:
-        InputError: which element is wrong, and why, in one line.
+        InputError: one line that names the wrong element and the reason.
     """
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        reason = first["msg"].removeprefix("Value error, ")
+        errors = [(_places(value, each["loc"]), each) for each in error.errors()]
+        # Each member of a union adds an error. The member that got furthest is the one meant.
+        place, first = max(errors, key=lambda each: len(each[0]))
+        reasons = [each["msg"].removeprefix("Value error, ") for at, each in errors if at == place]
+        reason = " or ".join(text[0].lower() + text[1:] for text in reasons)
         if first["type"] == "missing":
             reason = f"it has no {first['loc'][-1]}"
-        raise InputError(
-            f"{', '.join([what, *_places(value, first['loc'])])} = {_short(first['input'])}: "
-            f"{reason[0].lower()}{reason[1:]}"
-        ) from error
+        where = ", ".join([what, *place])
+        raise InputError(f"{where} = {first['input']!r:.80}: {reason}{note}") from error
 
 
-def _places(value: Any, found: Iterable[int | str]) -> Iterator[str]:
-    """Where in a value an error is: pydantic's names of union members, at the end, left out."""
-    for at in found:
-        if isinstance(value, Mapping) and at in value:
-            yield str(at)
-        elif isinstance(value, list) and isinstance(at, int):
-            yield f"element {at + 1}"
+def _places(value: Any, steps: Iterable[int | str]) -> list[str]:
+    """The path to a wrong element, in words. Pydantic's names of union members are left out."""
+    places = []
+    for step in steps:
+        if isinstance(value, Mapping) and step in value:
+            places.append(str(step))
+        elif isinstance(value, list) and isinstance(step, int):
+            places.append(f"element {step + 1}")
         else:
-            return
-        value = value[at]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+            continue
+        value = value[step]
+    return places
 
 
 @dataclass(frozen=True)
@@ -145,7 +130,7 @@ class Parameter:
     Attributes:
         notebook: the file's name.
         name: of the parameter.
-        annotation: its type, as written; empty for none.
+        annotation: its type, as written; ``Any`` where there is none.
         default: its value where nothing else is given.
     """
 
@@ -155,68 +140,66 @@ class Parameter:
     default: Any
 
     def check(self, value: Any) -> Any:
-        """The value, numbers that were written as text made numbers.
+        """Check a value. Numbers written as text become numbers.
 
         None stands for all samples, where samples are counted: ``n``, ``n_test`` and so on.
 
         Raises:
-            InputError: it is not of the type, or makes no sense: names parameter, element and
-                notebook.
+            InputError: the value is not of the type, or makes no sense. The message names the
+                parameter, the element and the notebook.
         """
         if value is None and self.name.partition("_")[0] == "n":
             return None
         kind = KINDS[self.name]() if self.name in KINDS else _type(self.annotation)
-        listed = partial(_no_list_of_twins, empty=self.default == [])
-        article = "an" if self.annotation.startswith("i") else "a"
-        takes = f"takes {article} {self.annotation}" if self.annotation else "refuses it"
-        try:
-            what = f"parameter {self.name}"
-            return validated(Annotated[kind, AfterValidator(listed)], value, what)
-        except InputError as error:
-            raise InputError(f"{error} ({self.notebook} {takes})") from error
+        distinct = AfterValidator(partial(_distinct, empty=self.default == []))
+        note = f" ({self.notebook} takes {self.annotation})"
+        return validated(Annotated[kind, distinct], value, f"parameter {self.name}", note)
 
 
 @cache
 def _type(annotation: str) -> Any:
     try:
-        return eval(annotation, {"__builtins__": {}}, TYPES)  # the notebook's own, which runs too
+        return eval(annotation, {"__builtins__": {}}, TYPES)  # the notebook runs this code too
     except (NameError, SyntaxError, TypeError):
         return Any
 
 
-def _no_list_of_twins(value: Any, *, empty: bool) -> Any:
+def _distinct(value: Any, *, empty: bool = False) -> Any:
     if isinstance(value, list):
         if not value and not empty:
             raise ValueError("it is empty")
         if twice := [each for i, each in enumerate(value) if each in value[:i]]:
-            raise ValueError(f"{_short(twice[0])} is in it twice")
+            raise ValueError(f"{twice[0]!r:.80} is in it twice")
     return value
 
 
 def declared(path: Path) -> dict[str, Parameter]:
-    """A notebook's parameters by name, from the cell that is tagged ``parameters``."""
+    """A notebook's parameters by name, from the cell tagged ``parameters``.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     cells = read_json(path)["cells"]
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    found = {}
-    target: ast.expr
+    parameters = {}
     for line in ast.parse("".join(tagged[0]["source"]) if tagged else "").body:
-        if isinstance(line, ast.AnnAssign) and line.value is not None:
-            target, annotation, value = line.target, ast.unparse(line.annotation), line.value
-        elif isinstance(line, ast.Assign):
-            target, annotation, value = line.targets[0], "", line.value
-        else:
-            continue
-        name, default = ast.unparse(target), ast.literal_eval(value)
-        found[name] = Parameter(path.name, name, annotation, default)
-    return found
+        match line:
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                annotation = ast.unparse(line.annotation)
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                annotation = "Any"
+            case _:
+                continue
+        parameters[name] = Parameter(path.name, name, annotation, ast.literal_eval(value))
+    return parameters
 
 
 def check_own(notebook: str, values: Mapping[str, Any]) -> None:
-    """Check a notebook's parameters from within, where no ``cmrm run`` did: papermill, JupyterLab.
+    """Check parameters inside a notebook that was not started by ``cmrm run``.
 
     Args:
         notebook: its name, without ``.ipynb``.
-        values: those of its parameters, among others: its ``globals()``.
+        values: its ``globals()``, or any mapping that holds its parameters.
 
     Raises:
         InputError: as :meth:`Parameter.check`; or a number is written as text.
@@ -226,13 +209,13 @@ def check_own(notebook: str, values: Mapping[str, Any]) -> None:
         value = values.get(name, parameter.default)
         if (meant := parameter.check(value)) != value:
             raise InputError(
-                f"parameter {name} = {_short(value)}: a number is written as text, write "
-                f"{_short(meant)} ({path.name} takes {parameter.annotation})"
+                f"parameter {name} = {value!r:.80}: a number is written as text, write "
+                f"{meant!r:.80} ({path.name} takes {parameter.annotation})"
             )
 
 
 def _one_of(what: str, known: Iterable[str]) -> Any:
-    """The type of a text that is one of several."""
+    """The type of a text that must be one of several."""
     names = list(known)
 
     def check(value: str) -> str:
@@ -244,12 +227,12 @@ def _one_of(what: str, known: Iterable[str]) -> Any:
 
 
 def fields(what: str, kinds: Mapping[str, Any], *, total: bool) -> Any:
-    """The type of a dict with a type for each key.
+    """The type of a dict with one type for each key.
 
     Args:
-        what: the beginning of the error for another key, as in ``no setting``.
+        what: the beginning of the error for an unknown key, as in ``no setting``.
         kinds: types by key.
-        total: whether every key must be there.
+        total: whether every key is required.
     """
 
     def check(value: Any) -> Any:
@@ -265,7 +248,7 @@ def fields(what: str, kinds: Mapping[str, Any], *, total: bool) -> Any:
 
 
 def _settings() -> Any:
-    """Of ``settings``: what ``load_vlm`` takes, and a device that is there."""
+    """The type of ``settings``: what ``load_vlm`` takes, and a device of this machine."""
     import torch
 
     from cmrm_utils.loading import load_vlm
@@ -279,15 +262,14 @@ def _settings() -> Any:
         return value
 
     hints = get_type_hints(load_vlm)
-    named = inspect.signature(load_vlm).parameters.values()
-    own = {one.name: hints[one.name] for one in named if one.kind is one.KEYWORD_ONLY}
+    own = {name: hints[name] for name in inspect.getfullargspec(load_vlm).kwonlyargs}
     own |= {"batch_size": Count, "device": Annotated[Any, AfterValidator(device)]}
     passed = {name: kind | None for name, kind in LOADING.items()}
     return fields("no setting", dict(sorted({**passed, **own}.items())), total=False)
 
 
 def _judges() -> Any:
-    """Of ``judges``: forms that can be read, and names of judges, each once."""
+    """The type of ``judges``: known judges, each once, whose prompts can be read."""
     from cmrm_utils.judges.model_judges import JUDGES
     from cmrm_utils.judges.outcomes import TEXT_JUDGES
     from cmrm_utils.judges.panel import Asked
@@ -295,9 +277,6 @@ def _judges() -> Any:
     known = [*TEXT_JUDGES, *JUDGES]
 
     def item(value: Any) -> Any:
-        texts = value.values() if isinstance(value, Mapping) else []
-        if not all(isinstance(each, str) for each in texts):
-            raise ValueError("what is not text names no judge, model or file")
         if (name := Asked.parse(value).name) not in known:
             raise unknown("no judge", name, known)
         return value
@@ -308,22 +287,17 @@ def _judges() -> Any:
             raise ValueError(f"{', '.join(sorted(twice))} is asked twice")
         return value
 
-    return Annotated[list[Annotated[Any, AfterValidator(item)]], AfterValidator(once)]
+    judge = Annotated[str | dict[str, str], AfterValidator(item)]
+    return Annotated[list[judge], AfterValidator(once)]
 
 
 def _grids() -> Any:
-    """Of ``grids``: names of defences, and for each settings like its usual ones."""
+    """The type of ``grids``: by defence, settings of the same form as its defaults."""
     from cmrm_utils.edits import Tokens
     from cmrm_utils.methods.registry import METHODS
 
-    def layers(value: Any) -> Any:
-        whole = isinstance(value, list) and value and all(type(each) is int for each in value)
-        if value not in ("all", "late") and not whole:
-            raise ValueError("layers are all, late, or a list of numbers")
-        return value
-
     special = {
-        "layers": Annotated[Any, AfterValidator(layers)],
+        "layers": Literal["all", "late"] | Annotated[list[int], Field(min_length=1)],
         "tokens": _one_of("no tokens", get_args(Tokens)),
         "ungated": _one_of("no way", ("projected", "left")),
         "depth": Annotated[Number, Field(ge=0, lt=1)],
@@ -334,16 +308,15 @@ def _grids() -> Any:
         kinds = {key: special.get(key, kind) for key, kind in plain.items()}
         return fields("no such setting:", kinds, total=True)
 
-    twins = AfterValidator(partial(_no_list_of_twins, empty=False))
     kinds = {
-        name: Annotated[list[setting(one.settings[0])], twins]  # type: ignore[misc]
+        name: Annotated[list[setting(one.settings[0])], AfterValidator(_distinct)]  # type: ignore[misc]
         for name, one in METHODS.items()
     }
     return fields("no defence", kinds, total=False)
 
 
 def _vlguard() -> Any:
-    """Of ``vlguard``: places, in which ``{}`` stands for the model's name."""
+    """The type of ``vlguard``: model names or folders, with ``{}`` for the model's own name."""
 
     def place(value: str) -> str:
         try:
@@ -356,7 +329,7 @@ def _vlguard() -> Any:
 
 
 def _meaningless() -> Any:
-    """Of ``meaningless``: names of image conditions."""
+    """The type of ``meaningless``: names of image conditions."""
     from cmrm_utils.conditions import IMAGES
 
     return list[_one_of("no image", IMAGES)]  # type: ignore[misc]
@@ -370,4 +343,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "settings": _settings,
     "vlguard": _vlguard,
 }
-"""What gives the type of a parameter, where its annotation leaves something open."""
+"""Makers of types for parameters whose annotation leaves something open.
+
+They are functions, so that what they import (torch, the judges) is imported only when needed.
+"""

@@ -8,11 +8,10 @@ import yaml
 from click.testing import CliRunner
 
 from cmrm_utils import ShiftVectors, extract_shift, load_samples, load_vlm
-from cmrm_utils.cli import publishing
 from cmrm_utils.cli.main import cli
 from cmrm_utils.data import coco
 from cmrm_utils.data.sets import SETS
-from cmrm_utils.jobs import profiles
+from cmrm_utils.jobs import profiles, publish
 
 # ---- data
 
@@ -58,6 +57,15 @@ def test_data_check_of_a_profile(cmrm, home, tmp_path, monkeypatch):
     assert f"in {home}, run: git clone https://github.com/ThuCCSLab/FigStep" in done.output
     assert "xstest: 20 samples" in done.output
     assert "all there" not in done.output
+
+
+def test_data_check_of_a_profile_given_as_a_path(cmrm, home, tmp_path):
+    path = tmp_path / "Mine.yaml"
+    path.write_text("parameters: {data: xstest}")
+    done = cmrm("data", "check", str(path))
+    assert done.exit_code == 0, done.output
+    assert f"profile {path}: data xstest" in done.output
+    assert "xstest: 20 samples" in done.output
 
 
 def test_data_check_touches_no_network_unless_asked(cmrm, home, monkeypatch):
@@ -256,15 +264,15 @@ def test_a_sheet_is_exported_labelled_and_read_back(judged_run, tmp_path, monkey
     assert f"{sheet}: row 2: label 'refuse'" in done.stderr
     done = call("export", judged_run, "--out", sheet)
     assert done.exit_code == 2
-    assert "is there already" in done.stderr
+    assert "sheet.csv exists" in done.stderr
     assert "refuse" in sheet.read_text()
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["judges", "{run}", "--labels", "x.csv"], "not both"),
-        (["judges", "{run}", "--xstest", "x"], "not both"),
+        (["judges", "{run}", "--labels", "x.csv"], "only one of"),
+        (["judges", "{run}", "--xstest", "x"], "only one of"),
         (["judges", "--xstest", "nowhere"], "nowhere: no .csv"),
         (["judges", "--xstest", "nowhere", "--judge", "exact"], "keyword and llm-attacks"),
         (["judges", "--table", "x.csv"], "--xstest"),
@@ -289,7 +297,7 @@ def test_judges_beside_people(tmp_path):
     asked = ("judges", "--xstest", tmp_path, "--table", out)
     done = call(*asked)
     assert done.exit_code == 2
-    assert "a folder that is there" in done.stderr
+    assert "a folder that exists" in done.stderr
     out.parent.mkdir()
     done = call(*asked)
     assert done.exit_code == 0, done.output
@@ -303,10 +311,37 @@ def test_judges_beside_people(tmp_path):
 # ---- publish
 
 
+def test_a_run_of_one_model_gives_figures_and_the_table_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    folder = tmp_path / "runs" / "mine"
+    for name in ("figures", "tables"):
+        (folder / name).mkdir(parents=True)
+    done = call("publish", folder)
+    assert done.exit_code == 2
+    assert "no finished run" in done.stderr
+    for name in ("05_pareto.png", "06_points.png"):
+        (folder / "figures" / name).write_bytes(name.encode())
+    rows = pd.DataFrame({"setting": ["own image"], "refused": ["28.5%"]})
+    rows.to_parquet(folder / "tables" / "headline.parquet")
+    readme = tmp_path / "README.md"
+    readme.write_text("# Mine\n")
+    done = call("publish", folder)
+    assert done.exit_code == 2
+    assert "README.md: no section headline" in done.stderr
+    assert readme.read_text() == "# Mine\n"
+    readme.write_text("a\n<!-- headline -->\nold\n<!-- /headline -->\nb\n")
+    done = call("publish", folder)
+    assert done.exit_code == 0, done.output
+    assert done.output == f"1 figures and the headline table of {folder}\n"
+    table = "| setting | refused |\n| --- | --- |\n| own image | 28.5% |\n"
+    assert readme.read_text() == f"a\n<!-- headline -->\n{table}<!-- /headline -->\nb\n"
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["05_pareto.png"]
+
+
 def test_a_run_of_some_models_leaves_the_stored_rows_of_others(tmp_path, monkeypatch):
     stored = tmp_path / "stored"
     stored.mkdir()
-    monkeypatch.setattr(publishing, "STORED", stored)
+    monkeypatch.setattr(publish, "STORED", stored)
     folder = tmp_path / "full"
 
     def finished(model, rates):
@@ -318,7 +353,7 @@ def test_a_run_of_some_models_leaves_the_stored_rows_of_others(tmp_path, monkeyp
         (run / "manifests").mkdir()
         (run / "manifests" / "04_x.json").write_text("{}")
 
-    def publish():
+    def published():
         done = CliRunner().invoke(cli, ["publish", str(folder)])
         assert done.exit_code == 0, done.output
         rows = pd.read_csv(stored / "full_curves.csv", keep_default_na=False, na_values=[""])
@@ -326,11 +361,11 @@ def test_a_run_of_some_models_leaves_the_stored_rows_of_others(tmp_path, monkeyp
 
     finished("b", [0.25, float("nan")])
     finished("a", [0.5, 0.125])
-    both = publish()
+    both = published()
     assert list(both.index.unique("model")) == ["a", "b"]
     shutil.rmtree(folder)
     finished("a", [0.75, 0.125])
-    again = publish()
+    again = published()
     assert again.loc["a", "rate"].tolist() == [0.75, 0.125]
     assert again.loc["a", "fingerprint"].tolist() == ["a!", "a!"]
     pd.testing.assert_frame_equal(again.loc[["b"]], both.loc[["b"]])

@@ -92,16 +92,17 @@ def test_runs_a_profile_and_reports(desk):
         (["-p", "alpha", ".nan"], "alpha"),
         (["-p", "alphas", "[0.1, null]"], "alphas, element 2 = None"),
         (["-p", "alphas", "[yes]"], "alphas, element 1 = True"),
-        (["-p", "alphas", "[]"], "alphas = []: it is empty (01_small.ipynb takes a list[float])"),
+        (["-p", "alphas", "[]"], "alphas = []: it is empty (01_small.ipynb takes list[float])"),
         (["-p", "alphas", "[.inf]"], "alphas, element 1 = inf"),
         (["-p", "alphas", "[0.1, 1e-1]"], "0.1 is in it twice"),
         (["-p", "n", "0"], "n = 0"),
         (["-p", "judges", "[keywrd]"], "did you mean 'keyword'"),
+        (["-p", "judges", "[7]"], "element 1 = 7: input should be a valid string or"),
         (["-p", "reviewer", "nobody"], "reviewer 'nobody'"),
         (["-p", "n", "2.5"], "n = 2.5"),
         (["-p", "n", "true"], "n = True"),
         (["-p", "kinds", "a"], "kinds"),
-        (["-p", "settings", "vicuna"], "takes a dict"),
+        (["-p", "settings", "vicuna"], "takes dict"),
         (["-p", "settings", "{dtyp: float32}"], "did you mean 'dtype'"),
         (["-p", "alpha", "[1"], "alpha"),
         (["-p", "model", "no-such-model-anywhere"], "no-such-model-anywhere"),
@@ -134,7 +135,7 @@ def test_bad_input_is_one_line_and_exit_code_2(desk, arguments, words, home, mon
         ("notebooks: {a: 1}", "notebooks = {'a': 1}"),
         ("notebooks: []", "notebooks = []"),
         ("notebooks: [7]", "no notebook 07"),
-        ("models: organism", "models = 'organism': write a list of models"),
+        ("models: organism", "models = 'organism': input should be a valid list"),
         ("models:", "models = None"),
         ("models: []", "models = []"),
         ("models: [organism, null]", "models, element 2 = None"),
@@ -181,7 +182,7 @@ def test_models_of_a_profile_have_folders_of_their_own(desk, family_folders, mon
 
 
 def test_another_environments_kernel_is_not_taken(desk, tmp_path, monkeypatch):
-    """Nor another backend: the figures are shown in the notebook."""
+    """Nor another backend: the figures are shown in the notebook, and no progress bar is."""
     kernel = tmp_path / "kernels" / "python3" / "kernel.json"
     kernel.parent.mkdir(parents=True)
     ran = tmp_path / "other-kernel-ran"
@@ -190,12 +191,17 @@ def test_another_environments_kernel_is_not_taken(desk, tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
     monkeypatch.setenv("MPLBACKEND", "pdf")
-    desk.write(FINISH + "import sys, matplotlib; print(sys.executable, matplotlib.get_backend())")
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    desk.write(
+        f"{FINISH}import sys, matplotlib; print(sys.executable, matplotlib.get_backend())\n"
+        "import tqdm; print('bar', tqdm.tqdm([]).disable)"
+    )
     done = run(desk)
     assert done.exit_code == 0, done.output
     page = (desk.folder / "report.html").read_text()
     assert f"{sys.executable} " in page
     assert "inline" in page
+    assert "bar True" in page
     assert not ran.exists()
 
 
@@ -252,6 +258,25 @@ def test_committed_profiles(name):
     known = {*inspect.signature(load_vlm).parameters, *PLACEMENT, *WHERE}
     assert set(settings) <= known - {"name_or_path", "from_pretrained"}
     assert len(profile["description"]) > 40
+
+
+def test_what_needs_no_torch_is_checked_first():
+    """So that a mistyped number is refused at once, whatever settings stand before it."""
+    given = {"settings": {"dtyp": 1}, "grids": {"no": 1}, "alphas": ["high"]}
+    with pytest.raises(InputError, match="alphas, element 1 = 'high'"):
+        profiles.check_parameters(given, profiles.numbered_notebooks("06"))
+
+
+def test_all_samples_and_a_revision_from_a_profile_given_as_a_path(desk, monkeypatch):
+    path = desk.folder.parent / "mine.yaml"
+    path.write_text("parameters: {n: null, model: someone/model, settings: {revision: v2}}")
+    looked = {}
+    monkeypatch.setattr("cmrm_utils.loading.find_model", lambda *_, **where: looked.update(where))
+    _, (job,) = profiles.planned_jobs(str(path), [], None, None)
+    (given,) = job.notebooks.values()
+    assert job.folder.name == "mine"
+    assert given["n"] is None
+    assert given["settings"] == looked == {"revision": "v2"}
 
 
 def test_a_file_of_data_is_found_from_where_the_command_is_called(desk, tmp_path, monkeypatch):
@@ -352,7 +377,7 @@ def test_a_run_that_is_told_to_end(desk, told):
     forget_tasks()
     assert done.exit_code == 130
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"cmrm: stopped; what is done is kept in {desk.folder}")
+    assert last.startswith(f"cmrm: stopped; finished work is kept in {desk.folder}")
     assert "Traceback" not in done.output
     assert_gone(desk)
     assert not (desk.folder / "manifests" / "01_small.json").exists()

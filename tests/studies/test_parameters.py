@@ -23,6 +23,7 @@ def test_defaults_are_what_is_declared():
     )
 
 
+SHIFTDC = {"tokens": "last", "strength": 1.0}
 GRID = {"CMRM dataset": [{"alpha": 0.1}]}
 
 
@@ -36,6 +37,7 @@ GRID = {"CMRM dataset": [{"alpha": 0.1}]}
         ("n_test", None, None),
         ("grids", {"CMRM dataset": [{"alpha": "1e-1"}]}, GRID),
         ("grids", {"safety prompt": [{}]}, {"safety prompt": [{}]}),
+        ("grids", {"ShiftDC": [{**SHIFTDC, "layers": [0, 3]}]}, None),
         ("settings", {"batch_size": "1e1", "system": None}, {"batch_size": 10, "system": None}),
         ("settings", {"device_map": "auto", "revision": "main"}, None),
         ("judges", ["keyword", "harmbench=folder"], None),
@@ -76,18 +78,24 @@ def test_numbers_that_were_written_as_text(name, given, meant):
         ("grids", {"CMRM dataset": [{"alpha": None}]}, "element 1, alpha = None"),
         ("grids", {"CMRM dataset": [{"alpha": 0.1}, {"alpha": "1e-1"}]}, "is in it twice"),
         ("grids", {"ShiftDC": [{"layers": "late"}]}, "it has no tokens"),
+        ("grids", {"ShiftDC": [{**SHIFTDC, "layers": "lat"}]}, "'all' or 'late' or input should"),
+        ("grids", {"ShiftDC": [{**SHIFTDC, "layers": [1, "a"]}]}, "layers, element 2 = 'a'"),
+        ("grids", {"ShiftDC": [{**SHIFTDC, "layers": [True]}]}, "layers, element 1 = True"),
+        ("grids", {"ShiftDC": [{**SHIFTDC, "layers": []}]}, "layers = []"),
         ("grids", {"refusal addition": [{"depth": 1.5, "strength": 1}]}, "depth = 1.5"),
         ("grids", {"VLM-Guard": [{"ungated": "lft", "m": 1, "alpha": 1}]}, "did you mean 'left'"),
         ("judges", ["keywrd"], "did you mean 'keyword'"),
         ("judges", ["keyword", "keyword"], "keyword is asked twice"),
         ("judges", [{"judge": "harmbench", "prompt": "/no/such"}], "/no/such"),
-        ("judges", [{"judge": "harmbench", "model": 7}], "element 1"),
+        ("judges", [{"judge": "harmbench", "model": 7}], "element 1, model = 7"),
         ("settings", {"dtyp": "float32"}, "did you mean 'dtype'"),
         ("settings", {"batch_size": 0}, "settings, batch_size = 0"),
         ("settings", {"bits": "four"}, "settings, bits = 'four'"),
         ("settings", {"pad_to_square": 1}, "settings, pad_to_square = 1"),
         ("settings", {"device": "gpu"}, "settings, device = 'gpu'"),
         ("settings", {"dtype": 32}, "settings, dtype = 32"),
+        ("settings", {"revision": 7}, "settings, revision = 7"),
+        ("settings", {"device_map": 5}, "valid string or input should be a valid dictionary"),
         ("vlguard", {"mixed": "{model}"}, "vlguard, mixed = '{model}'"),
     ],
 )

@@ -1,0 +1,38 @@
+"""The group that commands join, and the types and options that several of them share."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cmrm_utils.errors import InputError
+
+PATH = click.Path(path_type=Path)
+FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+
+with_model = click.option(
+    "--model", default="organism", show_default=True, help="Name of an organism, folder or hub id."
+)
+with_parameters = click.option(
+    "-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter."
+)
+
+
+class Command(click.Group):
+    """A command group that reports bad input in one line, with exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; an :class:`InputError` becomes one line without a traceback."""
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            click.echo(f"cmrm: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Measure what images do to a model's refusals, and what a shift vector restores.
+
+    Start with `cmrm run`: five notebooks on a bundled model, then open runs/default/report.html.
+    """

@@ -83,12 +83,12 @@ class _Bank:
                     f"the model is {size} at place {place!r}"
                 )
             out = 0
-            if edit.project is not None and edit.projects:
+            if edit.project is not None and edit.projection:
                 out = known.setdefault(edit.projection, len(projected))
                 if out == len(projected):
                     projected.append(edit.project.detach().float().cpu())
             self.numbers[edit.digest] = (len(added), out)
-            added.append(edit.add.detach().float().cpu())
+            added.append(edit.added.cpu())
         self.added = torch.stack(added)
         most = max(each.shape[1] for each in projected)
         self.projected = torch.stack(

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmrm_utils.edits import PLACES, Place
+from cmrm_utils.edits import PLACES, Place, tensor_version
 from cmrm_utils.errors import InputError
 from cmrm_utils.prompts import CHAT_TEMPLATE
 
@@ -442,6 +442,5 @@ def weights_state(parameters: Iterable[Tensor]) -> tuple[Any, ...]:
             values = parameter.detach().flatten()
             some = looked.setdefault((values.device, values.dtype), [])
             some.append(values[:: len(values) // 8 + 1])
-            version = 0 if parameter.is_inference() else parameter._version
-            counted.append((parameter.data_ptr(), version))
+            counted.append((parameter.data_ptr(), tensor_version(parameter)))
     return (*counted, *(torch.cat(x).double().cpu().numpy().tobytes() for x in looked.values()))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cmrm_utils.conditions import IMAGES, IN_WORDS, OF_OWN, image_key
 from cmrm_utils.edits import Edit
-from cmrm_utils.errors import InputError
+from cmrm_utils.errors import InputError, unknown
 from cmrm_utils.prompts import caption_prompt
 from cmrm_utils.sample import Sample
 
@@ -37,7 +37,7 @@ class Trial:
 
     def __post_init__(self) -> None:
         if self.image not in IMAGES:
-            raise InputError(f"unknown image condition {self.image!r}; one of {', '.join(IMAGES)}")
+            raise unknown("no image condition", self.image, IMAGES)
         if self.edit is not None:
             object.__setattr__(self, "edit", self.edit.row(self.sample.id))
 

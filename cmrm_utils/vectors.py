@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal, cast
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from cmrm_utils.conditions import NOISES
-from cmrm_utils.edits import Place, check_sample_ids
+from cmrm_utils.edits import Place, check_sample_ids, tensor_version
 from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
@@ -73,6 +74,20 @@ class ShiftVectors:
 
     def _derived(self, values: Tensor, name: str) -> "ShiftVectors":
         return replace(self, values=values, provenance={**self.provenance, "derived": name})
+
+    def only_at(self, layers: Sequence[int]) -> Tensor:
+        """The values with zeros at all other layers; one tensor, kept, for the same layers."""
+        if len(layers) == self.values.shape[-2]:
+            return self.values
+        key = (tensor_version(self.values), *layers)
+        if key not in self._only_at:
+            self._only_at[key] = torch.zeros_like(self.values)
+            self._only_at[key][..., layers, :] = self.values[..., layers, :]
+        return self._only_at[key]
+
+    @cached_property
+    def _only_at(self) -> dict[tuple[int, ...], Tensor]:
+        return {}
 
     def increments(self) -> "ShiftVectors":
         """Each layer's own share: ``u_0 = v_0``, ``u_l = v_l - v_(l-1)``.

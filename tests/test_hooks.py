@@ -455,7 +455,7 @@ def test_a_vector_changed_in_place_is_another_edit(tiny, requests):
     assert not torch.equal(hidden_states(tiny, [trial]), before)
     doubled = edit.digest
     edit.project.zero_()
-    assert not edit.projects
+    assert not edit.projection
     assert edit.digest != doubled
     edit.add.zero_()
     assert (edit.empty, edit.digest) == (True, "none")

@@ -1,4 +1,4 @@
-"""The order in which trials run, and what they share."""
+"""The order in which trials run, and the prefixes that they share."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +16,11 @@ from cmrm_utils.models import VLM
 from cmrm_utils.trials import Trial
 
 WORTH_SHARING = 16
-"""Tokens that a beginning must have to be computed apart."""
+"""Shortest shared prefix worth a separate prefill, in tokens."""
 
 
 SHARED_PACK = 512
-"""Trials that are shared out together at most: on every machine as many, whatever its batches."""
+"""Largest pack, in trials, that goes to one worker: the same on machines of any batch size."""
 
 
 def distinct(trials: Iterable[Trial]) -> tuple[list[str], dict[str, Trial]]:

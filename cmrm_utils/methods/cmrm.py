@@ -27,4 +27,4 @@ def CMRM(
         InputError: an alpha that is not finite, or a layer that the vectors do not have.
     """
     name = name or f"CMRM {vectors.level}"
-    return adding(vectors.scaled(-1.0), alpha, layers=layers, tokens=tokens, name=name)
+    return adding(vectors, alpha, layers=layers, tokens=tokens, name=name, sign=-1.0)

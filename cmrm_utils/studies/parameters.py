@@ -5,7 +5,6 @@ parameter that notebooks have is in :data:`KINDS`.
 """
 
 import ast
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from cmrm_utils.errors import InputError
+from cmrm_utils.errors import InputError, unknown
 from cmrm_utils.paths import NOTEBOOKS
 from cmrm_utils.store import read_json
 
@@ -81,20 +80,6 @@ LOADING = {
     "weights_only": bool,
 }
 """Settings that ``load_vlm`` passes on to transformers' ``from_pretrained``."""
-
-
-def unknown(what: str, name: Any, known: Iterable[str]) -> InputError:
-    """An error for a name that is none of those known: it names the closest, and all.
-
-    Args:
-        what: the beginning of the sentence, as in ``no profile``.
-        name: as it was given.
-        known: those that would do.
-    """
-    names = [str(each) for each in known]
-    near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"{what} {name!r}; {hint}there are {', '.join(names) or 'none'}")
 
 
 def validated(kind: Any, value: Any, what: str) -> Any:

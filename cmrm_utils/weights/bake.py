@@ -47,7 +47,7 @@ DECODERS = ("llama", "mistral", "qwen2")
 """Decoders that compute as Llama's does; Mistral and Qwen2 without a sliding window."""
 
 
-FOLDED = ("add", "tokens", "sample_ids", "settings", "place")
+FOLDED = ("add", "strength", "tokens", "sample_ids", "settings", "place")
 """What of an :class:`Edit` is understood here; an edit that has more is no mere addition."""
 
 
@@ -172,7 +172,7 @@ def _folded(vlm: VLM, edit: Edit) -> tuple[Any, torch.dtype]:
     names = {module: name for name, module in vlm.model.named_modules()}
     edited = {
         f"{names[layer]}.mlp.down_proj.bias": add.detach().float().cpu()
-        for layer, add in zip(vlm.layers, edit.add, strict=True)
+        for layer, add in zip(vlm.layers, edit.added, strict=True)
     }
     held = vlm.model.state_dict()
     stored = _narrowest({name: value for name, value in held.items() if name not in edited})
@@ -270,7 +270,7 @@ def _card(
         rows.append(("vectors, SHA-256", digest))
         rows += [(f"vectors, {key}", value) for key, value in sorted(vectors.provenance.items())]
     rows.append(
-        ("what is added, norm by layer", ", ".join(f"{n:.3g}" for n in edit.add.norm(dim=-1)))
+        ("what is added, norm by layer", ", ".join(f"{n:.3g}" for n in edit.added.norm(dim=-1)))
     )
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     notes = []

@@ -30,8 +30,8 @@ def three():
 
 
 def test_subtracts_alpha_times_v(vectors):
-    torch.testing.assert_close(CMRM(vectors, 0.5).add, -0.5 * vectors.values)
-    some = CMRM(vectors, 2.0, layers=[1]).add
+    torch.testing.assert_close(CMRM(vectors, 0.5).added, -0.5 * vectors.values)
+    some = CMRM(vectors, 2.0, layers=[1]).added
     assert not some[0].any()
     assert not some[2].any()
     torch.testing.assert_close(some[1], -2.0 * vectors.values[1])
@@ -51,7 +51,7 @@ def test_sample_level_takes_each_samples_own(tiny, requests):
     vectors = ShiftVectors(values, tuple(s.id for s in requests))
     edit = CMRM(vectors, 1.0)
     for i, sample in enumerate(requests):
-        torch.testing.assert_close(Trial(sample, "own", edit).edit.add, -values[i])
+        torch.testing.assert_close(Trial(sample, "own", edit).edit.added, -values[i])
     together = generate(tiny, [Trial(s, "own", edit) for s in requests], max_new_tokens=5)
     for i, sample in enumerate(requests):
         own = CMRM(ShiftVectors(values[i]), 1.0)
@@ -82,9 +82,9 @@ def test_shiftdc_takes_back_the_safety_part_of_a_samples_own_shift(vectors, thre
         for layer in range(3):
             m, s = three.values[i, layer], vectors.values[layer]
             want = -0.5 * (m @ s) / (s @ s) * s if layer >= 1 else torch.zeros(32)
-            torch.testing.assert_close(found.row(name).add[layer], want)
+            torch.testing.assert_close(found.row(name).added[layer], want)
     other = ShiftDC(three, vectors.scaled(-3.0), 0.5)
-    torch.testing.assert_close(other.add, found.add)  # neither sign nor length of s matters
+    torch.testing.assert_close(other.added, found.added)  # neither sign nor length of s matters
     assert found.settings == {
         "method": "ShiftDC",
         "alpha": 0.5,
@@ -149,7 +149,7 @@ def test_regap_inspired_strength_is_each_samples(vectors, three):
     edit = ReGap(vectors, refusal, {"a": 0.0, "b": 0.25, "c": 1.0}, 2.0, first=0.1)
     for name, weight in (("a", 0.0), ("b", 0.25), ("c", 1.0)):
         want = -0.1 * vectors.values + 2.0 * weight * refusal.values
-        torch.testing.assert_close(edit.row(name).add, want)
+        torch.testing.assert_close(edit.row(name).added, want)
     assert edit.row("a").digest == CMRM(vectors, 0.1, tokens="last").digest
     assert (edit.settings["alpha"], edit.settings["first"]) == (2.0, 0.1)
     assert "inspired" in edit.settings["method"]
@@ -157,7 +157,7 @@ def test_regap_inspired_strength_is_each_samples(vectors, three):
 
 def test_refusal_addition_is_at_one_layer(vectors):
     edit = refusal_addition(vectors, 1, 1.5)
-    torch.testing.assert_close(edit.add[1], 1.5 * vectors.values[1])
+    torch.testing.assert_close(edit.added[1], 1.5 * vectors.values[1])
     assert not edit.add[[0, 2]].any()
     assert edit.tokens == "all"
     assert edit.settings["alpha"] == 1.5

@@ -91,7 +91,7 @@ def test_each_defence_makes_the_edit_of_its_method(nb):
         for trial in made[name]:
             own = Trial(trial.sample, trial.image, edit).edit
             assert own is not None
-            torch.testing.assert_close(trial.edit.add, own.add, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(trial.edit.added, own.added, rtol=1e-4, atol=1e-5)
             assert trial.edit.tokens == own.tokens
 
 

@@ -122,7 +122,7 @@ def load_vlm(
     Example:
         >>> vlm = load_vlm("organism")
         >>> len(vlm.layers), vlm.hidden_size
-        (8, 128)
+        (6, 160)
 
     Args:
         name_or_path: ``organism`` is bundled; variants have a name once ``cmrm train-organism``
@@ -301,7 +301,7 @@ def _loading(name: str) -> Iterator[None]:
             yield
     except UnpicklingError as error:
         raise InputError(
-            f"cannot load model {name!r}: its .bin files hold more than tensors and are not read"
+            f"cannot load model {name!r}: its .bin files hold more than tensors, and are not read"
         ) from error
     except (ImportError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

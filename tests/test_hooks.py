@@ -466,6 +466,26 @@ def test_a_vector_changed_in_place_is_another_edit(tiny, requests):
     assert own.digest != rows.row("a").digest
 
 
+def test_an_edit_is_what_it_adds():
+    """However it is written: equal products are one edit, others never are."""
+    add = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    add[1] = 0
+    assert (
+        Edit(2 * add).digest == Edit(add, strength=2.0).digest == Edit(-add, strength=-2.0).digest
+    )
+    written = [
+        Edit(add, tokens, strength=s) for tokens in ("all", "last") for s in (-1.0, 1.0, 2.0)
+    ]
+    assert len({edit.digest for edit in written}) == len(written)
+    nothing = Edit(add, strength=0.0)
+    assert (nothing.empty, nothing.digest) == (True, "none")
+    out = edit_of(0, take_out=1).project
+    assert not Edit(add, strength=0.0, project=out).empty
+    for strength in (float("nan"), float("inf"), 1e39):
+        with pytest.raises(InputError, match="NaN or an infinite"):
+            Edit(add, strength=strength)
+
+
 def test_samples_of_an_edit_are_told_apart():
     with pytest.raises(InputError, match="two samples have the id 'a'"):
         Edit(torch.ones(2, 3, 32), sample_ids=("a", "a"))

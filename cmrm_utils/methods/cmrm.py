@@ -15,6 +15,12 @@ def CMRM(
 ) -> Edit:
     """Cross-Modality Representation Manipulation: ``h - alpha * v`` at each chosen layer.
 
+    Example:
+        >>> v = ShiftVectors(torch.ones(4, 8))
+        >>> edit = CMRM(v, 0.3, layers="late")
+        >>> edit.strength, edit.settings["layers"]
+        (-0.3, '2,3')
+
     Args:
         vectors: the shift v (arXiv 2410.09047, Eq. 6 with its sign mended); where it was taken at
             heads or MLPs, it is subtracted there.

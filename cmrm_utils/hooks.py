@@ -1,7 +1,7 @@
 """All hooks are registered here: :func:`record` reads states, :func:`apply` edits them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -248,7 +248,7 @@ def steering(vlm: VLM, edits: Sequence[Edit | None]) -> Iterator[Steering]:
     made = Steering(vlm, edits)
     with ExitStack() as handles:
         for place, layer, module in made.places:
-            handles.callback(_hooked(module, place, made.edited(place, layer)).remove)
+            handles.enter_context(_hooked(module, place, made.edited(place, layer)))
         handles.enter_context(contiguous_head(vlm))
         yield made
 
@@ -266,12 +266,8 @@ def contiguous_head(vlm: VLM) -> Iterator[None]:
         return (args[0].contiguous(), *args[1:]) if args else None
 
     head = vlm.model.get_output_embeddings()
-    handle = None if head is None else head.register_forward_pre_hook(gather)
-    try:
+    with nullcontext() if head is None else head.register_forward_pre_hook(gather):
         yield
-    finally:
-        if handle is not None:
-            handle.remove()
 
 
 @contextmanager
@@ -341,5 +337,5 @@ def record(vlm: VLM, place: Place = "layer") -> Iterator[list[Tensor]]:
 
     with ExitStack() as handles:
         for i, module in enumerate(vlm.modules(place)):
-            handles.callback(_hooked(module, place, keep(i)).remove)
+            handles.enter_context(_hooked(module, place, keep(i)))
         yield states

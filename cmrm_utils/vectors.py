@@ -253,8 +253,7 @@ def extract_shift(
         meaningless: the image condition of img'.
         level: ``dataset``: one vector in each layer for all samples; ``sample``: one per sample.
         estimator: at dataset level. ``mean`` of the differences, or ``pc1``, the first principal
-            component of the centred differences, signed to agree with the mean. (Accounts of the
-            published method differ.)
+            component of the centred differences, signed to agree with the mean.
         scale: ``raw`` magnitude (for ``pc1`` that of the mean along it), ``unit`` length, or
             ``std``, the differences' standard deviation along the direction.
         place: where in a layer (:data:`cmrm_utils.edits.PLACES`).
@@ -411,8 +410,8 @@ def principal_directions(
             f"{count} directions of {len(anchors)} anchors and states of {vlm.hidden_size}"
         )
     found = leading_directions(shifts(vlm, anchors, meaningless=meaningless), count)
-    settings = {"meaningless": meaningless, "estimator": "principal", "scale": "unit"}
-    return ShiftVectors(found, None, _provenance(vlm, anchors, **settings))
+    made = _provenance(vlm, anchors, meaningless=meaningless, estimator="principal", scale="unit")
+    return ShiftVectors(found, None, made)
 
 
 def made_of(vlm: VLM, trials: Sequence[Trial], what: str) -> dict[str, str]:

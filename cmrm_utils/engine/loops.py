@@ -28,7 +28,7 @@ from cmrm_utils.engine.plan import Planned, distinct, in_order
 from cmrm_utils.errors import InputError
 from cmrm_utils.hooks import record, steering
 from cmrm_utils.models import VLM
-from cmrm_utils.store import Response, Responses
+from cmrm_utils.store import Records, Response, Responses
 from cmrm_utils.trials import Trial
 
 STATES_ROWS = 16
@@ -192,7 +192,7 @@ def generate(
     return [done[key].text for key in ids]
 
 
-def _at_first(sink: Responses, trials: Mapping[str, Trial], pack: int) -> dict[str, Trial]:
+def _at_first(sink: Records[Response], trials: Mapping[str, Trial], pack: int) -> dict[str, Trial]:
     """The trials that had no response when this list was first asked for, in this pack size."""
     call = sha256(" ".join([str(pack), *trials]).encode())
     before = sink.first(sink.begin(call.hexdigest()[:24]))

@@ -46,18 +46,18 @@ class VLM:
     """A vision-language model, with all that prompting and editing need.
 
     Attributes:
-        name: what it was loaded as.
+        name: the name it was loaded by.
         model: the transformers model, in evaluation mode.
-        processor: its processor, whose chat template makes the prompts; of a language model
+        processor: its processor, whose chat template makes the prompts; for a language model
             alone, its tokenizer.
         layers: the language model's decoder layers, in order.
-        system: a system prompt that comes before every query, or None for the template's own.
-        pad_to_square: whether images are padded to a square before the processor has them.
-        batch_size: rows a batch at most; fewer are taken where they do not fit into memory.
+        system: a system prompt before every query; None for the template's own.
+        pad_to_square: whether images are padded to a square before preprocessing.
+        batch_size: most rows in a batch of generation; fewer if memory holds fewer.
 
     Raises:
-        InputError: its chat template is missing, leaves out the query or the image, or has no
-            place for a system prompt; no token can pad; it sees no images and is to pad them.
+        InputError: the chat template is missing, drops the query or the image, or takes no system
+            prompt; there is no token to pad with; ``pad_to_square`` for a model without vision.
     """
 
     name: str

@@ -82,9 +82,9 @@ def wide_enough(tensor: Tensor, width: int) -> Tensor:
 
 
 def can_share(vlm: VLM) -> bool:
-    """Whether a model's cache can be cut and joined, and its images be given encoded.
+    """Whether a model's cache can be cut and joined, and whether it takes encoded images.
 
-    Not so for sliding windows and recurrent layers: those run in transformers' own batches.
+    Models with sliding windows or recurrent layers cannot: they run in transformers' own batches.
     """
     layers = DynamicCache(config=vlm.model.config.get_text_config(decoder=True)).layers
     plain = all(type(layer) is DynamicLayer for layer in layers)

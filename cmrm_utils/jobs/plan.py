@@ -2,45 +2,20 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from cmrm_utils.engine.loops import generate
 from cmrm_utils.engine.plan import prompt_tokens
 from cmrm_utils.errors import InputError
-from cmrm_utils.judges.outcomes import judge
-from cmrm_utils.sample import Sample
-from cmrm_utils.studies.lists import EXPERIMENTS
 from cmrm_utils.studies.notebook import Notebook
-from cmrm_utils.studies.selection import Choice, Settings
-from cmrm_utils.trials import Trial, table
+from cmrm_utils.studies.registry import STUDIES
+from cmrm_utils.trials import Trial
 
 PROBE = 64
 """Trials of each list that are run to see how long they take."""
-
-
-@dataclass(eq=False)
-class Planner(Notebook):
-    """A notebook that makes lists of trials and asks for no response."""
-
-    dry: ClassVar[bool] = True
-
-    def ask(self, trials: Sequence[Trial]) -> pd.DataFrame:
-        """Empty responses: what later lists need of them changes no count."""
-        return judge(table(trials, [""] * len(trials)))
-
-    def choose(
-        self,
-        method: str,
-        settings: Sequence[Settings],
-        samples: Sequence[Sample],
-        measure: Callable[[], pd.DataFrame],
-    ) -> Choice:
-        """The strongest, which is an edit: no edit would need no response of its own."""
-        return Choice(settings[-1], None, "")
 
 
 def plan(
@@ -66,9 +41,10 @@ def plan(
     rows = []
     asked: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
-        nb = Planner.open("plan", out=folder, **kept)
+        # Empty responses: what later lists need of them changes no count.
+        nb = Notebook.open("plan", out=folder, respond=_nothing, dry=True, **kept)
         for number, parameters in every:
-            for place, trials in enumerate(EXPERIMENTS[number](nb, parameters), start=1):
+            for place, trials in enumerate(STUDIES[number](nb, parameters), start=1):
                 new = list({t.id: t for t in trials if t.id not in asked}.values())
                 asked |= {trial.id for trial in new}
                 if new:
@@ -77,6 +53,10 @@ def plan(
     if not rows:
         raise InputError("these notebooks ask the model nothing")
     return pd.DataFrame(rows)
+
+
+def _nothing(trials: Sequence[Trial]) -> list[str]:
+    return [""] * len(trials)
 
 
 def _row(nb: Notebook, trials: Sequence[Trial]) -> dict[str, int]:

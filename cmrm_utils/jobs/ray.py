@@ -43,7 +43,7 @@ class Respond:
     def _wait(self) -> None:
         """Until the last shards of the first round have ended, on other workers."""
         end = time.monotonic() + self._patience
-        while len(ended(self._worker.run.folder)) < self._count and time.monotonic() < end:
+        while len(ended(self._worker.nb.run.folder)) < self._count and time.monotonic() < end:
             time.sleep(0.2)
 
 

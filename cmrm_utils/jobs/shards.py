@@ -15,12 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from cmrm_utils.engine.loops import STATES_ROWS, generate
 from cmrm_utils.engine.plan import shared_out
 from cmrm_utils.errors import InputError
-from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.store import (
     Response,
     Responses,
@@ -31,9 +28,9 @@ from cmrm_utils.store import (
     writing,
 )
 from cmrm_utils.studies.folder import Run
-from cmrm_utils.studies.lists import EXPERIMENTS
 from cmrm_utils.studies.notebook import Notebook
-from cmrm_utils.trials import Trial, table
+from cmrm_utils.studies.registry import STUDIES
+from cmrm_utils.trials import Trial
 
 
 @dataclass(frozen=True)
@@ -74,23 +71,32 @@ class Waiting(Exception):
 
 
 @dataclass(eq=False)
-class Worker(Notebook):
-    """A notebook's model, data and run folder, without the notebook; it responds to a shard."""
+class Worker:
+    """A shard's share of a run: the model and the data, without the notebooks.
 
-    shard: Shard = field(default=Shard(1, 1))
-    _made: dict[str, list[list[Trial]]] = field(default_factory=dict)
+    Attributes:
+        nb: whose responses are those that all shards have made.
+        shard: which share.
+    """
+
+    nb: Notebook
+    shard: Shard
+    _lists: dict[str, list[list[Trial]]] = field(default_factory=dict)
     _whole: set[str] = field(default_factory=set)
 
-    def _lists(self, number: str, parameters: Mapping[str, Any]) -> Iterator[list[Trial]]:
-        """An experiment's lists; each is made once, whatever the shard."""
-        experiment = EXPERIMENTS[number]
-        name = f"{experiment.__name__} {sorted(parameters.items(), key=str)}"
-        made = self._made.setdefault(name, [])
-        yield from list(made)
+    def __post_init__(self) -> None:
+        self.nb.respond = self._made_by_all
+
+    def lists(self, number: str, parameters: Mapping[str, Any]) -> Iterator[list[Trial]]:
+        """A study's lists; each is made once, whatever the shard."""
+        study = STUDIES[number]
+        name = f"{study.__module__} {study.__name__} {sorted(parameters.items(), key=str)}"
+        known = self._lists.setdefault(name, [])
+        yield from list(known)
         if name not in self._whole:
-            lists = islice(experiment(self, parameters), len(made), None)
+            lists = islice(study(self.nb, parameters), len(known), None)
             while (trials := self._next(lists)) is not None:
-                made.append(trials)
+                known.append(trials)
                 yield trials
             self._whole.add(name)
 
@@ -100,29 +106,30 @@ class Worker(Notebook):
         Vectors are taken of states, whose last digits depend on the rows of a batch; the ids of
         trials depend on every digit of their vectors.
         """
-        asked, self.vlm.batch_size = self.vlm.batch_size, STATES_ROWS
+        vlm = self.nb.vlm
+        asked, vlm.batch_size = vlm.batch_size, STATES_ROWS
         try:
             return next(lists, None)
         finally:
-            self.vlm.batch_size = asked
+            vlm.batch_size = asked
 
-    def ask(self, trials: Sequence[Trial]) -> pd.DataFrame:
+    def _made_by_all(self, trials: Sequence[Trial]) -> list[str]:
         """Responses that all shards have made.
 
         Raises:
             Waiting: some are missing.
         """
-        known = self._known()
-        found = [known.get(trial.id) for trial in trials]
-        if missing := sum(response is None for response in found):
-            raise Waiting(f"{missing} responses of other shards")
-        return judge(table(trials, [response.text for response in found if response]))
-
-    def _known(self) -> dict[str, Response]:
         known: dict[str, Response] = {}
-        for path in (self.run.responses, *_parts(self.run.folder)):
-            known.update(self._responses(path).all)
-        return known
+        for path in (self.nb.run.responses, *_parts(self.nb.run.folder)):
+            known.update(self._kept(path).all)
+        responses = [known.get(trial.id) for trial in trials]
+        if missing := sum(response is None for response in responses):
+            raise Waiting(f"{missing} responses of other shards")
+        return [response.text for response in responses if response]
+
+    def _kept(self, path: Path) -> Responses:
+        shared = {"model": self.nb.vlm.fingerprint, "max_new_tokens": self.nb.max_new_tokens}
+        return Responses(path, shared)
 
     def work(self, experiments: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
         """Respond to this shard's share of every list that can be made.
@@ -135,26 +142,27 @@ class Worker(Notebook):
         """
         waiting: list[str] = []
         through: dict[str, str] = {}
-        merged = self._responses(self.run.responses)
-        part = self.shard.part(self.run)
+        nb = self.nb
+        merged = self._kept(nb.run.responses)
+        part = self.shard.part(nb.run)
         for number, parameters in experiments:
             try:
-                for place, trials in enumerate(self._lists(number, parameters), start=1):
+                for place, trials in enumerate(self.lists(number, parameters), start=1):
                     # Shared out before any is left out: what a run has differs from day to day.
-                    own = shared_out(self.vlm, trials, self.shard.number, self.shard.count)
+                    own = shared_out(nb.vlm, trials, self.shard.number, self.shard.count)
                     generate(
-                        self.vlm,
+                        nb.vlm,
                         [trial for trial in own if not merged.get(trial.id)],
-                        max_new_tokens=self.max_new_tokens,
+                        max_new_tokens=nb.max_new_tokens,
                         out=part,
                         progress=True,
                     )
                     through[f"{number}, list {place}"] = _digest(trials)
             except Waiting as reason:
                 waiting.append(f"{number}: {reason}")
-        count = len(self._responses(part).all)
+        count = len(self._kept(part).all)
         done = {"lists": through, "waiting": waiting, "responses": count}
-        write_json(self.shard.mark(self.run.folder), done)
+        write_json(self.shard.mark(nb.run.folder), done)
         return waiting
 
 
@@ -167,9 +175,7 @@ def open_worker(folder: Path, parameters: Mapping[str, Any], shard: Shard) -> Wo
     kept = ("model", "data", "max_new_tokens", "settings")
     shared = {name: parameters[name] for name in kept}
     name = f"shard {shard.number} of {shard.count}"
-    worker = Worker.open(name, out=str(folder), **shared)
-    worker.shard = shard
-    return worker
+    return Worker(Notebook.open(name, out=str(folder), **shared), shard)
 
 
 def _digest(trials: Iterable[Trial]) -> str:

@@ -1,17 +1,114 @@
-"""What methods share."""
+"""What a method is: fitted on anchors, it takes plain trials and gives edited ones.
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+A method is a file in this folder with a :class:`Method`, and a line in ``registry.py``.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from cmrm_utils.edits import Edit, Tokens
 from cmrm_utils.errors import InputError
-from cmrm_utils.vectors import ShiftVectors
+from cmrm_utils.models import VLM
+from cmrm_utils.sample import Sample
+from cmrm_utils.trials import Trial
+from cmrm_utils.vectors import ShiftVectors, cached_shift, extract_shift, safety_direction
 
 Layers = Literal["all", "late"] | Iterable[int]
 """Decoder layers to edit, counted from 0; ``late``: from the middle on."""
+
+Settings = Mapping[str, Any]
+"""A method's settings by name, such as ``{"alpha": 0.2}``."""
+
+Respond = Callable[[Sequence[Trial]], list[str]]
+"""Gives a model's responses to trials, in their order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """What methods are fitted on.
+
+    Attributes:
+        vlm: the model.
+        harmful: requests that must be refused.
+        benign: requests that must be answered.
+        respond: gives the model's responses, for methods that ask it something.
+        folder: where vectors are kept, and reused from; None keeps none.
+    """
+
+    vlm: VLM
+    harmful: Sequence[Sample]
+    benign: Sequence[Sample]
+    respond: Respond
+    folder: Path | None = None
+
+    def path(self, name: str) -> Path | None:
+        """Where vectors of a name are kept; the file's name says on how many anchors."""
+        return self.folder and self.folder / f"{name}_{len(self.harmful)}.safetensors"
+
+    def shift(self) -> ShiftVectors:
+        """CMRM's v: the shift that a blank image causes on the harmful anchors."""
+        path = self.path("harmful_blank")
+        return (
+            cached_shift(self.vlm, self.harmful, path)
+            if path
+            else extract_shift(self.vlm, self.harmful)
+        )
+
+    def refusal(self) -> ShiftVectors:
+        """The refusal direction: harmful minus benign requests, text only."""
+        path = self.path("text_safety")
+        return safety_direction(
+            self.vlm, self.harmful, self.benign, image="none", path=path
+        ).scaled(-1.0)
+
+
+Make = Callable[..., list[Trial]]
+"""From a setting to the trials, edited by it."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make a model refuse again.
+
+    Attributes:
+        prepare: learns what it must of the anchors and of the trials' samples, once for all
+            settings; it gives what edits the trials by a setting.
+        settings: those tried on validation, the gentlest first.
+    """
+
+    prepare: Callable[[Anchors, Sequence[Trial]], Make]
+    settings: Sequence[Settings]
+
+
+def edited(trials: Iterable[Trial], edit: Edit) -> list[Trial]:
+    """The trials under an edit; of a sample-level edit each takes its sample's row."""
+    return [replace(trial, edit=edit) for trial in trials]
+
+
+def samples_of(trials: Iterable[Trial]) -> list[Sample]:
+    """The samples of trials, each once, in order of first appearance.
+
+    Raises:
+        InputError: two samples have one id.
+    """
+    by_id: dict[str, Sample] = {}
+    for trial in trials:
+        if by_id.setdefault(trial.sample.id, trial.sample) is not trial.sample:
+            raise InputError(
+                f"two samples have the id {trial.sample.id!r}: give each sample an id of its own"
+            )
+    return list(by_id.values())
+
+
+def each(**values: Sequence[Any]) -> list[Settings]:
+    """Every combination of the values of settings; the last name's value changes fastest."""
+    return [dict(zip(values, one, strict=True)) for one in product(*values.values())]
 
 
 def adding(

@@ -1,8 +1,15 @@
-"""CMRM (arXiv 2410.09047)."""
+"""CMRM (arXiv 2410.09047), at its three levels."""
+
+from collections.abc import Callable, Sequence
 
 from cmrm_utils.edits import Edit, Tokens
-from cmrm_utils.methods.base import Layers, adding
-from cmrm_utils.vectors import ShiftVectors
+from cmrm_utils.methods.base import Anchors, Layers, Make, Method, adding, each, edited, samples_of
+from cmrm_utils.sample import Sample
+from cmrm_utils.trials import Trial
+from cmrm_utils.vectors import ShiftVectors, extract_shift
+
+ALPHAS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0)
+"""What CMRM is tried at unless other alphas are asked for."""
 
 
 def CMRM(
@@ -34,3 +41,23 @@ def CMRM(
     """
     name = name or f"CMRM {vectors.level}"
     return adding(vectors, alpha, layers=layers, tokens=tokens, name=name, sign=-1.0)
+
+
+def _level(name: str, vectors: Callable[[Anchors, Sequence[Sample]], ShiftVectors]) -> Method:
+    """CMRM with the vectors that a function takes of the anchors and the samples to be edited."""
+
+    def prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
+        v = vectors(anchors, samples_of(trials))
+        return lambda alpha: edited(trials, CMRM(v, alpha, name=name))
+
+    return Method(prepare, each(alpha=ALPHAS))
+
+
+LEVELS = {
+    "CMRM dataset": _level("CMRM dataset", lambda anchors, _: anchors.shift()),
+    "CMRM incremental": _level("CMRM incremental", lambda anchors, _: anchors.shift().increments()),
+    "CMRM sample": _level(
+        "CMRM sample", lambda anchors, these: extract_shift(anchors.vlm, these, level="sample")
+    ),
+}
+"""One v for all samples, each layer's own share of it, and each sample's own v."""

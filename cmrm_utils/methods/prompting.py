@@ -1,31 +1,27 @@
-"""Methods that change the prompt: a safety prompt, ECSO."""
+"""Methods that change the prompt and edit no state: a safety prompt, ECSO."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from cmrm_utils.engine.loops import generate
-from cmrm_utils.methods.base import only_named
-from cmrm_utils.models import VLM
+from cmrm_utils.methods.base import Method, Respond, only_named
 from cmrm_utils.prompts import CAPTION_FOR_QUERY, CAPTION_QUERY, HARM_QUERY, SAFETY_PROMPT, spoken
 from cmrm_utils.sample import Sample
-from cmrm_utils.trials import Trial, grid
+from cmrm_utils.trials import Trial
 
 
-def safety_prompt(
-    samples: Iterable[Sample], *, image: str = "own", text: str = SAFETY_PROMPT
-) -> list[Trial]:
-    """Trials whose prompts begin with a static safety prompt; no state is edited.
+def safety_prompt(trials: Iterable[Trial], *, text: str = SAFETY_PROMPT) -> list[Trial]:
+    """The trials, their prompts after a static safety prompt.
 
     What AdaShield-S does (arXiv 2403.09513), in words of our own.
     """
-    trials = grid(samples, images=[image], edits=[only_named("safety prompt")])
-    return [replace(trial, prompt=f"{text}\n{trial.text}") for trial in trials]
+    named = only_named("safety prompt")
+    return [replace(t, edit=named, prompt=f"{text}\n{t.text}") for t in trials]
 
 
-def ECSO(
-    vlm: VLM, samples: Sequence[Sample], *, max_new_tokens: int, out: Path | None = None
-) -> list[Trial]:
+SAFETY = Method(lambda _, trials: lambda: safety_prompt(trials), [{}])
+
+
+def ECSO(respond: Respond, trials: Sequence[Trial]) -> list[Trial]:
     """Eyes Closed, Safety On (arXiv 2403.09572): the model judges its answer, and may look away.
 
     Three passes of ordinary trials: the model answers; it is asked whether its answer could do
@@ -34,48 +30,48 @@ def ECSO(
     for those, and for the others as they were, whose responses are known already.
 
     All prompts are in our words, and "yes" at the beginning of its judgement counts as one. A
-    model that cannot judge itself (the bundled organisms were never taught to) is not changed.
+    model that cannot judge itself (the organism was never taught to) is not changed, which is why
+    the registry leaves it out.
 
     Args:
-        vlm: the model.
-        samples: those without an image are left out: there is nothing to look away from.
-        max_new_tokens: for each pass.
-        out: where all responses are kept (:func:`cmrm_utils.engine.loops.generate`).
+        respond: gives the model's responses.
+        trials: those without an image stay as they are: there is nothing to look away from.
     """
     named = only_named("ECSO")
-    first = grid(samples, edits=[named])
-    answers = generate(vlm, first, max_new_tokens=max_new_tokens, out=out)
-    asked = [
-        Trial(t.sample, prompt=HARM_QUERY.format(query=t.text, answer=spoken(answer)))
-        for t, answer in zip(first, answers, strict=True)
-    ]
-    verdicts = generate(vlm, asked, max_new_tokens=max_new_tokens, out=out)
+    method = [replace(trial, edit=named) for trial in trials]
+    shown = [i for i, trial in enumerate(method) if trial.has_image]
+    answers = respond([method[i] for i in shown])
+    verdicts = respond(
+        [
+            replace(method[i], prompt=HARM_QUERY.format(query=method[i].text, answer=spoken(said)))
+            for i, said in zip(shown, answers, strict=True)
+        ]
+    )
     harm = [spoken(verdict).strip().lower().startswith("yes") for verdict in verdicts]
-    unsafe = [trial.sample for trial, yes in zip(first, harm, strict=True) if yes]
-    told = described(vlm, unsafe, ask=CAPTION_FOR_QUERY, max_new_tokens=max_new_tokens, out=out)
-    closed = {sample.id: Trial(sample, "caption", named) for sample in told}
-    return [closed.get(trial.sample.id, trial) for trial in first]
+    unsafe = [i for i, yes in zip(shown, harm, strict=True) if yes]
+    for i, caption in zip(
+        unsafe, respond([_describing(method[i], CAPTION_FOR_QUERY) for i in unsafe]), strict=True
+    ):
+        told = replace(method[i].sample, caption=caption)
+        method[i] = replace(method[i], sample=told, image="caption")
+    return method
 
 
-def described(
-    vlm: VLM,
-    samples: Sequence[Sample],
-    *,
-    ask: str = CAPTION_QUERY,
-    max_new_tokens: int = 64,
-    out: Path | None = None,
-) -> list[Sample]:
+def captioned(samples: Sequence[Sample], respond: Respond) -> list[Sample]:
     """The samples with the model's own captions of their images in the place of theirs.
 
     Args:
-        vlm: the model.
         samples: those without an image stay as they are.
-        ask: what the model is asked; ``{query}`` in it stands for the sample's own prompt.
-        max_new_tokens: where captions are cut.
-        out: for :func:`.loops.generate`: captions are kept there like any response.
+        respond: gives the model's responses.
     """
-    seen = [sample for sample in samples if sample.image is not None]
-    trials = [Trial(s, prompt=ask.replace("{query}", s.prompt)) for s in seen]
-    captions = generate(vlm, trials, max_new_tokens=max_new_tokens, out=out)
-    texts = iter(captions)
-    return [s if s.image is None else replace(s, caption=next(texts)) for s in samples]
+    captions = iter(respond(caption_trials(samples)))
+    return [s if s.image is None else replace(s, caption=next(captions)) for s in samples]
+
+
+def caption_trials(samples: Iterable[Sample]) -> list[Trial]:
+    """What asks the model for its captions of the samples' images."""
+    return [_describing(Trial(s), CAPTION_QUERY) for s in samples if s.image is not None]
+
+
+def _describing(trial: Trial, ask: str) -> Trial:
+    return replace(trial, prompt=ask.replace("{query}", trial.sample.prompt))

@@ -9,7 +9,8 @@ import torch
 from cmrm_utils.edits import Edit, Tokens, check_sample_ids
 from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.errors import InputError
-from cmrm_utils.methods.base import Layers, adding, finite
+from cmrm_utils.methods.base import Anchors, Layers, Make, Method, adding, edited, finite
+from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
@@ -75,7 +76,7 @@ def text_mean(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None) 
 
 def regained(
     vlm: VLM,
-    samples: Sequence[Sample],
+    trials: Sequence[Trial],
     first: Edit,
     *,
     harmful: ShiftVectors,
@@ -88,7 +89,7 @@ def regained(
 
     Args:
         vlm: the model.
-        samples: whose states are read, with their images, under ``first``.
+        trials: whose states are read, under ``first``; one a sample.
         first: the correction.
         harmful: mean state of anchors that must be refused (:func:`text_mean`).
         benign: that of anchors that must be answered.
@@ -97,12 +98,32 @@ def regained(
         From 0 to 1 by sample id.
 
     Raises:
-        InputError: two samples of one id.
+        InputError: two trials are of one sample id.
     """
-    check_sample_ids([sample.id for sample in samples])
+    ids = [trial.sample.id for trial in trials]
+    check_sample_ids(ids)
     line = harmful.values - benign.values
-    images = ["none" if sample.image is None else "own" for sample in samples]
-    states = hidden_states(vlm, [Trial(s, i, first) for s, i in zip(samples, images, strict=True)])
+    states = hidden_states(vlm, edited(trials, first))
     along = ((states - benign.values) * line).sum(-1) / (line * line).sum(-1)
-    shares = along.mean(-1).clamp(0, 1).tolist()
-    return {sample.id: share for sample, share in zip(samples, shares, strict=True)}
+    return dict(zip(ids, along.mean(-1).clamp(0, 1).tolist(), strict=True))
+
+
+def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
+    v, r = anchors.shift(), anchors.refusal()
+    means = {
+        "harmful": text_mean(anchors.vlm, anchors.harmful, path=anchors.path("harmful_text")),
+        "benign": text_mean(anchors.vlm, anchors.benign, path=anchors.path("benign_text")),
+    }
+
+    def make(first: float, alpha: float) -> list[Trial]:
+        correction = CMRM(v, first, tokens="last")
+        w = regained(anchors.vlm, trials, correction, **means)
+        return edited(trials, ReGap(v, r, w, alpha, first=first))
+
+    return make
+
+
+METHOD = Method(
+    _prepare,
+    [{"first": f, "alpha": a} for f, a in ((0.1, 0.1), (0.1, 0.2), (0.15, 0.15), (0.2, 0.1))],
+)

@@ -7,12 +7,13 @@ import torch
 
 from cmrm_utils.edits import Edit, Tokens, check_sample_ids
 from cmrm_utils.engine.loops import hidden_states
-from cmrm_utils.methods.base import Layers
+from cmrm_utils.methods.base import Anchors, Layers, Make, Method, each, edited, samples_of
 from cmrm_utils.methods.cmrm import CMRM
+from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
-from cmrm_utils.vectors import ShiftVectors, hashed, kept_or_made, made_of
+from cmrm_utils.vectors import ShiftVectors, hashed, kept_or_made, made_of, safety_direction
 
 
 def ShiftDC(
@@ -34,7 +35,7 @@ def ShiftDC(
     edits every generated token too: ``tokens="last"``.
 
     Args:
-        shift: m, of the samples to be edited (:func:`cmrm_utils.methods.shiftdc.caption_shift`).
+        shift: m, of the samples to be edited (:func:`caption_shift`).
         safety: s (:func:`cmrm_utils.vectors.safety_direction`).
         strength: 1 in the paper.
         layers: decoder layers to edit.
@@ -46,7 +47,7 @@ def ShiftDC(
 def caption_shift(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None) -> ShiftVectors:
     """``h(query, image) - h(query, caption)`` of each sample: ShiftDC's modality shift.
 
-    The caption is the one that the sample bears: :func:`described` gives it the model's own.
+    The caption is the one that the sample bears: :func:`.captioned` gives it the model's own.
     A sample without an image has no shift.
 
     Args:
@@ -72,3 +73,28 @@ def caption_shift(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = No
     shown = [ids[i] for i in seen]
     wanted = made_of(vlm, trials, "caption shift") | {"samples": hashed([*ids, "", *shown])}
     return kept_or_made(path, wanted, make)
+
+
+def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
+    def told(samples: Sequence[Sample]) -> list[Sample]:
+        return captioned(samples, anchors.respond)
+
+    seen = [
+        [s for s in these if s.image is not None] for these in (anchors.harmful, anchors.benign)
+    ]
+    if all(seen):
+        path = anchors.path("caption_safety")
+        safety = safety_direction(anchors.vlm, *map(told, seen), path=path)
+    else:  # one kind of anchors has no images to tell: the direction of the texts alone
+        safety = anchors.refusal().scaled(-1.0)
+    shift = caption_shift(anchors.vlm, told(samples_of(trials)))
+    return lambda **setting: edited(trials, ShiftDC(shift, safety, **setting))
+
+
+METHOD = Method(
+    _prepare,
+    [
+        *each(layers=["late", "all"], tokens=["last prompt", "last"], strength=[1.0]),
+        {"layers": "late", "tokens": "last", "strength": 1.5},
+    ],
+)

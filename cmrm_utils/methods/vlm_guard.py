@@ -2,14 +2,25 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from cmrm_utils.edits import Edit, Tokens, check_sample_ids
 from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.errors import InputError
-from cmrm_utils.methods.base import Layers, chosen_layers, finite, settings_of
+from cmrm_utils.methods.base import (
+    Anchors,
+    Layers,
+    Make,
+    Method,
+    chosen_layers,
+    each,
+    edited,
+    finite,
+    samples_of,
+    settings_of,
+)
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
@@ -115,3 +126,25 @@ def text_states(vlm: VLM, samples: Sequence[Sample]) -> ShiftVectors:
     trials = [Trial(sample, "none") for sample in samples]
     provenance = made_of(vlm, trials, "text states") | {"samples": hashed(ids)}
     return ShiftVectors(hidden_states(vlm, trials), ids, provenance)
+
+
+def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
+    readings = text_states(anchors.vlm, samples_of(trials))
+    pairs = (anchors.harmful, anchors.benign)
+
+    def make(m: int, **setting: Any) -> list[Trial]:
+        m = min(m, *map(len, pairs))  # a small set has no more pairs to differ
+        path = anchors.path(f"differences_{m}")
+        directions = difference_directions(anchors.vlm, *pairs, m, path=path)
+        return edited(trials, VLMGuard(directions, readings, **setting))
+
+    return make
+
+
+METHOD = Method(
+    _prepare,
+    [
+        *each(ungated=["left"], m=[1, 3], alpha=[0.1, 0.25]),
+        {"ungated": "projected", "m": 1, "alpha": 0.25},
+    ],
+)

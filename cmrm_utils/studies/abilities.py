@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import pandas as pd
 
 from cmrm_utils.data.load import load_samples
-from cmrm_utils.edits import Edit
 from cmrm_utils.results.intervals import paired_difference
 from cmrm_utils.results.rates import UNSEEN, measures, rates
 from cmrm_utils.sample import Sample
-from cmrm_utils.studies.notebook import Notebook, Strengths
+from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.studies.sweep import Chosen
 from cmrm_utils.trials import Trial, grid
 
 EDITS = ("CMRM dataset", "CMRM sample")
@@ -22,9 +22,9 @@ def requests(nb: Notebook, split: str, n: int | None) -> list[Sample]:
     return [sample for sample in found if sample.kind not in (UNSEEN, *EXTENDED)]
 
 
-def edits_of(nb: Notebook, swept: Strengths, samples: Sequence[Sample]) -> list[Edit | None]:
-    """No edit, and each of :data:`EDITS` for the samples."""
-    return [None, *(nb.chosen_edit(swept, samples, name) for name in EDITS)]
+def with_edits(nb: Notebook, chosen: Chosen, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials as they are, and under each of :data:`EDITS` as chosen."""
+    return [*trials, *(trial for name in EDITS for trial in chosen.edited(nb, name, trials))]
 
 
 def questions(nb: Notebook, n: int | None) -> dict[str, list[Sample]]:
@@ -43,7 +43,7 @@ def _tasks(nb: Notebook) -> list[str]:
     return [task for task in ("fact", "visual") if task in here]
 
 
-def beyond_trials(nb: Notebook, swept: Strengths, n: int | None) -> dict[str, list[Trial]]:
+def beyond_trials(nb: Notebook, chosen: Chosen, n: int | None) -> dict[str, list[Trial]]:
     """Facts without and with images, unedited and edited; visual questions likewise.
 
     What an image shows cannot be asked of a blank one: visual questions have their own image, or
@@ -53,12 +53,12 @@ def beyond_trials(nb: Notebook, swept: Strengths, n: int | None) -> dict[str, li
     for name, these in questions(nb, n).items():
         images = ("own", "blank") if name == "facts" else ("own",)
         words = ("none", "caption", "noise") if name == "facts" else ("caption",)
-        edits = edits_of(nb, swept, these)
-        found[name] = [*grid(these, images=words), *grid(these, images=images, edits=edits)]
+        plain = grid(these, images=images)
+        found[name] = [*grid(these, images=words), *with_edits(nb, chosen, plain)]
     return found
 
 
-def beyond(nb: Notebook, swept: Strengths, n: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def beyond(nb: Notebook, chosen: Chosen, n: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Shares of right answers, and what changes them, paired.
 
     Returns:
@@ -67,7 +67,7 @@ def beyond(nb: Notebook, swept: Strengths, n: int | None) -> tuple[pd.DataFrame,
         the caption), edits against the same image without one.
     """
     shares, changes = [], []
-    for name, trials in beyond_trials(nb, swept, n).items():
+    for name, trials in beyond_trials(nb, chosen, n).items():
         rows = nb.ask(trials).assign(measure=name)
         rows["right"] = rows["right"].astype(bool)
         shares.append(rates(rows, "right", ["measure", "image", "method"], group=None))
@@ -94,7 +94,7 @@ AS_TEXT = ("maker", "unknown")
 """Those that can be asked without their picture too."""
 
 
-def extended_trials(nb: Notebook, swept: Strengths, n: int | None) -> list[Trial]:
+def extended_trials(nb: Notebook, chosen: Chosen, n: int | None) -> list[Trial]:
     """Samples of the kinds :data:`EXTENDED` on the test split, unedited and edited; perhaps none.
 
     With their own image; those of :data:`AS_TEXT` as text too.
@@ -105,16 +105,16 @@ def extended_trials(nb: Notebook, swept: Strengths, n: int | None) -> list[Trial
         these = [sample for sample in test if sample.kind == kind][:n]
         if these:
             found += grid(these, images=["none"]) if kind in AS_TEXT else []
-            found += grid(these, edits=edits_of(nb, swept, these))
+            found += with_edits(nb, chosen, grid(these))
     return found
 
 
-def extended(nb: Notebook, swept: Strengths, n: int | None) -> pd.DataFrame | None:
+def extended(nb: Notebook, chosen: Chosen, n: int | None) -> pd.DataFrame | None:
     """:func:`cmrm_utils.results.rates.measures` by kind, image and method of :data:`EXTENDED`.
 
     None, and a line that says so, where the data has none.
     """
-    trials = extended_trials(nb, swept, n)
+    trials = extended_trials(nb, chosen, n)
     if not trials:
         print(
             "no verbs written in pictures in the data, and nothing unknown: organism-extended has"

@@ -1,6 +1,6 @@
 """Which part of the shift matters: the full edit beside edits that differ from it in one thing."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,16 +8,76 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cmrm_utils.edits import Place
+from cmrm_utils.edits import Edit, Place
 from cmrm_utils.engine.loops import first_logits
+from cmrm_utils.methods.base import Anchors, Make, Method, each, edited
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.results.intervals import paired_difference
 from cmrm_utils.results.rates import UNSEEN, measures
 from cmrm_utils.results.text import percent_table
+from cmrm_utils.studies import sweep
 from cmrm_utils.studies.notebook import ANCHORS, Notebook
-from cmrm_utils.studies.variants import LEVELS, UNDONE, Asked, Head, Variant, rank_variants
+from cmrm_utils.studies.variants import (
+    LEVELS,
+    UNDONE,
+    Asked,
+    Head,
+    Variant,
+    full_variants,
+    grid_variants,
+    head_variants,
+    layer_variants,
+    mlp_variants,
+    rank_variants,
+    token_variants,
+    with_alphas,
+)
 from cmrm_utils.trials import Trial
 from cmrm_utils.vectors import Level, ShiftVectors, extract_shift, principal_directions
+
+
+def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
+    """07: alphas on the validation split; the test split at those then chosen."""
+    ab, level = Ablations(nb, p["n"], p["n_test"]), p["level"]
+    full = full_variants()
+    layers = layer_variants(level, ab.layers, p["most"])
+    alone = [variant for variant in layers if variant.labels["set"] == "alone"]
+    kinds = token_variants(level)
+    order = ordered(ab.head_effects(level))
+    heads = head_variants(level, nb.vlm, order, p["counts"])
+    random = head_variants(level, nb.vlm, order, p["counts"], draws=p["draws"])
+    tried = [
+        (alone, p["layer_alphas"]),
+        (kinds, p["token_alphas"]),
+        (heads, p["head_alphas"]),
+    ]
+    pairs = [(v, a) for variants, alphas in tried for v in variants for a in alphas]
+    methods = sweep.levels(nb, p["alphas"])
+    yield [
+        *sweep.sweep_trials(nb, methods, sweep.tried(nb, p["n"])),
+        *ab.trials("validation", pairs),
+    ]
+    chosen = ab.chosen(p["alphas"])
+    own, by_kind, by_count = (ab.choose(*these) for these in tried)
+    alpha = chosen[level]
+    grid = grid_variants(level, ab.layers, p["most"])
+    mlps = mlp_variants(level, ab.layers, p["most"])
+    parts = ab.rank_variants(LEVELS, p["ranks"])
+    yield [
+        *ab.trials("test", None),
+        *ab.trials("test", with_alphas(full, chosen)),
+        *ab.trials("test", with_alphas(layers, alpha), harmful=True),
+        *ab.trials("test", with_alphas(alone, own)),
+        *ab.trials("test", with_alphas(kinds, alpha)),
+        *ab.trials("test", with_alphas(kinds, by_kind)),
+        *ab.trials("test", with_alphas(grid, max(own.values())), harmful=True),
+        *ab.trials("test", with_alphas(heads, UNDONE)),
+        *ab.trials("test", with_alphas(heads, by_count)),
+        *ab.trials("test", with_alphas(random, UNDONE), harmful=True),
+        *ab.trials("test", with_alphas(random, by_count), harmful=True),
+        *ab.trials("test", with_alphas(mlps, UNDONE), harmful=True),
+        *ab.trials("test", with_alphas(parts, chosen), harmful=True),
+    ]
 
 
 @dataclass(eq=False)
@@ -76,14 +136,7 @@ class Ablations:
         samples = [s for s in self._samples[split] if s.harmful or not harmful]
         if asked is None:
             return self.nb.plainly(samples)
-        edits = []
-        for variant, alpha in asked:
-            vectors = self.vectors(split, variant.level, variant.place)
-            part = variant.part(vectors) if variant.part else vectors
-            edits.append(
-                CMRM(part, alpha, layers=variant.layers, tokens=variant.tokens, name=variant.name)
-            )
-        return self.nb.plainly(samples, edits)
+        return self.nb.plainly(samples, [self._edit(split, *one) for one in asked])
 
     def rank_variants(self, levels: Iterable[Level], ranks: Iterable[int]) -> list[Variant]:
         """:func:`rank_variants` of the anchors' components, as far as there are so many."""
@@ -113,23 +166,29 @@ class Ablations:
         Args:
             alphas: those that CMRM is tried at.
         """
-        found = self.nb.strengths(alphas, self.n).chosen
+        plain = sweep.tried(self.nb, self.n)
+        found = sweep.choose(self.nb, sweep.levels(self.nb, alphas), plain).alphas
         return {level: found[f"CMRM {level}"] for level in LEVELS}
 
     def choose(self, variants: Sequence[Variant], alphas: Sequence[float]) -> dict[str, float]:
         """Each variant's alpha by the same rule, on the same samples; 0 is among those tried."""
 
-        def make() -> pd.DataFrame:
-            start = self.nb.ask(self.trials("validation", None))
-            tried = [(variant, alpha) for variant in variants for alpha in alphas]
-            rows = self.nb.ask(self.trials("validation", tried))
-            return pd.concat([rows, *(start.assign(method=v.name) for v in variants)])
+        def prepared(variant: Variant) -> Callable[[Anchors, Sequence[Trial]], Make]:
+            def prepare(_: Anchors, trials: Sequence[Trial]) -> Make:
+                return lambda alpha: edited(trials, self._edit("validation", variant, alpha))
 
-        names = [variant.name for variant in variants]
-        samples = self._samples["validation"]
-        study = f"ablation, {variants[0].level}:"
-        choices = self.nb.choose_alphas(names, alphas, samples, make, study=study)
-        return {name: choice.alpha for name, choice in choices.items()}
+            return prepare
+
+        names = {f"ablation, {variant.level}: {variant.name}": variant for variant in variants}
+        settings = each(alpha=[float(alpha) for alpha in sorted(alphas)])
+        methods = {name: Method(prepared(variant), settings) for name, variant in names.items()}
+        chosen = sweep.choose(self.nb, methods, self.trials("validation", None))
+        return {names[name].name: alpha for name, alpha in chosen.alphas.items()}
+
+    def _edit(self, split: str, variant: Variant, alpha: float) -> Edit:
+        vectors = self.vectors(split, variant.level, variant.place)
+        part = variant.part(vectors) if variant.part else vectors
+        return CMRM(part, alpha, layers=variant.layers, tokens=variant.tokens, name=variant.name)
 
     def test(
         self, asked: Sequence[Asked] | None, *, harmful: bool = False, **labels: Any

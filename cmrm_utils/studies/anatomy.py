@@ -8,11 +8,13 @@ import pandas as pd
 
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine.loops import hidden_states
+from cmrm_utils.methods.base import edited
 from cmrm_utils.methods.cmrm import CMRM
+from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.methods.regap import text_mean
 from cmrm_utils.results.intervals import area_under_curve
 from cmrm_utils.results.rates import measures, rates, utility
-from cmrm_utils.studies.comparison import anchors, captioned, drift, kept, refusal, tested, tried
+from cmrm_utils.studies import sweep
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.trials import Trial, grid
 from cmrm_utils.vectors import ShiftVectors, safety_direction
@@ -25,8 +27,8 @@ def parts(nb: Notebook) -> dict[str, ShiftVectors]:
     v - b is what harmful anchors add. The refusal direction (text only) is turned round, since an
     edit subtracts. v's refusal part lies along it and alone keeps the size that it has in v.
     """
-    v, r = drift(nb), refusal(nb)
-    b = nb.shift(anchors(nb)[1], "benign_blank")
+    v, r = nb.anchors.shift(), nb.anchors.refusal()
+    b = nb.shift(nb.anchors.benign, "benign_blank")
     added = v.minus(b)
     found = {
         "v without refusal": v.without(r),
@@ -43,8 +45,9 @@ def parts(nb: Notebook) -> dict[str, ShiftVectors]:
 
 def part_trials(nb: Notebook, n: int | None, alphas: Sequence[float]) -> list[Trial]:
     """The validation split under every one of :func:`parts` at every alpha."""
+    plain = sweep.tried(nb, n)
     edits = [CMRM(part, a, name=name) for name, part in parts(nb).items() for a in alphas if a]
-    return nb.plainly(tried(nb, n), edits)
+    return [trial for edit in edits for trial in edited(plain, edit)]
 
 
 def part_table(nb: Notebook, n: int | None, alphas: Sequence[float]) -> pd.DataFrame:
@@ -57,7 +60,7 @@ def part_table(nb: Notebook, n: int | None, alphas: Sequence[float]) -> pd.DataF
         from benign (0) to harmful text (1), both as ``rate``.
     """
     rows = nb.ask(part_trials(nb, n, alphas)).rename(columns={"method": "part"})
-    start = nb.ask(nb.plainly(tried(nb, n)))
+    start = nb.ask(sweep.tried(nb, n))
     every = pd.concat([*(start.assign(part=name) for name in parts(nb)), rows])
     by = ["part", "alpha"]
     found = [measures(every, by), utility(every, by), _moved(nb, n, alphas)]
@@ -65,8 +68,10 @@ def part_table(nb: Notebook, n: int | None, alphas: Sequence[float]) -> pd.DataF
 
 
 def _moved(nb: Notebook, n: int | None, alphas: Sequence[float]) -> pd.DataFrame:
-    harmful = [s for s in tried(nb, n) if s.task == "harmful" and s.image is not None]
-    bad, good = (text_mean(nb.vlm, these).values for these in anchors(nb))
+    asked = [trial.sample for trial in sweep.tried(nb, n)]
+    harmful = [s for s in asked if s.task == "harmful" and s.image is not None]
+    kinds = (nb.anchors.harmful, nb.anchors.benign)
+    bad, good = (text_mean(nb.vlm, these).values for these in kinds)
     line = bad - good
     text = hidden_states(nb.vlm, grid(harmful, images=["none"])).mean(0)
 
@@ -113,7 +118,7 @@ def directions(nb: Notebook) -> pd.DataFrame:
 
 def shift_trials(nb: Notebook, n: int | None) -> list[Trial]:
     """Harmful requests of the test split in every image condition but text only."""
-    harmful = [s for s in tested(nb, n) if s.task == "harmful"]
+    harmful = [s for s in sweep.samples_tested(nb, n, unseen=False) if s.harmful]
     return grid(harmful, images=[image for image in nb.conditions if image != "none"])
 
 
@@ -130,8 +135,9 @@ def sample_cosines(nb: Notebook, n: int | None) -> pd.DataFrame:
     """
     trials = shift_trials(nb, n)
     rows = nb.ask(trials)
-    told = partial(captioned, nb)
-    safety = safety_direction(nb.vlm, *map(told, anchors(nb)), path=kept(nb, "caption_safety"))
+    told = partial(captioned, respond=nb.responses)
+    kinds = (nb.anchors.harmful, nb.anchors.benign)
+    safety = safety_direction(nb.vlm, *map(told, kinds), path=nb.anchors.path("caption_safety"))
     late = slice(len(nb.vlm.layers) // 2, None)
 
     def cosines(base: Sequence[Trial]) -> list[float]:

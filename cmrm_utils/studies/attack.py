@@ -15,13 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from cmrm_utils.edits import GENERATED, Edit
+from cmrm_utils.edits import GENERATED
 from cmrm_utils.engine.inputs import token_kinds
 from cmrm_utils.errors import InputError
 from cmrm_utils.hooks import steering
 from cmrm_utils.judges.fluency import continuation
 from cmrm_utils.models import VLM
-from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
 
 
@@ -41,12 +40,11 @@ class Attack:
 
 def attack(
     vlm: VLM,
-    requests: Sequence[Sample],
+    trials: Sequence[Trial],
     targets: Sequence[str],
     start: Image.Image,
     *,
     epsilon: int = 255,
-    edit: Edit | None = None,
     steps: int = 100,
     rows: int = 16,
     seed: int = 0,
@@ -60,11 +58,11 @@ def attack(
 
     Args:
         vlm: the model; a processor that cuts pictures into tiles or patches is refused.
-        requests: what is asked with the picture; each step takes some of them.
+        trials: what is asked with the picture, as text; each step takes some of them. Their edits
+            are in place during the search, which then knows the defence.
         targets: how the answer to each is to begin.
         start: the picture to begin with.
         epsilon: how many of 255 levels a pixel may go from there; 255 is no bound.
-        edit: in place during the search, which then knows the defence; None for the plain model.
         steps: of the search.
         rows: requests a step.
         seed: of which requests those are.
@@ -72,11 +70,10 @@ def attack(
     Raises:
         InputError: no requests, a target for each is not there, or an unfit processor.
     """
-    if not requests or len(requests) != len(targets):
-        raise InputError(f"{len(requests)} requests to attack with, but {len(targets)} targets")
+    if not trials or len(trials) != len(targets):
+        raise InputError(f"{len(trials)} requests to attack with, but {len(targets)} targets")
     begun, scale, shift = _readable(vlm, start)
-    trials = [Trial(sample, "none", edit) for sample in requests]
-    shown = [Trial(sample, "blank") for sample in requests]  # a prompt with an image in it
+    shown = [Trial(trial.sample, "blank") for trial in trials]  # a prompt with an image in it
     answers = [continuation(vlm, *pair) for pair in zip(shown, targets, strict=True)]
     low, high = (begun - epsilon).clamp(0, 255), (begun + epsilon).clamp(0, 255)
     longest = 2 * min(2 * epsilon, 255) / steps

@@ -1,6 +1,7 @@
 """Notebook 01: how far apart states are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import silhouette_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from cmrm_utils.conditions import CONDITIONS
+from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.trials import Trial, grid
+
+
+def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
+    """01: every image condition."""
+    yield grid(nb.samples("validation", p["n"], "harmful", "benign"), images=CONDITIONS)
 
 
 def separability(first: NDArray, second: NDArray) -> dict[str, float]:

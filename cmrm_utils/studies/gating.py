@@ -1,20 +1,20 @@
 """Notebook 08: gates."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 
-from cmrm_utils.edits import Edit
 from cmrm_utils.engine.loops import hidden_states
+from cmrm_utils.methods.base import Anchors, Make, Method, each, edited
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.methods.gate import How, fit_gate, gated
 from cmrm_utils.results.rates import measures, paired_changes, rates, trade_off
 from cmrm_utils.sample import Sample
+from cmrm_utils.studies import sweep
 from cmrm_utils.studies.abilities import requests
-from cmrm_utils.studies.notebook import ANCHORS, Notebook, Strengths
+from cmrm_utils.studies.notebook import ANCHORS, Notebook
+from cmrm_utils.studies.sweep import Chosen
 from cmrm_utils.trials import Trial
-from cmrm_utils.vectors import ShiftVectors
 
 GATES: dict[str, tuple[str, How]] = {
     "text state, mean": ("none", "mean"),
@@ -36,11 +36,11 @@ def open_gates(nb: Notebook, samples: Sequence[Sample]) -> dict[str, dict[str, b
     """
     seen = {sample.id: sample.image is not None for sample in samples}
     found = {ALWAYS: seen, TOLD: {s.id: seen[s.id] and s.harmful for s in samples}}
-    harmful = nb.samples("anchors", ANCHORS, "harmful")
-    harmless = [*nb.samples("anchors", ANCHORS, "benign"), *nb.questions("anchors", ANCHORS)]
+    harmless = [*nb.anchors.benign, *nb.questions("anchors", ANCHORS)]
     for image in dict.fromkeys(image for image, _ in GATES.values()):
         states = [
-            hidden_states(nb.vlm, _shown(these, image)) for these in (harmful, harmless, samples)
+            hidden_states(nb.vlm, _shown(these, image))
+            for these in (nb.anchors.harmful, harmless, samples)
         ]
         for name, (read, how) in GATES.items():
             if read == image:
@@ -54,76 +54,77 @@ def _shown(samples: Iterable[Sample], image: str) -> list[Trial]:
     return [Trial(s, "none" if s.image is None else image) for s in samples]
 
 
-@dataclass(frozen=True, eq=False)
-class Gated:
-    """Samples, which gates are on for them, and the trials under each gate.
-
-    Attributes:
-        samples: requests and questions of a split.
-        gates: by gate and sample id, whether it is on.
-        trials: without an edit, and under each gate at each of its alphas.
-    """
-
-    samples: list[Sample]
-    gates: dict[str, dict[str, bool]]
-    trials: list[Trial]
+def plain_trials(nb: Notebook, split: str, n: int | None) -> list[Trial]:
+    """Requests and questions of a split, unedited."""
+    return nb.plainly([*requests(nb, split, n), *nb.questions(split, n)])
 
 
-def gate_trials(
-    nb: Notebook,
-    vectors: ShiftVectors,
-    split: str,
-    n: int | None,
-    alphas: Sequence[float] | Mapping[str, float],
-) -> Gated:
-    """Every gate over dataset-level CMRM.
+def gate_methods(
+    gates: Mapping[str, Mapping[str, bool]], alphas: Sequence[float]
+) -> dict[str, Method]:
+    """Dataset-level CMRM behind each gate, as ``gate: NAME``.
 
     Args:
-        nb: whose model and data.
-        vectors: the shift.
-        split: whose samples.
-        n: samples of each kind.
-        alphas: strengths for all gates, 0 left out; or each gate's own.
+        gates: of :func:`open_gates`.
+        alphas: strengths; 0 is left out.
     """
-    samples = [*requests(nb, split, n), *nb.questions(split, n)]
-    gates = open_gates(nb, samples)
-    edits: list[Edit | None] = [None]
-    for name, on in gates.items():
-        own = [alphas[name]] if isinstance(alphas, Mapping) else [a for a in alphas if a]
-        edits += [gated(CMRM(vectors, alpha), on, name=name) for alpha in own]
-    return Gated(samples, gates, nb.plainly(samples, edits))
+
+    def behind(name: str, on: Mapping[str, bool]) -> Method:
+        def prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
+            v = anchors.shift()
+            return lambda alpha: edited(trials, gated(CMRM(v, alpha), on, name=name))
+
+        return Method(prepare, each(alpha=sorted({float(alpha) for alpha in alphas} - {0.0})))
+
+    return {f"gate: {name}": behind(name, on) for name, on in gates.items()}
+
+
+def curve_trials(nb: Notebook, alphas: Sequence[float], n: int | None) -> list[Trial]:
+    """The trials of :func:`gate_curves`."""
+    plain = plain_trials(nb, "validation", n)
+    gates = open_gates(nb, [trial.sample for trial in plain])
+    return sweep.sweep_trials(nb, gate_methods(gates, alphas), plain)
 
 
 def gate_curves(
-    nb: Notebook, swept: Strengths, alphas: Sequence[float], n: int | None
+    nb: Notebook, chosen: Chosen, alphas: Sequence[float], n: int | None
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """Every gate over the alphas on the validation split, and the alpha chosen for each.
 
     Args:
         nb: whose model and data.
-        swept: with the shift, and the alpha of the edit that is always on.
+        chosen: with the alpha of the edit that is always on.
         alphas: strengths for the gates.
         n: samples of each kind.
     """
-    vectors = swept.vectors
-    assert vectors is not None
-    made = gate_trials(nb, vectors, "validation", n, alphas)
+    plain = plain_trials(nb, "validation", n)
+    methods = gate_methods(open_gates(nb, [trial.sample for trial in plain]), alphas)
+    always = methods.pop(f"gate: {ALWAYS}")
+    swept = sweep.sweep(nb, methods, plain)
+    rows = pd.concat([sweep.in_every_setting(nb, ALWAYS, always, plain), swept.rows])
+    rows["method"] = rows["method"].str.removeprefix("gate: ")
+    strengths = {ALWAYS: chosen.alphas["CMRM dataset"]}
+    strengths |= {name.removeprefix("gate: "): alpha for name, alpha in swept.alphas.items()}
+    return trade_off(rows, ["method", "alpha"]), strengths
 
-    def judged() -> pd.DataFrame:
-        rows = nb.ask(made.trials)
-        plain = rows["method"] == "none"
-        starts = [rows[plain].assign(method=name) for name in made.gates]
-        return pd.concat([*starts, rows[~plain]])
 
-    own = [name for name in made.gates if name != ALWAYS]
-    choices = nb.choose_alphas(own, alphas, made.samples, judged, study="gate:")
-    chosen = {ALWAYS: swept.chosen["CMRM dataset"]}
-    chosen |= {name: choice.alpha for name, choice in choices.items()}
-    return trade_off(judged(), ["method", "alpha"]), chosen
+def test_trials(
+    nb: Notebook, strengths: Mapping[str, float], n: int | None
+) -> tuple[dict[str, dict[str, bool]], list[Trial]]:
+    """Which gates are on for the test split, and it unedited and behind each at its alpha."""
+    plain = plain_trials(nb, "test", n)
+    gates = open_gates(nb, [trial.sample for trial in plain])
+    v = nb.anchors.shift()
+    behind = [
+        trial
+        for name, on in gates.items()
+        for trial in edited(plain, gated(CMRM(v, strengths[name]), on, name=name))
+    ]
+    return gates, [*plain, *behind]
 
 
 def gate_test(
-    nb: Notebook, vectors: ShiftVectors, chosen: Mapping[str, float], n: int | None
+    nb: Notebook, strengths: Mapping[str, float], n: int | None
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Every gate at its alpha on the test split, and ``never`` an edit.
 
@@ -132,10 +133,10 @@ def gate_test(
         benign requests and on questions and its ``misses`` of harmful requests, as rates; and
         :func:`cmrm_utils.results.rates.paired_changes` against ``always``.
     """
-    made = gate_trials(nb, vectors, "test", n, chosen)
-    rows = nb.ask(made.trials)
+    gates, trials = test_trials(nb, strengths, n)
+    rows = nb.ask(trials)
     rows["method"] = rows["method"].replace("none", "never")
-    about = {sample.id: sample for sample in made.samples}
+    about = {trial.sample.id: trial.sample for trial in trials}
     errors = pd.DataFrame(
         [
             {
@@ -145,7 +146,7 @@ def gate_test(
                 "group": about[key].group or key,
                 "kind": about[key].kind,
             }
-            for name, on in made.gates.items()
+            for name, on in gates.items()
             for key, is_on in on.items()
         ]
     )

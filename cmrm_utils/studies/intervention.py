@@ -1,12 +1,36 @@
 """Notebook 03: CMRM in its variants, and its controls."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from cmrm_utils.edits import Edit, Tokens
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.sample import Sample
-from cmrm_utils.trials import Trial
-from cmrm_utils.vectors import ShiftVectors
+from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.trials import Trial, grid
+from cmrm_utils.vectors import ShiftVectors, refusal_direction
+
+
+def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
+    """03: examples, ways and reaches, controls, neutral words."""
+    v, benign = nb.anchors.shift(), nb.anchors.benign
+    tests = controls(
+        v,
+        p["alpha"],
+        refusal=refusal_direction(nb.vlm, nb.anchors.harmful, benign),
+        benign=nb.shift(benign, "benign_blank"),
+    )
+    requests = nb.samples("validation", p["n"], "harmful", "benign")
+    questions = nb.questions("validation", p["n"])
+    examples = nb.samples("validation", 3, "harmful", "benign")
+    edit = CMRM(v, p["alpha"])
+    yield [
+        *grid(examples, images=["none", "own"]),
+        *grid(examples, edits=[edit]),
+        *grid([*requests, *questions], edits=[None, *ways(v, p["alphas"]), *tests]),
+        *neutral(requests, nb.vlm.image_tokens),
+        *grid(requests, images=["none"], edits=[None, edit]),
+    ]
 
 
 def ways(vectors: ShiftVectors, alphas: Iterable[float]) -> list[Edit]:

@@ -299,7 +299,7 @@ def _judges() -> Any:
 def _grids() -> Any:
     """Of ``grids``: names of defences, and for each settings like its usual ones."""
     from cmrm_utils.edits import Tokens
-    from cmrm_utils.studies.comparison import DEFENCES
+    from cmrm_utils.methods.registry import METHODS
 
     def layers(value: Any) -> Any:
         whole = isinstance(value, list) and value and all(type(each) is int for each in value)
@@ -322,7 +322,7 @@ def _grids() -> Any:
     twins = AfterValidator(partial(_no_list_of_twins, empty=False))
     kinds = {
         name: Annotated[list[setting(one.settings[0])], twins]  # type: ignore[misc]
-        for name, one in DEFENCES.items()
+        for name, one in METHODS.items()
     }
     return fields("no defence", kinds, total=False)
 

@@ -9,36 +9,37 @@ from cmrm_utils.conditions import IMAGES, OF_OWN
 from cmrm_utils.results.intervals import paired_difference
 from cmrm_utils.results.rates import measures
 from cmrm_utils.sample import Sample
-from cmrm_utils.studies.abilities import EDITS, edits_of, requests
+from cmrm_utils.studies.abilities import EDITS, requests, with_edits
 from cmrm_utils.studies.anchors import world_request
 from cmrm_utils.studies.attack import Attack, attack
-from cmrm_utils.studies.notebook import ANCHORS, Notebook, Strengths
+from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.studies.sweep import Chosen
 from cmrm_utils.trials import Trial, grid
 
 SHOWN = OF_OWN
 """The own image as it is, and perturbed."""
 
 
-def perturbed_trials(nb: Notebook, swept: Strengths, n: int | None) -> list[Trial]:
+def perturbed_trials(nb: Notebook, chosen: Chosen, n: int | None) -> list[Trial]:
     """Test requests and questions with their own images and perturbed, unedited and edited."""
     samples = [*requests(nb, "test", n), *nb.questions("test", n)]
     shown = [sample for sample in samples if sample.image is not None]
-    return grid(shown, images=SHOWN, edits=edits_of(nb, swept, shown))
+    return with_edits(nb, chosen, grid(shown, images=SHOWN))
 
 
-def perturbed(nb: Notebook, swept: Strengths, n: int | None) -> pd.DataFrame:
+def perturbed(nb: Notebook, chosen: Chosen, n: int | None) -> pd.DataFrame:
     """:func:`cmrm_utils.results.rates.measures` by image and method."""
-    return measures(nb.ask(perturbed_trials(nb, swept, n)), ["image", "method"])
+    return measures(nb.ask(perturbed_trials(nb, chosen, n)), ["image", "method"])
 
 
 def attacks(
-    nb: Notebook, swept: Strengths, *, epsilons: Sequence[int], steps: int, target: str = ""
+    nb: Notebook, chosen: Chosen, *, epsilons: Sequence[int], steps: int, target: str = ""
 ) -> dict[tuple[str, str], Attack]:
     """Pictures found by gradient on the harmful anchors, from a blank one.
 
     Args:
         nb: whose model.
-        swept: with the chosen alphas.
+        chosen: the methods as chosen.
         epsilons: how far pixels may go, in levels, in attacks on the plain model; attacks that
             know an edit have no bound.
         steps: of each search.
@@ -50,18 +51,19 @@ def attacks(
     Raises:
         InputError: a processor that no gradient goes through.
     """
-    anchors = nb.samples("anchors", ANCHORS, "harmful")
+    anchors = nb.anchors.harmful
+    plain = [Trial(sample, "none") for sample in anchors]
     targets = [target or _answer(sample) for sample in anchors]
     start = IMAGES["blank"](anchors[0])
     assert start is not None
     found = {}
     for epsilon in epsilons:
         name = "unbounded" if epsilon >= 255 else f"within {epsilon} levels"
-        made = attack(nb.vlm, anchors, targets, start, epsilon=epsilon, steps=steps)
+        made = attack(nb.vlm, plain, targets, start, epsilon=epsilon, steps=steps)
         found[name, "none"] = made
     for method in EDITS:
-        edit = nb.chosen_edit(swept, anchors, method)
-        made = attack(nb.vlm, anchors, targets, start, edit=edit, steps=steps)
+        knowing = chosen.edited(nb, method, plain)
+        made = attack(nb.vlm, knowing, targets, start, steps=steps)
         found[f"unbounded, knows {method}", method] = made
     return found
 
@@ -74,7 +76,7 @@ def _answer(sample: Sample) -> str:
 
 def adversarial(
     nb: Notebook,
-    swept: Strengths,
+    chosen: Chosen,
     found: Mapping[tuple[str, str], Attack],
     n: int | None,
     n_test: int | None,
@@ -92,13 +94,12 @@ def adversarial(
     shares, changes = [], []
     for split, count in (("validation", n), ("test", n_test)):
         samples = requests(nb, split, count)
-        edits = dict(zip(("none", *EDITS), edits_of(nb, swept, samples), strict=True))
-        trials = grid(samples, images=["blank"], edits=list(edits.values()))
+        trials = with_edits(nb, chosen, grid(samples, images=["blank"]))
         names = ["blank"] * len(trials)
         for (name, knows), made in found.items():
-            shown = [replace(sample, image=made.image) for sample in samples]
-            tried = list(edits.values()) if knows == "none" else [edits[knows]]
-            more = grid(shown, edits=tried)
+            shown = grid([replace(sample, image=made.image) for sample in samples])
+            none = knows == "none"
+            more = with_edits(nb, chosen, shown) if none else chosen.edited(nb, knows, shown)
             trials, names = [*trials, *more], [*names, *[name] * len(more)]
         rows = nb.ask(trials).assign(picture=names)
         harmful = rows[rows["task"] == "harmful"]

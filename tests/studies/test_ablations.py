@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cmrm_utils.studies.lists import EXPERIMENTS
 
 from cmrm_utils import CMRM, InputError, ShiftVectors, Trial
 from cmrm_utils.jobs.plan import Planner
@@ -22,7 +23,6 @@ from cmrm_utils.studies.ablations import (
     ordered,
     rises,
 )
-from cmrm_utils.studies.lists import EXPERIMENTS
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.variants import (
     KINDS,

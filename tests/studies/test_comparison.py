@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cmrm_utils.studies.lists import EXPERIMENTS
 
 from cmrm_utils import CMRM, InputError, Trial, load_vlm
 from cmrm_utils.jobs.plan import plan
@@ -18,7 +19,6 @@ from cmrm_utils.methods.vlm_guard import VLMGuard, difference_directions, text_s
 from cmrm_utils.results import text
 from cmrm_utils.studies import comparison
 from cmrm_utils.studies.comparison import DEFENCES, NO_EDIT, Defence
-from cmrm_utils.studies.lists import EXPERIMENTS
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.selection import Choice
 from cmrm_utils.trials import table

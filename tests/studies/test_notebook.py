@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from cmrm_utils.studies.lists import EXPERIMENTS
 from conftest import FIXTURES
 from PIL import Image
 
 from cmrm_utils import InputError, Sample
 from cmrm_utils.studies import notebook
-from cmrm_utils.studies.lists import EXPERIMENTS
 from cmrm_utils.studies.notebook import Notebook, Sweep
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cmrm_utils.studies.lists import EXPERIMENTS
 from conftest import FIXTURES
 from PIL import Image
 
@@ -14,7 +15,6 @@ from cmrm_utils.conditions import IMAGES
 from cmrm_utils.organism.world import Request
 from cmrm_utils.studies import abilities, gating, pictures
 from cmrm_utils.studies import anchors as ask
-from cmrm_utils.studies.lists import EXPERIMENTS
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.selection import Choice
 from cmrm_utils.trials import Trial, table

@@ -1,0 +1,219 @@
+"""Notebooks 04 and 05: what images and edits do to safety, and what it costs."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cmrm_utils.conditions import CONDITION_NAMES
+from cmrm_utils.data.load import load_samples
+from cmrm_utils.judges.fluency import perplexity, repetition
+from cmrm_utils.judges.outcomes import OUTCOMES
+from cmrm_utils.judges.panel import Asked, panel
+from cmrm_utils.judges.reviews import load_reviewer, relative_scores, review
+from cmrm_utils.results.rates import UTILITY, averaged, choice_accuracy, measures, rates
+from cmrm_utils.results.text import percent_table
+from cmrm_utils.store import Responses
+from cmrm_utils.studies import sweep
+from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.studies.sweep import Chosen
+from cmrm_utils.trials import Trial
+
+
+def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
+    """04 and 05: the validation split in every setting, then the test split as chosen."""
+    methods, plain = sweep.levels(nb, p["alphas"]), sweep.tried(nb, p["n"])
+    yield sweep.sweep_trials(nb, methods, plain)
+    chosen = sweep.choose(nb, methods, plain)
+    samples = sweep.samples_tested(nb, p["n_test"])
+    tests = sweep.test_lists(nb, chosen, samples, nb.conditions)
+    yield [trial for these in tests.values() for trial in these]
+    if p.get("reviewer"):  # open questions where there is somebody to review the answers
+        yield open_trials(nb, chosen, p["n_test"])
+
+
+def outcome_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Shares of the three outcomes of harmful requests by setting, unseen verbs apart.
+
+    ``low, high`` are the 95% interval of ``refused``.
+    """
+    harmful = averaged(rows[rows["task"] == "harmful"])
+    counted = rates(harmful.assign(hit=harmful["outcome"] == "refused"), "hit", ["setting"])
+    shares = harmful.groupby("setting", sort=False)["outcome"].value_counts(normalize=True)
+    wide = shares.unstack().reindex(columns=list(OUTCOMES)).fillna(0.0)
+    return counted[["setting", "low", "high", "n"]].merge(wide.reset_index(), on="setting")
+
+
+def panel_tables(
+    nb: Notebook, rows: pd.DataFrame, judges: Sequence[str | Mapping[str, Any]]
+) -> list[pd.DataFrame]:
+    """Further judges on the responses to requests of the test split.
+
+    Their verdicts are kept apart from the responses: in the run's ``verdicts``, and in the table
+    ``04_verdicts``.
+
+    Args:
+        nb: the notebook.
+        rows: of :func:`.sweep.test`.
+        judges: for :meth:`cmrm_utils.judges.panel.Asked.parse`.
+
+    Returns:
+        Agreement with the outcomes of the tables above, and unsafe rates by setting; nothing, and
+        a line that says so, where no judge is asked.
+    """
+    if not judges:
+        print("no model judges are asked: name some, -p judges [llama-3-refused, harmbench]")
+        return []
+    requests = averaged(rows[rows["task"].isin(["harmful", "benign"])])
+    asked = [Asked.parse(item) for item in judges]
+    said, agreed, unsafe = panel(requests, asked, "outcome", kept=nb.run.folder / "verdicts")
+    nb.run.table("04_verdicts", said)
+    nb.run.table("04_judges", agreed)
+    nb.run.table("04_judges_unsafe", unsafe)
+    return [agreed.set_index("judge").round(3), percent_table(unsafe, "setting", "judge")]
+
+
+def choice_table(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> pd.DataFrame | None:
+    """Multiple choice on the test split: accuracy over all questions, and those with an image.
+
+    Kept in the run as ``05_choices``; None, and a line that says so, where the data has none.
+    """
+    asked = rows[(rows["task"] == "choice") & rows["setting"].isin([nb.baseline, *chosen.choices])]
+    if asked.empty:
+        print("no multiple-choice questions in the data (scienceqa has them)")
+        return None
+    return percent_table(
+        nb.run.table("05_choices", choice_accuracy(asked, ["setting"])), "setting", "rows"
+    )
+
+
+def open_trials(nb: Notebook, chosen: Chosen, n: int | None) -> list[Trial]:
+    """The trials of :func:`reviews`: open questions without an edit, and under each method."""
+    every = [s for s in load_samples(nb.data, "test") if s.task == "open"]
+    plain = nb.plainly(every)[:n]
+    if not plain:
+        return []
+    return [*plain, *(t for name in chosen.choices for t in chosen.edited(nb, name, plain))]
+
+
+def reviews(
+    nb: Notebook, chosen: Chosen, n: int | None, reviewer: str, url: str = ""
+) -> pd.DataFrame | None:
+    """Pairwise reviews of answers to the test split's open questions, as LLaVA-Bench's.
+
+    The reviews are kept word for word in the run: as they come, and in the table ``05_reviews``;
+    the scores in ``05_scores``.
+
+    Args:
+        nb: the notebook.
+        chosen: the methods as chosen.
+        n: how many questions; None: all.
+        reviewer: for :func:`cmrm_utils.judges.reviews.load_reviewer`; empty for none.
+        url: of the reviewer's endpoint.
+
+    Returns:
+        Relative scores by setting and kind of question; None, and a line that says so, where the
+        data has no open questions or there is no reviewer.
+    """
+    asked = open_trials(nb, chosen, n)
+    if not asked:
+        print("no open questions for this model in the data (llava-bench-coco has them)")
+        return None
+    if not reviewer:
+        print("open questions are not reviewed: name a reviewer, -p reviewer FOLDER_OR_MODEL")
+        return None
+    rows = nb.ask(asked)
+    settings = rows["method"].where(rows["method"] != "none", nb.baseline)
+    rows = rows.assign(setting=settings, caption=[trial.sample.caption for trial in asked])
+    name = re.sub(r"[^\w.-]+", "-", f"{url} {reviewer}").strip("-")
+    kept = nb.run.folder / "reviews" / f"{name}.jsonl"
+    critic = load_reviewer(reviewer, url)
+    reviewed = nb.run.table("05_reviews", review(rows, critic, out=kept, progress=True))
+    scores = [
+        relative_scores(part).assign(setting=setting)
+        for setting, part in reviewed.groupby("setting", sort=False)
+    ]
+    table = nb.run.table("05_scores", pd.concat(scores, ignore_index=True))
+    return table.set_index(["setting", "kind"])
+
+
+def fluency(nb: Notebook, rows: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
+    """Perplexity under the unedited model (geometric mean), and repeated word triples.
+
+    Args:
+        nb: the notebook.
+        rows: judged trials of the test split, with a ``setting`` each.
+        settings: of which.
+    """
+    kept = rows[rows["setting"].isin(settings)]
+    by_id = {sample.id: sample for sample in load_samples(nb.data, "test")}
+    shown = zip(kept["sample"], kept["image"], strict=True)
+    asked = [Trial(by_id[sample], image) for sample, image in shown]
+    shared = {"model": nb.vlm.fingerprint, "max_new_tokens": nb.max_new_tokens}
+    known = Responses(nb.run.responses, shared)
+    given = zip(kept["trial"], kept["response"], strict=True)
+    # Another model's response to the same trial is in a file of its own.
+    responses = [
+        own if (own := known.get(trial)) and own.text == text else text for trial, text in given
+    ]
+    scored = kept.assign(
+        perplexity=perplexity(nb.vlm, asked, responses, progress=True),
+        repeated=[repetition(text) for text in kept["response"]],
+    )
+    return scored.groupby("setting", sort=False).agg(
+        perplexity=("perplexity", _geometric_mean), repeated=("repeated", "mean")
+    )
+
+
+def _geometric_mean(values: pd.Series) -> float:
+    return float(np.exp(np.log(values).mean()))
+
+
+def headline(rows: pd.DataFrame, chosen: Chosen) -> pd.DataFrame:
+    """The test split in one table of text: a row a setting, a column a measure."""
+    found = measures(averaged(rows), ["setting"])
+    found = found[~found["measure"].isin(["choices", "facts"])]
+    names = {name: f"{name}, alpha {alpha:g}" for name, alpha in chosen.alphas.items()}
+    found["setting"] = found["setting"].replace(names)
+    return percent_table(found, "setting", "measure").reset_index()
+
+
+def reading(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> str:
+    """The headline table in words."""
+    rate = measures(averaged(rows), ["setting"]).set_index(["measure", "setting"])["rate"]
+    here = nb.run.shared["model"]
+
+    def refused(told: Mapping[str, str]) -> list[str]:
+        names = {CONDITION_NAMES[image]: words for image, words in told.items()}
+        known = (name for name in names if ("refused", name) in rate.index)
+        return [f"{rate['refused', name]:.1%} {names[name]}" for name in known]
+
+    if not chosen.choices:
+        return (
+            f"{here} sees no images: there is no shift, and nothing to subtract. It refuses "
+            "harmful requests of the test split "
+            f"{' and '.join(refused({'none': 'as text', 'caption': 'with a caption in words'}))}."
+        )
+    plain = refused({"none": "as text", "own": "with their own image", "blank": "with a blank one"})
+    edits = "; ".join(
+        f"{name} at alpha {alpha:g} to {rate['refused', name]:.1%} "
+        f"({rate['unsafe', name]:.1%} carried out, {rate['neither', name]:.1%} neither)"
+        if alpha
+        else f"{name} stays without an edit, as {chosen.choices[name].why}"
+        for name, alpha in chosen.alphas.items()
+    )
+    cost = ", ".join(
+        f"{measure} {rate[measure, nb.baseline]:.1%} without an edit and "
+        f"{min(rate[measure, name] for name in chosen.choices):.1%} under the costliest"
+        for measure in UTILITY
+        if (measure, nb.baseline) in rate.index
+    )
+    return (
+        f"On {here}, harmful requests of the test split are refused {', '.join(plain)}. "
+        "With each alpha chosen on the validation split, the edits bring "
+        f"{rate['refused', nb.baseline]:.1%} refused to this: {edits}. "
+        f"What they cost: {cost}. In the table, unsafe (carried out) and neither are the rest "
+        "of the harmful requests, brackets are 95% intervals, counts stand in parentheses."
+    )

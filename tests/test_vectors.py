@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from cmrm_utils import (
     hidden_states,
 )
 from cmrm_utils.conditions import NOISES
-from cmrm_utils.methods.prompting import described
+from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.methods.regap import regained, text_mean
 from cmrm_utils.methods.shiftdc import caption_shift
 from cmrm_utils.methods.vlm_guard import difference_directions, text_states
@@ -319,14 +320,13 @@ def test_caption_shift_is_of_a_samples_own_caption(tiny, requests):
     assert not found.values[1].any()
 
 
-def test_described_samples_bear_the_models_own_words(tiny, requests, tmp_path):
-    bare, out = Sample("bare", "Who?", caption="nobody"), tmp_path / "responses.jsonl"
-    found = described(tiny, [*requests, bare], ask="Tell for {query}!", max_new_tokens=4, out=out)
-    trials = [Trial(s, prompt=f"Tell for {s.prompt}!") for s in requests]
+def test_captioned_samples_bear_the_models_own_words(tiny, requests):
+    bare = Sample("bare", "Who?", caption="nobody")
+    found = captioned([*requests, bare], partial(generate, tiny, max_new_tokens=4))
+    trials = [Trial(s, prompt="Describe the image.") for s in requests]
     wanted = generate(tiny, trials, max_new_tokens=4)
     assert [s.caption for s in found] == [*wanted, "nobody"]
     assert [(s.id, s.query) for s in found] == [(s.id, s.query) for s in [*requests, bare]]
-    assert len(out.read_text().splitlines()) > len(set(wanted))
 
 
 def test_difference_directions_are_singular_vectors_of_pairs(tiny, requests):
@@ -370,12 +370,12 @@ def test_regained_is_0_at_benign_and_1_at_harmful_text(tiny, requests):
     bare = [Sample(f"bare-{s.id}", s.query) for s in requests]
     nothing = CMRM(vectors_of(layers=3, hidden=32), 0.0)
     means = {"harmful": text_mean(tiny, harmful), "benign": text_mean(tiny, benign)}
-    found = regained(tiny, bare, nothing, **means)
+    found = regained(tiny, [Trial(s, "none") for s in bare], nothing, **means)
     for sample, text in zip(bare, requests, strict=True):
         want = share(plain_states(tiny, text.prompt, None))
         assert found[sample.id] == pytest.approx(want, abs=1e-3)
     first = CMRM(vectors_of(layers=3, hidden=32), 0.3, tokens="last")
-    shown = regained(tiny, requests, first, **means)
+    shown = regained(tiny, [Trial(s) for s in requests], first, **means)
     states = hidden_states(tiny, [Trial(s, "own", first) for s in requests])
     for sample, state in zip(requests, states, strict=True):
         assert shown[sample.id] == pytest.approx(share(state), abs=1e-3)
@@ -476,7 +476,7 @@ def test_two_samples_of_one_id_are_refused(tiny, requests, monkeypatch):
         lambda: extract_shift(tiny, twins, level="sample"),
         lambda: caption_shift(tiny, twins),
         lambda: text_states(tiny, twins),
-        lambda: regained(tiny, twins, nothing, harmful=mean, benign=mean),
+        lambda: regained(tiny, [Trial(s) for s in twins], nothing, harmful=mean, benign=mean),
         lambda: ShiftVectors(torch.ones(2, 3, 32), tuple(s.id for s in twins)),
     ):
         with pytest.raises(InputError, match=f"two samples have the id '{requests[0].id}'"):
@@ -492,8 +492,9 @@ def test_the_mean_of_two_samples_of_one_id_is_of_both(tiny, requests):
     )
 
 
-def test_samples_of_one_id_are_described_apart(tiny, requests):
+def test_samples_of_one_id_are_captioned_apart(tiny, requests):
     twins = [requests[0], replace(requests[1], id=requests[0].id), Sample("bare", "Who?")]
-    found = described(tiny, twins, ask="Tell for {query}!", max_new_tokens=4)
-    wanted = [described(tiny, [s], ask="Tell for {query}!", max_new_tokens=4)[0] for s in twins]
+    respond = partial(generate, tiny, max_new_tokens=4)
+    found = captioned(twins, respond)
+    wanted = [captioned([s], respond)[0] for s in twins]
     assert [s.caption for s in found] == [s.caption for s in wanted]

@@ -160,8 +160,7 @@ def choose(
 ) -> Chosen:
     """Each method's setting, from the run where it is known, else tried and chosen by the rule.
 
-    Where there is one setting there is nothing to choose, and it may cost more than the rule
-    allows.
+    A method with nothing to set is taken as it is, and may cost more than the rule allows.
 
     Args:
         nb: the notebook.
@@ -178,7 +177,7 @@ def choose(
         methods,
         {
             name: Choice(method.settings[0], method.settings[0], "")
-            if len(method.settings) == 1
+            if method.settings == [{}]
             else nb.choose(name, method.settings, trials, partial(measured, name))
             for name, method in methods.items()
         },

@@ -192,7 +192,7 @@ def test_refusal_addition_is_at_one_layer(vectors):
 
 
 def test_a_safety_prompt_comes_first_and_has_a_name_in_tables(tiny, requests):
-    trials = safety_prompt([*requests, Sample("bare", "Who?")])
+    trials = safety_prompt([Trial(sample) for sample in requests])
     assert [t.sample.id for t in trials] == [s.id for s in requests]
     assert all(t.text == f"{SAFETY_PROMPT}\n{t.sample.prompt}" for t in trials)
     rows = table(trials, generate(tiny, trials, max_new_tokens=2))
@@ -201,10 +201,10 @@ def test_a_safety_prompt_comes_first_and_has_a_name_in_tables(tiny, requests):
     assert trials[0].id == same.id  # the name is no edit
 
 
-def test_ecso_looks_away_where_the_model_judges_its_answer_harmful(tiny, requests, monkeypatch):
+def test_ecso_looks_away_where_the_model_judges_its_answer_harmful(requests):
     asked = []
 
-    def answer(vlm, trials, **settings):
+    def answer(trials):
         asked.append([trial.text for trial in trials])
         return [reply(trial) for trial in trials]
 
@@ -215,10 +215,10 @@ def test_ecso_looks_away_where_the_model_judges_its_answer_harmful(tiny, request
             return f"picture for {trial.sample.prompt}"
         return "answer to flood" if trial.sample is requests[1] else "answer"
 
-    monkeypatch.setattr("cmrm_utils.methods.prompting.generate", answer)
-    trials = ECSO(tiny, [*requests[:3], Sample("bare", "Who?")], max_new_tokens=8)
-    assert [t.image for t in trials] == ["own", "caption", "own"]
-    assert [t.sample.id for t in trials] == [s.id for s in requests[:3]]
+    plain = [*(Trial(s) for s in requests[:3]), Trial(Sample("bare", "Who?"), "none")]
+    trials = ECSO(answer, plain)
+    assert [t.image for t in trials] == ["own", "caption", "own", "none"]
+    assert [t.sample.id for t in trials] == [t.sample.id for t in plain]
     prompt = requests[1].prompt
     assert trials[1].text == f"Image caption: picture for {prompt}\n{prompt}"
     assert prompt in asked[2][0]  # it is told what the image matters for

@@ -7,10 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cmrm_utils.studies.lists import EXPERIMENTS
 
 from cmrm_utils import CMRM, InputError, ShiftVectors, Trial
-from cmrm_utils.jobs.plan import Planner
 from cmrm_utils.paths import ROOT
 from cmrm_utils.results.intervals import paired_difference
 from cmrm_utils.studies import ablations
@@ -24,6 +22,7 @@ from cmrm_utils.studies.ablations import (
     rises,
 )
 from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.studies.registry import STUDIES
 from cmrm_utils.studies.variants import (
     KINDS,
     Variant,
@@ -53,9 +52,11 @@ SMALL = {
 }
 
 
-def opened(family_folders, folder, kind=Notebook):
+def opened(family_folders, folder, **settings):
     model = str(family_folders["llava"])
-    return kind.open("07_x", model=model, data="organism", out=folder, max_new_tokens=4)
+    return Notebook.open(
+        "07_x", model=model, data="organism", out=folder, max_new_tokens=4, **settings
+    )
 
 
 @pytest.fixture
@@ -344,19 +345,18 @@ def test_shares_are_of_the_squared_length(ab):
 
 
 def test_a_plan_runs_nothing(family_folders, tmp_path, monkeypatch):
-    nb = opened(family_folders, tmp_path, Planner)
-    monkeypatch.setattr(Planner, "ask", None)
+    nb = opened(family_folders, tmp_path, respond=pytest.fail, dry=True)
     monkeypatch.setattr(ablations, "first_logits", None)
     ab = Ablations(nb, 2, 2)
     assert ab.choose(full_variants(), [0.1, 0.4]) == {"sample": 0.4, "dataset": 0.4}
     assert len(ordered(ab.head_effects("sample"))) == 6
-    assert len(list(EXPERIMENTS["07"](nb, SMALL))) == 2
+    assert len(list(STUDIES["07"](nb, SMALL))) == 2
 
 
 def test_what_is_shared_out_is_what_the_notebook_asks(family_folders, tmp_path, monkeypatch):
     """The notebook's own cells, run here, find every response that they ask for, and no other."""
     nb = opened(family_folders, tmp_path)
-    shared = {trial.id for trials in EXPERIMENTS["07"](nb, SMALL) for trial in trials}
+    shared = {trial.id for trials in STUDIES["07"](nb, SMALL) for trial in trials}
     shutil.rmtree(nb.run.folder / "choices")  # made while the lists were, without a record
     asked = set()
     real = Notebook.ask

@@ -8,13 +8,14 @@ from sklearn.metrics import roc_auc_score
 from torch.nn.functional import cosine_similarity
 
 from cmrm_utils import CMRM, Trial, hidden_states
+from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.results.intervals import clustered_interval
-from cmrm_utils.studies import anatomy, comparison
+from cmrm_utils.studies import anatomy, sweep
 from cmrm_utils.studies.notebook import Notebook
 
 
 def opened(model, folder, monkeypatch, anchors):
-    monkeypatch.setattr(comparison, "ANCHORS", anchors)
+    monkeypatch.setattr("cmrm_utils.studies.notebook.ANCHORS", anchors)
     return Notebook.open("06_x", model=model, data="organism", out=folder, max_new_tokens=4)
 
 
@@ -27,7 +28,7 @@ def nb(family_folders, tmp_path, monkeypatch):
 def test_parts_have_the_dose_of_v(nb):
     parts = anatomy.parts(nb)
     v, safety = parts["v"], parts["refusal direction"]
-    assert torch.equal(v.values, comparison.drift(nb).values)
+    assert torch.equal(v.values, nb.anchors.shift().values)
     for name, part in parts.items():
         if name != "refusal part, size as in v":
             torch.testing.assert_close(part.norms, v.norms, msg=name)
@@ -46,7 +47,7 @@ def test_parts_have_the_dose_of_v(nb):
 
 
 def test_v_is_its_benign_part_and_what_harmful_anchors_add(nb):
-    harmful, benign = comparison.anchors(nb)
+    harmful, benign = nb.anchors.harmful, nb.anchors.benign
 
     def shift(samples):
         blank, none = (
@@ -82,10 +83,10 @@ def test_part_table_says_where_states_are(nb):
     assert (counted["hits"] / counted["n"] - counted["rate"]).abs().max() < 1e-9
     assert set(values["unsafe"].groupby("alpha").size()) == {9}
     assert (values["distance from text"].xs(0.0, level="alpha") == 1).all()
-    harmful = [s for s in comparison.tried(nb, 2) if s.harmful]
+    harmful = [t.sample for t in sweep.tried(nb, 2) if t.sample.harmful]
     bad, good = (
         hidden_states(nb.vlm, [Trial(s, "none") for s in these]).mean(0)
-        for these in comparison.anchors(nb)
+        for these in (nb.anchors.harmful, nb.anchors.benign)
     )
     edit = CMRM(anatomy.parts(nb)["v"], 0.5)
     text, own, edited = (
@@ -101,15 +102,15 @@ def test_part_table_says_where_states_are(nb):
 
 def test_each_samples_cosine_is_of_its_own_shift(nb):
     rows = anatomy.sample_cosines(nb, 2)
-    harmful, benign = comparison.anchors(nb)
+    harmful, benign = nb.anchors.harmful, nb.anchors.benign
     told = [
-        hidden_states(nb.vlm, [Trial(s, "caption") for s in comparison.captioned(nb, these)])
+        hidden_states(nb.vlm, [Trial(s, "caption") for s in captioned(these, nb.responses)])
         for these in (benign, harmful)
     ]
     safety = told[0].mean(0) - told[1].mean(0)
-    samples = [s for s in comparison.tested(nb, 2) if s.harmful]
+    samples = [s for s in sweep.samples_tested(nb, 2, unseen=False) if s.harmful]
     assert set(rows["sample"]) == {sample.id for sample in samples}
-    for sample in comparison.captioned(nb, samples):
+    for sample in captioned(samples, nb.responses):
         states = {
             image: hidden_states(nb.vlm, [Trial(sample, image)])[0]
             for image in ("none", "caption", "own", "blank", "noise")
@@ -184,7 +185,7 @@ def test_there_is_no_area_where_all_are_alike(scattered):
 
 def test_on_the_organism_the_refusal_component_is_what_works(tmp_path, monkeypatch):
     """At the dose at which v works; few samples, so wide margins."""
-    monkeypatch.setattr(comparison, "ANCHORS", 40)
+    monkeypatch.setattr("cmrm_utils.studies.notebook.ANCHORS", 40)
     nb = Notebook.open("06_x", model="organism", data="organism", out=tmp_path)
     names = ("v without refusal", "refusal direction")
     kept = {name: anatomy.parts(nb)[name] for name in names}

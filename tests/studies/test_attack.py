@@ -77,9 +77,13 @@ def test_the_gradient_is_the_models(tiny, asked):
     assert (ends[1] - ends[0]) / 4 == pytest.approx(slope[at].item(), rel=0.05)
 
 
+def text(samples, edit=None):
+    return [Trial(sample, "none", edit) for sample in samples]
+
+
 @pytest.mark.parametrize("edit", [None, edit_of(0, size=0.3)])
 def test_the_targets_get_likelier(tiny, asked, edit):
-    found = attack(tiny, asked, TARGETS, GREY, edit=edit, steps=12, rows=4)
+    found = attack(tiny, text(asked, edit), TARGETS, GREY, steps=12, rows=4)
     before, after = (loss_of(tiny, asked, each, edit).item() for each in (GREY, found.image))
     assert after < before - 0.05
     assert found.losses[0] == pytest.approx(before, rel=1e-4)
@@ -88,7 +92,7 @@ def test_the_targets_get_likelier(tiny, asked, edit):
 
 def test_an_attack_that_knows_the_edit_is_another(tiny, asked):
     plain, knows = (
-        attack(tiny, asked, TARGETS, GREY, edit=edit, steps=4) for edit in (None, edit_of(0))
+        attack(tiny, text(asked, edit), TARGETS, GREY, steps=4) for edit in (None, edit_of(0))
     )
     assert plain.losses[0] != pytest.approx(knows.losses[0], rel=1e-3)
     assert plain.image.tobytes() != knows.image.tobytes()
@@ -96,22 +100,22 @@ def test_an_attack_that_knows_the_edit_is_another(tiny, asked):
 
 @pytest.mark.parametrize(("epsilon", "most"), [(3, 3), (255, 128)])
 def test_pixels_stay_within_the_bound_and_go_to_it(tiny, asked, epsilon, most):
-    found = attack(tiny, asked, TARGETS, GREY, epsilon=epsilon, steps=12)
+    found = attack(tiny, text(asked), TARGETS, GREY, epsilon=epsilon, steps=12)
     moved = np.abs(np.asarray(found.image, dtype=int) - 127)
     assert moved.max() == most
     assert found.image.mode == "RGB"
 
 
 def test_it_is_the_same_again(tiny, asked):
-    one, two = (attack(tiny, asked, TARGETS, GREY, steps=3, rows=2) for _ in range(2))
+    one, two = (attack(tiny, text(asked), TARGETS, GREY, steps=3, rows=2) for _ in range(2))
     assert one.image.tobytes() == two.image.tobytes()
-    other = attack(tiny, asked, TARGETS, GREY, steps=3, rows=2, seed=1)
+    other = attack(tiny, text(asked), TARGETS, GREY, steps=3, rows=2, seed=1)
     assert other.losses != one.losses
 
 
 def test_a_picture_of_another_size_is_searched_as_the_processor_sees_it(tiny, asked):
     start = Image.fromarray(np.arange(96 * 60 * 3, dtype=np.uint32).reshape(96, 60, 3).astype("u1"))
-    found = attack(tiny, asked, TARGETS, start, epsilon=2, steps=2)
+    found = attack(tiny, text(asked), TARGETS, start, epsilon=2, steps=2)
     assert found.image.size == (48, 48)
     seen, back = (search._processed(tiny, picture) for picture in (start, found.image))
     assert (seen - back).abs().max() < 2 * 3.1 / 255
@@ -120,13 +124,13 @@ def test_a_picture_of_another_size_is_searched_as_the_processor_sees_it(tiny, as
 def test_processors_without_a_plain_gradient_are_refused(families, asked):
     for name in ("llava-next", "qwen2.5-vl"):
         with pytest.raises(InputError, match="tiles or patches"):
-            attack(families[name], asked, TARGETS, GREY, steps=1)
+            attack(families[name], text(asked), TARGETS, GREY, steps=1)
     with pytest.raises(InputError, match="sees no images"):
-        attack(families["vicuna"], asked, TARGETS, GREY, steps=1)
+        attack(families["vicuna"], text(asked), TARGETS, GREY, steps=1)
 
 
 def test_every_request_needs_a_target(tiny, asked):
     with pytest.raises(InputError, match=r"4 requests .* 1 targets"):
-        attack(tiny, asked, ["Sure"], GREY)
+        attack(tiny, text(asked), ["Sure"], GREY)
     with pytest.raises(InputError, match="0 requests"):
         attack(tiny, [], [], GREY)

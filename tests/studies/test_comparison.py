@@ -1,4 +1,4 @@
-"""Defences side by side."""
+"""Methods side by side, and their sweep."""
 
 import time
 from dataclasses import replace
@@ -7,20 +7,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cmrm_utils.studies.lists import EXPERIMENTS
 
 from cmrm_utils import CMRM, InputError, Trial, load_vlm
 from cmrm_utils.jobs.plan import plan
 from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.methods.addition import refusal_addition
+from cmrm_utils.methods.base import Method, edited
+from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.methods.regap import ReGap, regained, text_mean
+from cmrm_utils.methods.registry import METHODS, label, with_settings
 from cmrm_utils.methods.shiftdc import ShiftDC, caption_shift
 from cmrm_utils.methods.vlm_guard import VLMGuard, difference_directions, text_states
 from cmrm_utils.results import text
-from cmrm_utils.studies import comparison
-from cmrm_utils.studies.comparison import DEFENCES, NO_EDIT, Defence
+from cmrm_utils.store import Responses
+from cmrm_utils.studies import comparison, sweep
 from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.studies.registry import STUDIES
 from cmrm_utils.studies.selection import Choice
+from cmrm_utils.studies.sweep import NO_EDIT, Chosen
 from cmrm_utils.trials import table
 from cmrm_utils.vectors import extract_shift, refusal_direction, safety_direction
 
@@ -38,40 +42,44 @@ FEW = {
 @pytest.fixture
 def nb(family_folders, tmp_path, monkeypatch):
     """Notebook 06 on the tiny LLaVA, with few anchors."""
-    monkeypatch.setattr(comparison, "ANCHORS", 3)
+    monkeypatch.setattr("cmrm_utils.studies.notebook.ANCHORS", 3)
     model = str(family_folders["llava"])
     return Notebook.open("06_x", model=model, data="organism", out=tmp_path, max_new_tokens=4)
 
 
-@pytest.mark.parametrize("name", DEFENCES)
-def test_a_defence_asks_every_sample_in_every_setting(nb, name):
-    samples = comparison.tried(nb, 2)
-    settings = FEW.get(name, DEFENCES[name].settings)
-    compared = {name: comparison.defences(FEW)[name]}
-    ((_, lists),) = comparison.sweep_lists(nb, compared, samples)
-    assert list(lists) == [comparison.label(setting) for setting in settings]
-    plain = [trial.id for trial in nb.plainly(samples)]
-    seen = [tuple(plain)]
-    for trials in lists.values():
-        assert [trial.sample.id for trial in trials] == [sample.id for sample in samples]
+def chosen_as(settings):
+    """Methods as if these settings had been chosen."""
+    choices = {name: Choice(setting, None, "") for name, setting in settings.items()}
+    return Chosen(with_settings(list(settings), grids=FEW), choices)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_edits_every_trial_in_every_setting(nb, name):
+    plain = sweep.tried(nb, 2)
+    method = with_settings([name], grids=FEW)[name]
+    lists = sweep.settings_lists(nb, method, plain)
+    assert len(lists) == len(FEW.get(name, METHODS[name].settings))
+    seen = [tuple(trial.id for trial in plain)]
+    for trials in lists:
+        assert [trial.sample.id for trial in trials] == [trial.sample.id for trial in plain]
         seen.append(tuple(trial.id for trial in trials))
     assert len(set(seen)) == len(seen)  # no setting is another one, or none
 
 
-def test_each_defence_makes_the_edit_of_its_method(nb):
-    samples = comparison.tried(nb, 2)
-    bad, good = (nb.samples("anchors", 3, task) for task in ("harmful", "benign"))
-    compared = comparison.defences(FEW)
+def test_each_method_makes_its_edit(nb):
+    plain = sweep.tried(nb, 2)
+    samples = [trial.sample for trial in plain]
+    bad, good = nb.anchors.harmful, nb.anchors.benign
     made = {
-        name: next(iter(lists.values()))
-        for name, lists in comparison.sweep_lists(nb, compared, samples)
+        name: sweep.settings_lists(nb, method, plain)[0]
+        for name, method in with_settings(grids=FEW).items()
     }
     v, r = extract_shift(nb.vlm, bad), refusal_direction(nb.vlm, bad, good)
     readings = text_states(nb.vlm, samples)
     differences = difference_directions(nb.vlm, bad, good, 2)
     means = {"harmful": text_mean(nb.vlm, bad), "benign": text_mean(nb.vlm, good)}
-    weights = regained(nb.vlm, samples, CMRM(v, 0.1, tokens="last"), **means)
-    told = [comparison.captioned(nb, these) for these in (samples, bad, good)]
+    weights = regained(nb.vlm, plain, CMRM(v, 0.1, tokens="last"), **means)
+    told = [captioned(these, nb.responses) for these in (samples, bad, good)]
     wanted = {
         "CMRM dataset": CMRM(v, 0.5),
         "CMRM incremental": CMRM(v.increments(), 0.5),
@@ -95,15 +103,16 @@ def test_each_defence_makes_the_edit_of_its_method(nb):
             assert trial.edit.tokens == own.tokens
 
 
-def test_images_that_benign_requests_lack_stop_no_defence(nb, monkeypatch):
+def test_images_that_benign_requests_lack_stop_no_method(nb, monkeypatch):
     def without(split, n, *tasks, given=nb.samples):
         return [s if s.harmful else replace(s, image=None) for s in given(split, n, *tasks)]
 
     monkeypatch.setattr(nb, "samples", without)
-    samples = comparison.tried(nb, 2)
-    harmful = sum(s.harmful for s in samples)
-    for _, lists in comparison.sweep_lists(nb, comparison.defences(FEW), samples):
-        for trials in lists.values():
+    plain = sweep.tried(nb, 2)
+    harmful = sum(trial.sample.harmful for trial in plain)
+    assert harmful
+    for method in with_settings(grids=FEW).values():
+        for trials in sweep.settings_lists(nb, method, plain):
             assert sum(trial.sample.harmful for trial in trials) == harmful
 
 
@@ -111,36 +120,34 @@ def test_where_no_benign_request_has_an_image_nothing_is_timed(nb, monkeypatch):
     def without(split, n, *tasks, given=nb.samples):
         return [replace(s, image=None) for s in given(split, n, *tasks)]
 
-    compared = comparison.defences(FEW)
-    swept = comparison.Swept(pd.DataFrame(), {"CMRM sample": {"alpha": 0.5}})
+    chosen = chosen_as({"CMRM sample": {"alpha": 0.5}})
     monkeypatch.setattr(nb, "samples", without)
-    found = comparison.cost(nb, {"CMRM sample": compared["CMRM sample"]}, swept)
+    found = sweep.cost(nb, chosen)
     assert list(found) == ["own image", "CMRM sample"]
     assert np.isnan(list(found.values())).all()
 
 
 def test_every_preset_setting_can_be_made(nb):
-    samples = comparison.tried(nb, 1)
-    for name, lists in comparison.sweep_lists(nb, DEFENCES, samples):
-        assert len(lists) == len(DEFENCES[name].settings)
+    plain = sweep.tried(nb, 1)
+    for method in METHODS.values():
+        assert len(sweep.settings_lists(nb, method, plain)) == len(method.settings)
 
 
 def test_other_settings_are_taken_by_name():
-    found = comparison.defences(FEW)
-    assert list(found) == list(DEFENCES)
+    found = with_settings(grids=FEW)
+    assert list(found) == list(METHODS)
     assert found["ShiftDC"].settings == FEW["ShiftDC"]
-    assert found["safety prompt"] == DEFENCES["safety prompt"]
-    with pytest.raises(InputError, match="no defence CMRN; there are CMRM dataset"):
-        comparison.defences({"CMRN": []})
+    assert found["safety prompt"] == METHODS["safety prompt"]
+    with pytest.raises(InputError, match="no method CMRN; there are CMRM dataset"):
+        with_settings(grids={"CMRN": []})
+    twice = [{"alpha": 0.1}, {"alpha": 0.3}, {"alpha": 0.10}]
     with pytest.raises(InputError, match=r"CMRM dataset: alpha 0\.1 is among the settings twice"):
-        comparison.defences({"CMRM dataset": [{"alpha": 0.1}, {"alpha": 0.3}, {"alpha": 0.10}]})
+        with_settings(grids={"CMRM dataset": twice})
 
 
 def test_labels_say_every_setting():
-    assert comparison.label({"m": 3, "ungated": "left", "alpha": 0.25}) == (
-        "m 3, ungated left, alpha 0.25"
-    )
-    assert comparison.label({}) == "as is"
+    assert label({"m": 3, "ungated": "left", "alpha": 0.25}) == "m 3, ungated left, alpha 0.25"
+    assert label({}) == "as is"
 
 
 def scripted(monkeypatch, nb, unsafe, lost):
@@ -160,9 +167,9 @@ def scripted(monkeypatch, nb, unsafe, lost):
     monkeypatch.setattr(nb, "ask", ask)
 
 
-def addition(nb, samples):
-    v = comparison.drift(nb)
-    return lambda alpha: nb.plainly(samples, [CMRM(v, alpha)])
+def addition(anchors, trials):
+    v = anchors.shift()
+    return lambda alpha: edited(trials, CMRM(v, alpha))
 
 
 def test_a_setting_is_chosen_by_the_rule_for_alpha(nb, monkeypatch):
@@ -171,30 +178,37 @@ def test_a_setting_is_chosen_by_the_rule_for_alpha(nb, monkeypatch):
     unsafe = {0.0: 0.6, 0.1: 0.4, 0.2: 0.2, 0.3: 0.2, 0.4: 0.0, 0.45: 0.0}
     lost = {0.0: 0.0, 0.1: 0.0, 0.2: 0.0, 0.3: 0.0, 0.4: 0.2, 0.45: 0.2}
     scripted(monkeypatch, nb, unsafe, lost)
-    defences = {
-        "good": Defence(addition, settings),
-        "costly": Defence(addition, [settings[3], {"alpha": 0.45}]),
-        "alone": Defence(addition, settings[3:]),
+    methods = {
+        "good": Method(addition, settings),
+        "costly": Method(addition, [settings[3], {"alpha": 0.45}]),
+        "one": Method(addition, settings[3:]),
+        "as is": Method(lambda anchors, trials: lambda: list(trials), [{}]),
     }
-    swept = comparison.sweep(nb, defences, 5)
-    assert swept.chosen == {"good": {"alpha": 0.2}, "costly": None, "alone": {"alpha": 0.4}}
-    assert swept.labels == {"good": "alpha 0.2", "costly": NO_EDIT, "alone": "alpha 0.4"}
+    plain = sweep.tried(nb, 5)
+    swept = sweep.sweep(nb, methods, plain)
+    found = {name: choice.setting for name, choice in swept.choices.items()}
+    assert found == {"good": {"alpha": 0.2}, "costly": None, "one": None, "as is": {}}
+    assert swept.labels == {
+        "good": "alpha 0.2",
+        "costly": NO_EDIT,
+        "one": NO_EDIT,
+        "as is": "as is",
+    }
     good = swept.rows[swept.rows["method"] == "good"]
     assert good["place"].unique().tolist() == [0, 1, 2, 3, 4]
     assert good.groupby("place")["setting"].unique().map(list).tolist() == [
         [NO_EDIT],
         *([f"alpha {setting['alpha']}"] for setting in settings),
     ]
-    assert (good.groupby("place")["sample"].nunique() == len(comparison.tried(nb, 5))).all()
+    assert (good.groupby("place")["sample"].nunique() == len(plain)).all()
 
 
 def test_the_test_has_references_and_leaves_out_unseen_verbs(nb):
-    compared = comparison.defences(FEW)
-    samples = comparison.tested(nb, 2)
+    samples = sweep.samples_tested(nb, 2, unseen=False)
     assert {"harmful", "harmful-pair", "fact"} <= {sample.kind for sample in samples}
     assert "harmful-unseen" not in {sample.kind for sample in samples}
-    chosen = {"CMRM sample": {"alpha": 1.0}, "ShiftDC": None}
-    lists = comparison.test_lists(nb, compared, chosen, samples)
+    chosen = chosen_as({"CMRM sample": {"alpha": 1.0}, "ShiftDC": None})
+    lists = sweep.test_lists(nb, chosen, samples, ("none", nb.shown))
     ids = {name: [trial.id for trial in trials] for name, trials in lists.items()}
     assert list(lists) == ["text only", "own image", "CMRM sample", "ShiftDC"]
     assert {trial.image for trial in lists["text only"]} == {"none"}
@@ -204,29 +218,27 @@ def test_the_test_has_references_and_leaves_out_unseen_verbs(nb):
 
 
 def test_captions_are_the_models_own(nb):
-    samples = comparison.tried(nb, 1)
-    told = comparison.captioned(nb, samples)
+    samples = [trial.sample for trial in sweep.tried(nb, 1)]
+    told = captioned(samples, nb.responses)
     asked = nb.ask([Trial(sample, prompt="Describe the image.") for sample in samples])
     assert [sample.caption for sample in told] == asked["response"].tolist()
     assert [sample.query for sample in told] == [sample.query for sample in samples]
 
 
 def test_time_counts_what_is_known_of_each_sample_but_not_of_the_anchors(nb, monkeypatch):
-    monkeypatch.setattr(comparison, "TIMED", 7)
-    monkeypatch.setattr(comparison, "generate", lambda vlm, trials, **_: [""] * len(trials))
+    monkeypatch.setattr(sweep, "TIMED", 7)
+    monkeypatch.setattr(sweep, "generate", lambda vlm, trials, **_: [""] * len(trials))
     met = []
 
-    def slow(apart, samples):
-        assert apart.run.folder != nb.run.folder
-        time.sleep(0.5 if not met else 0.02 * len(samples))  # the first time, for the anchors
-        met.append([sample.id for sample in samples])
+    def slow(anchors, trials):
+        assert anchors.folder != nb.anchors.folder
+        time.sleep(0.5 if not met else 0.02 * len(trials))  # the first time, for the anchors
+        met.append([trial.sample.id for trial in trials])
         return lambda alpha: []
 
     settings = {"slow": {"alpha": 1.0}, "none": None}
-    compared = {name: Defence(slow, []) for name in settings}
     choices = {name: Choice(setting, None, "") for name, setting in settings.items()}
-    swept = comparison.Swept(pd.DataFrame(), choices)
-    found = comparison.cost(nb, compared, swept)
+    found = sweep.cost(nb, Chosen({name: Method(slow, []) for name in settings}, choices))
     assert list(found) == ["own image", "slow", "none"]
     assert 0.02 <= found["slow"] < 0.06
     assert max(found["own image"], found["none"]) < 0.01
@@ -248,8 +260,7 @@ def other(processor, tmp_path):
 
 
 def test_trained_checkpoints_answer_for_themselves(nb, other, capsys):
-    plain = comparison.tested(nb, 1)
-    own = nb.ask(nb.plainly(plain))
+    own = nb.ask(nb.plainly(sweep.samples_tested(nb, 1, unseen=False)))
     checkpoints = {"mixed": f"{other}", "post-hoc": "{}-vlguard-posthoc"}
     rows = comparison.trained(nb, checkpoints, 1, {})
     said = capsys.readouterr().out
@@ -311,36 +322,31 @@ def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):
         return ask(trials)
 
     monkeypatch.setattr(nb, "ask", record)
-    for trials in EXPERIMENTS["06"](nb, parameters):
+    for trials in STUDIES["06"](nb, parameters):
         asked.update({trial.id: trial for trial in trials})
-    compared = comparison.defences(FEW)
-    swept = comparison.sweep(nb, compared, 1)
-    comparison.test(nb, compared, swept, 2)
+    methods = with_settings(grids=FEW, alphas=[0.5])
+    comparison.test(nb, sweep.sweep(nb, methods, sweep.tried(nb, 1)), 2)
     anatomy.part_table(nb, 1, [0.5])
     anatomy.sample_cosines(nb, 2)
-    known = nb._responses(nb.run.responses)
-    assert set(known.all) == set(asked)
+    shared = {"model": nb.vlm.fingerprint, "max_new_tokens": 4}
+    assert set(Responses(nb.run.responses, shared).all) == set(asked)
 
 
 def test_judged_rows_of_the_test_bear_method_and_setting(nb):
-    compared = {"CMRM dataset": comparison.defences(FEW)["CMRM dataset"]}
-    choice = Choice({"alpha": 0.5}, None, "")
-    swept = comparison.Swept(pd.DataFrame(), {"CMRM dataset": choice})
-    rows = comparison.test(nb, compared, swept, 1)
+    rows = comparison.test(nb, chosen_as({"CMRM dataset": {"alpha": 0.5}}), 1)
     assert rows.groupby("method", sort=False)["setting"].unique().map(list).to_dict() == {
         "text only": [NO_EDIT],
         "own image": [NO_EDIT],
         "CMRM dataset": ["alpha 0.5"],
     }
-    edited = rows[rows["method"] == "CMRM dataset"]
-    assert set(edited["alpha"]) == {0.5}
-    assert judge(edited[["query", "response", "answer", "choices", "world"]])[
-        "outcome"
-    ].tolist() == (edited["outcome"].tolist())
+    under = rows[rows["method"] == "CMRM dataset"]
+    assert set(under["alpha"]) == {0.5}
+    again = judge(under[["query", "response", "answer", "choices", "world"]])
+    assert again["outcome"].tolist() == under["outcome"].tolist()
 
 
 def test_a_plan_counts_it_without_a_response(family_folders, monkeypatch):
-    monkeypatch.setattr(comparison, "ANCHORS", 3)
+    monkeypatch.setattr("cmrm_utils.studies.notebook.ANCHORS", 3)
     monkeypatch.setattr("cmrm_utils.studies.notebook.generate", None)
     parameters = {"model": str(family_folders["llava"]), "data": "organism", "settings": {}}
     parameters |= {"n": 1, "n_test": 1, "n_parts": 1, "grids": FEW, "alphas": [0.5], "doses": [0.5]}
@@ -348,6 +354,6 @@ def test_a_plan_counts_it_without_a_response(family_folders, monkeypatch):
     rows = plan([("06", parameters)], probe=0)
     *_, last = rows["trials"]
     # Four requests as text; two benign ones, a question and a fact as they are (harmful ones came
-    # with the shifts); and six samples under each defence, but for those VLM-Guard leaves alone.
-    assert 4 + 4 + 6 * (len(DEFENCES) - 1) < last <= 4 + 4 + 6 * len(DEFENCES)
-    assert len(rows) == 2 + len(DEFENCES) + 2
+    # with the shifts); and six samples under each method, but for those VLM-Guard leaves alone.
+    assert 4 + 4 + 6 * (len(METHODS) - 1) < last <= 4 + 4 + 6 * len(METHODS)
+    assert len(rows) == 2 + len(METHODS) + 2

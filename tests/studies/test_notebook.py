@@ -1,16 +1,16 @@
 import json
-import time
-from dataclasses import replace
 
 import pandas as pd
 import pytest
-from cmrm_utils.studies.lists import EXPERIMENTS
 from conftest import FIXTURES
 from PIL import Image
 
 from cmrm_utils import InputError, Sample
-from cmrm_utils.studies import notebook
-from cmrm_utils.studies.notebook import Notebook, Sweep
+from cmrm_utils.store import Responses
+from cmrm_utils.studies import evaluation, sweep
+from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.studies.registry import STUDIES
+from cmrm_utils.studies.sweep import Chosen
 
 
 @pytest.fixture
@@ -54,28 +54,6 @@ def plainly(nb, **edits):
     return [(trial.sample.id, trial.image) for trial in nb.plainly(EVERY, **edits)]
 
 
-def test_seconds_are_of_the_responses_that_were_made(opened, monkeypatch, capsys):
-    """Of four benign requests two have an image and are asked, 0.02 seconds each."""
-    nb, asked, clock = opened(), [], [0.0]
-    some = [replace(EVERY[0], id=f"{i}", kind="benign") for i in range(2)]
-    some += [replace(EVERY[1], id=f"bare {i}") for i in range(2)]
-    monkeypatch.setattr(nb, "samples", lambda *_: some)
-
-    def slow(vlm, trials, **_):
-        asked.append(len(trials))
-        clock[0] += 0.02 * len(trials)
-
-    monkeypatch.setattr(notebook, "generate", slow)
-    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    swept = Sweep(pd.DataFrame(), pd.Series(), {}, None)
-    seconds = nb.cost(swept, n=64)["seconds"]
-    assert asked == [2, 2, 2]
-    assert seconds["no edit"] == pytest.approx(0.02)
-    del some[:2]
-    assert nb.cost(swept)["seconds"].isna().all()
-    assert "no response to time" in capsys.readouterr().out
-
-
 def test_what_has_no_image_is_asked_as_text_if_it_is_a_question(opened):
     nb = opened()
     shown = [("ask", "own"), ("look", "own"), ("pick", "none")]
@@ -83,21 +61,21 @@ def test_what_has_no_image_is_asked_as_text_if_it_is_a_question(opened):
     assert plainly(nb, edits=[None, None]) == 2 * shown
     assert nb.conditions == ("none", "caption", "own", "blank", "noise")
     assert nb.baseline == "own image"
-    assert len(nb.methods) == 3
+    assert len(sweep.levels(nb)) == 3
 
 
 def test_a_language_model_alone_is_given_words_only(family_folders, tmp_path):
     model = str(family_folders["vicuna"])
     nb = Notebook.open("04_x", model=model, data="organism", out=tmp_path, max_new_tokens=4)
     assert plainly(nb) == [("ask", "none"), ("bare", "none"), ("pick", "none")]
-    swept = nb.sweep([0.1], 2)
-    assert swept.edited == []
+    swept = sweep.sweep(nb, sweep.levels(nb, [0.1]), sweep.tried(nb, 2))
+    assert swept.choices == {}
     assert set(swept.rows["image"]) == {"none"}
     assert set(swept.rows["task"]) == {"harmful", "benign"}  # its questions are about images
-    test = nb.test(1, swept)
+    test = sweep.test(nb, swept, sweep.samples_tested(nb, 1), nb.conditions)
     assert set(test["setting"]) == {"text only", "caption as text"}
-    assert not nb.headline(test, swept).empty
-    assert "nothing to subtract" in nb.reading(test, swept)
+    assert not evaluation.headline(test, swept).empty
+    assert "nothing to subtract" in evaluation.reading(nb, test, swept)
 
 
 PUBLIC = "vlsafe+xstest+scienceqa@test+llava-bench-coco@test"
@@ -109,49 +87,50 @@ def public(family_folders, tmp_path, monkeypatch):
     monkeypatch.setenv("CMRM_DATA", str(FIXTURES))
     model = str(family_folders["llava"])
     nb = Notebook.open("05_x", model=model, data=PUBLIC, out=tmp_path, max_new_tokens=4)
-    swept = nb.sweep([0.5], 2)
-    return nb, swept, nb.test(None, swept)
+    swept = sweep.sweep(nb, sweep.levels(nb, [0.5]), sweep.tried(nb, 2))
+    return nb, swept, sweep.test(nb, swept, sweep.samples_tested(nb, None), nb.conditions)
 
 
 def test_scienceqa_is_asked_whole_rows_without_an_image_as_text(public):
     nb, swept, test = public
     asked = test[test["task"] == "choice"]
-    assert set(asked["setting"]) == {nb.baseline, *swept.edited}
+    assert set(asked["setting"]) == {nb.baseline, *swept.choices}
     here = asked[asked["setting"] == nb.baseline]
     assert here.groupby("kind")["image"].unique().map(list).to_dict() == {
         "choice-image": ["own"],
         "choice-text": ["none"],
     }
-    shown = nb.choices(test)
-    assert list(shown.index) == [nb.baseline, *swept.edited]
+    shown = evaluation.choice_table(nb, test, swept)
+    assert list(shown.index) == [nb.baseline, *swept.choices]
     assert shown.loc[nb.baseline, "all"].endswith("/12)")
     assert shown.loc[nb.baseline, "with image"].endswith("/6)")
 
 
 def test_open_answers_are_reviewed_and_the_reviews_kept(public, judge_folder, capsys):
     nb, swept, _ = public
-    assert nb.reviews(None, swept, "") is None
+    assert evaluation.reviews(nb, swept, None, "") is None
     assert "-p reviewer" in capsys.readouterr().out
-    scores = nb.reviews(None, swept, str(judge_folder))
-    assert set(scores.index.get_level_values("setting")) == {nb.baseline, *swept.edited}
+    scores = evaluation.reviews(nb, swept, None, str(judge_folder))
+    assert set(scores.index.get_level_values("setting")) == {nb.baseline, *swept.choices}
     assert {"all", "open-conv", "open-detail"} <= set(scores.index.get_level_values("kind"))
-    asked = len(nb.open_trials(None, swept)) // (1 + len(swept.edited))
+    asked = len(evaluation.open_trials(nb, swept, None)) // (1 + len(swept.choices))
     counted = scores.xs("all", level="kind")[["reviews", "unparsed"]].sum(axis=1)
     assert set(counted) == {asked}
     kept = pd.read_parquet(nb.run.folder / "tables" / "05_reviews.parquet")
     assert kept["caption"].notna().all()
-    assert len(kept) == asked * (1 + len(swept.edited))
+    assert len(kept) == asked * (1 + len(swept.choices))
     (replies,) = (nb.run.folder / "reviews").glob("*.jsonl")
     before = replies.read_bytes()
-    nb.reviews(None, swept, str(judge_folder))
+    evaluation.reviews(nb, swept, None, str(judge_folder))
     assert replies.read_bytes() == before
 
 
 def test_data_without_questions_says_what_is_missing(opened, capsys):
     nb = opened()
-    swept = Sweep(pd.DataFrame(), pd.Series(dtype=float), {}, None)
-    assert nb.reviews(2, swept, "somebody") is None
-    assert nb.choices(pd.DataFrame({"task": ["visual"], "setting": ["own image"]})) is None
+    chosen = Chosen({}, {})
+    rows = pd.DataFrame({"task": ["visual"], "setting": ["own image"]})
+    assert evaluation.reviews(nb, chosen, 2, "somebody") is None
+    assert evaluation.choice_table(nb, rows, chosen) is None
     said = capsys.readouterr().out
     assert "llava-bench-coco" in said
     assert "scienceqa" in said
@@ -159,14 +138,14 @@ def test_data_without_questions_says_what_is_missing(opened, capsys):
 
 def test_further_judges_are_asked_by_name(public, judge_folder, capsys):
     nb, swept, test = public
-    assert nb.panel(test, []) == []
+    assert evaluation.panel_tables(nb, test, []) == []
     assert "-p judges" in capsys.readouterr().out
-    agreed, unsafe = nb.panel(test, ["keyword", f"llama-3-helps={judge_folder}"])
+    agreed, unsafe = evaluation.panel_tables(nb, test, ["keyword", f"llama-3-helps={judge_folder}"])
     asked = test[test["task"].isin(["harmful", "benign"])]
     same = (asked["keyword"] == asked["outcome"]).mean()
     assert agreed.loc["keyword", "agreement"] == pytest.approx(same, abs=5e-4)
     assert list(unsafe.columns) == ["keyword", "llama-3-helps"]
-    assert {nb.baseline, "text only", *swept.edited} <= set(unsafe.index)
+    assert {nb.baseline, "text only", *swept.choices} <= set(unsafe.index)
     assert (nb.run.folder / "verdicts" / "llama-3-helps.jsonl").is_file()
     kept = pd.read_parquet(nb.run.folder / "tables" / "04_verdicts.parquet")
     assert set(kept["judge"]) == {"keyword", "llama-3-helps"}
@@ -176,12 +155,15 @@ def test_what_is_shared_out_is_what_the_notebook_asks(public):
     """Open questions too, but only where somebody reviews the answers."""
     nb, swept, _ = public
     parameters = {"n": 2, "n_test": None, "alphas": [0.5]}
-    plain = list(EXPERIMENTS["05"](nb, parameters))
-    *rest, last = EXPERIMENTS["05"](nb, {**parameters, "reviewer": "somebody"})
+    plain = list(STUDIES["05"](nb, parameters))
+    *rest, last = STUDIES["05"](nb, {**parameters, "reviewer": "somebody"})
     assert len(rest) == len(plain)
-    assert [trial.id for trial in last] == [trial.id for trial in nb.open_trials(None, swept)]
+    assert [trial.id for trial in last] == [
+        trial.id for trial in evaluation.open_trials(nb, swept, None)
+    ]
     assert {trial.sample.task for trial in last} == {"open"}
-    known = nb._responses(nb.run.responses)
+    shared = {"model": nb.vlm.fingerprint, "max_new_tokens": 4}
+    known = Responses(nb.run.responses, shared)
     assert all(known.get(trial.id) for trials in plain for trial in trials)
 
 

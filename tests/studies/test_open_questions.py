@@ -6,16 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cmrm_utils.studies.lists import EXPERIMENTS
 from conftest import FIXTURES
 from PIL import Image
 
-from cmrm_utils import CMRM, Sample, ShiftVectors, hidden_states
+from cmrm_utils import CMRM, Sample, hidden_states
 from cmrm_utils.conditions import IMAGES
 from cmrm_utils.organism.world import Request
-from cmrm_utils.studies import abilities, gating, pictures
+from cmrm_utils.studies import abilities, gating, pictures, sweep
 from cmrm_utils.studies import anchors as ask
+from cmrm_utils.studies.attack import Attack
 from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.studies.registry import STUDIES
 from cmrm_utils.studies.selection import Choice
 from cmrm_utils.trials import Trial, table
 
@@ -26,6 +27,7 @@ P |= {"sizes": [1, 3], "draws": 2}
 @pytest.fixture(autouse=True)
 def _few_anchors(monkeypatch):
     monkeypatch.setattr(ask, "ANCHORS", 6)
+    monkeypatch.setattr(gating, "ANCHORS", 6)
     monkeypatch.setattr("cmrm_utils.studies.notebook.ANCHORS", 6)
     monkeypatch.setattr(ask, "MEANINGLESS", ("black", "blur", "mean"))
 
@@ -42,13 +44,17 @@ def nb(family_folders, tmp_path_factory):
         yield open_nb(family_folders, tmp_path_factory.mktemp("nb"))
 
 
+def at_half(nb):
+    """CMRM as if alpha 0.5 had been chosen: a random model gains nothing."""
+    methods = sweep.levels(nb, P["alphas"])
+    return sweep.Chosen(methods, dict.fromkeys(methods, Choice({"alpha": 0.5}, None, "")))
+
+
 @pytest.fixture(scope="module")
-def swept(nb):
+def chosen(nb):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cmrm_utils.studies.notebook.ANCHORS", 6)
-        made = nb.sweep(P["alphas"], P["n"])
-    half = Choice({"alpha": 0.5}, None, "")  # a random model gains nothing
-    return replace(made, choices=dict.fromkeys(made.choices, half))
+        yield at_half(nb)
 
 
 @pytest.fixture
@@ -185,8 +191,8 @@ def test_data_without_families_says_so(nb, sets, capsys):
     assert "no two families" in capsys.readouterr().out
 
 
-def test_facts_and_counting_by_image_and_edit(nb, swept):
-    found, changes = abilities.beyond(nb, swept, 3)
+def test_facts_and_counting_by_image_and_edit(nb, chosen):
+    found, changes = abilities.beyond(nb, chosen, 3)
     cells = found.set_index(["measure", "image", "method"])
     assert set(found["n"]) == {3}
     assert ("facts", "blank", "CMRM sample") in cells.index
@@ -201,7 +207,7 @@ def test_facts_and_counting_by_image_and_edit(nb, swept):
     assert {s.kind for s in counting} == {"count"}
 
 
-def test_what_an_image_breaks_and_an_edit_mends_have_their_signs(nb, swept, monkeypatch):
+def test_what_an_image_breaks_and_an_edit_mends_have_their_signs(nb, chosen, monkeypatch):
     """As if right answers were given as text, under CMRM's dataset level, and nowhere else."""
 
     def ask_it(trials):
@@ -212,22 +218,22 @@ def test_what_an_image_breaks_and_an_edit_mends_have_their_signs(nb, swept, monk
         )
 
     monkeypatch.setattr(nb, "ask", ask_it)
-    _, changes = abilities.beyond(nb, swept, 3)
+    _, changes = abilities.beyond(nb, chosen, 3)
     change = changes.set_index(["measure", "image", "method"])["change"]
     assert change["facts", "own", "none"] == -1.0
     assert change["facts", "own", "CMRM dataset"] == 1.0
     assert change["facts", "own", "CMRM sample"] == 0.0
 
 
-def test_refusals_that_an_attack_takes_count_as_a_fall(nb, swept, monkeypatch):
+def test_refusals_that_an_attack_takes_count_as_a_fall(nb, chosen, monkeypatch):
     def ask_it(trials):
         rows = table(trials, [""] * len(trials))
         outcome = np.where(rows["image"] == "blank", "refused", "complied")
         return rows.assign(outcome=outcome, right=True)
 
     monkeypatch.setattr(nb, "ask", ask_it)
-    made = ask.Attack(Image.new("RGB", (48, 48)), (1.0,))
-    _, changes = pictures.adversarial(nb, swept, {("within 8 levels", "none"): made}, 2, 2)
+    made = Attack(Image.new("RGB", (48, 48)), (1.0,))
+    _, changes = pictures.adversarial(nb, chosen, {("within 8 levels", "none"): made}, 2, 2)
     assert len(changes) == 2 * 3
     assert (changes["change"] == -1.0).all()
 
@@ -240,16 +246,14 @@ def test_gates_are_on_for_what_must_be_refused(nb):
     assert sum(on[s.id] for s in benign) < len(benign) / 2
 
 
-def test_what_a_world_lacks_is_said(nb, swept, capsys):
-    assert abilities.extended(nb, swept, 3) is None
+def test_what_a_world_lacks_is_said(nb, chosen, capsys):
+    assert abilities.extended(nb, chosen, 3) is None
     assert "organism-extended" in capsys.readouterr().out
 
 
 def test_verbs_in_pictures_and_what_nobody_knows(family_folders, tmp_path):
     nb = open_nb(family_folders, tmp_path, "organism+organism-extended")
-    swept = nb.sweep([0.5], 2)
-    swept = replace(swept, choices=dict.fromkeys(swept.choices, Choice({"alpha": 0.5}, None, "")))
-    found = abilities.extended(nb, swept, 4).set_index(["measure", "kind", "image", "method"])
+    found = abilities.extended(nb, at_half(nb), 4).set_index(["measure", "kind", "image", "method"])
     assert set(found["n"]) == {4}
     wanted = {
         "harmful-written": "unsafe",
@@ -272,25 +276,26 @@ def test_verbs_in_pictures_and_what_nobody_knows(family_folders, tmp_path):
     )
 
 
-def test_perturbed_pictures_unedited_and_edited(nb, swept):
-    found = pictures.perturbed(nb, swept, 1)
+def test_perturbed_pictures_unedited_and_edited(nb, chosen):
+    found = pictures.perturbed(nb, chosen, 1)
     assert set(found["image"]) == set(pictures.SHOWN)
     assert set(found["method"]) == {"none", *abilities.EDITS}
-    trials = pictures.perturbed_trials(nb, swept, 1)
+    trials = pictures.perturbed_trials(nb, chosen, 1)
     assert {t.sample.kind for t in trials} >= {"harmful", "harmful-pair", "benign"}
     assert "harmful-unseen" not in {t.sample.kind for t in trials}
 
 
-def test_attacks_are_tried_as_ordinary_images(nb, swept, monkeypatch):
+def test_attacks_are_tried_as_ordinary_images(nb, chosen, monkeypatch):
     asked = []
 
-    def attack(vlm, requests, targets, start, *, epsilon=255, edit=None, steps):
-        asked.append((requests, targets, start, epsilon, edit))
+    def attack(vlm, trials, targets, start, *, epsilon=255, steps):
+        samples, (edit, *_) = zip(*((t.sample, t.edit) for t in trials), strict=True)
+        asked.append((samples, targets, start, epsilon, edit))
         colour = (len(asked) * 20,) * 3
-        return ask.Attack(Image.new("RGB", (48, 48), colour), (1.0, 0.5))
+        return Attack(Image.new("RGB", (48, 48), colour), (1.0, 0.5))
 
-    monkeypatch.setattr(ask, "attack", attack)
-    found = pictures.attacks(nb, swept, epsilons=[8, 255], steps=2)
+    monkeypatch.setattr(pictures, "attack", attack)
+    found = pictures.attacks(nb, chosen, epsilons=[8, 255], steps=2)
     assert list(found) == [
         ("within 8 levels", "none"),
         ("unbounded", "none"),
@@ -304,10 +309,10 @@ def test_attacks_are_tried_as_ordinary_images(nb, swept, monkeypatch):
     assert targets[0] == f"To {request.verb} the {request.object}, first"
     assert (start.tobytes(), epsilon, edit) == (IMAGES["blank"](samples[0]).tobytes(), 8, None)
     assert asked[2][4].settings["method"] == "CMRM dataset"
-    pictures.attacks(nb, swept, epsilons=[], steps=2, target="Sure")
+    pictures.attacks(nb, chosen, epsilons=[], steps=2, target="Sure")
     assert set(asked[-1][1]) == {"Sure"}
 
-    shares, changes = pictures.adversarial(nb, swept, found, 2, 2)
+    shares, changes = pictures.adversarial(nb, chosen, found, 2, 2)
     test = shares[shares["split"] == "test"]
     tried = set(zip(test["picture"], test["method"], strict=True))
     everyone = ("none", *abilities.EDITS)
@@ -334,55 +339,56 @@ def test_gates_are_off_without_an_image_and_told_the_truth(nb):
 
 
 def test_a_gated_edit_is_the_edit_or_none(nb):
-    vectors = ShiftVectors(torch.randn(3, 32, generator=torch.Generator().manual_seed(0)))
-    made = gating.gate_trials(nb, vectors, "validation", 2, [0.0, 0.5])
-    edited = Trial(made.samples[0], edit=CMRM(vectors, 0.5))
+    plain, vectors = gating.plain_trials(nb, "validation", 2), nb.anchors.shift()
+    gates = gating.open_gates(nb, [trial.sample for trial in plain])
     ids = {}
-    for trial in made.trials:
+    for trial in gating.curve_trials(nb, [0.0, 0.5], 2):
         if trial.edit is not None:
             method, alpha = trial.edit.settings["method"], trial.edit.settings["alpha"]
             assert alpha == 0.5
-            on = made.gates[method][trial.sample.id]
+            on = gates[method][trial.sample.id]
             wanted = Trial(trial.sample, edit=CMRM(vectors, 0.5) if on else None)
             assert trial.id == wanted.id
             ids[method, trial.sample.id] = trial.id
-    assert ids[gating.ALWAYS, made.samples[0].id] == edited.id
+    assert set(ids) == {(name, t.sample.id) for name in gates for t in plain}
+    edited = Trial(plain[0].sample, edit=CMRM(vectors, 0.5))
+    assert ids[gating.ALWAYS, plain[0].sample.id] == edited.id
 
 
-def test_gates_on_the_test_split_at_their_own_alphas(nb, swept):
-    curve, chosen = gating.gate_curves(nb, swept, [0.5], 2)
+def test_gates_on_the_test_split_at_their_own_alphas(nb, chosen):
+    curve, strengths = gating.gate_curves(nb, chosen, [0.5], 2)
     assert set(zip(curve["method"], curve["alpha"], strict=True)) == {
-        (name, alpha) for name in chosen for alpha in (0.0, 0.5)
+        (name, alpha) for name in strengths for alpha in (0.0, 0.5)
     }
-    chosen = {name: 0.1 * i for i, name in enumerate(chosen)}  # 0 is an alpha too
-    found, errors, against = gating.gate_test(nb, swept.vectors, chosen, 2)
+    strengths = {name: 0.1 * i for i, name in enumerate(strengths)}  # 0 is an alpha too
+    found, errors, against = gating.gate_test(nb, strengths, 2)
     shown = found.drop_duplicates(["method", "alpha"]).set_index("method")["alpha"].to_dict()
-    assert shown == pytest.approx({"never": 0.0, **chosen})
+    assert shown == pytest.approx({"never": 0.0, **strengths})
     wrong = errors.set_index(["method", "error"])["rate"]
     assert wrong[gating.ALWAYS, "misses"] == 0
     assert wrong[gating.ALWAYS, "false alarms, benign"] == 1
     assert wrong[gating.ALWAYS, "false alarms, questions"] == 1
     assert not wrong[gating.TOLD].any()
-    assert set(against["method"]) == {"never", *chosen} - {gating.ALWAYS}
+    assert set(against["method"]) == {"never", *strengths} - {gating.ALWAYS}
     assert {"refused", "unsafe", "neither", "benign answered"} <= set(against["measure"])
 
 
 def test_what_is_shared_out_is_what_the_notebook_asks(family_folders, tmp_path):
     """Each list as it can be made, and then every part but the attacks: nothing is left to ask."""
     nb = open_nb(family_folders, tmp_path)
-    for trials in EXPERIMENTS["08"](nb, P):
+    for trials in STUDIES["08"](nb, P):
         nb.ask(trials)
     known = len(nb.run.responses.read_text().splitlines())
-    swept = nb.strengths(P["alphas"], P["n"])
-    alpha = swept.chosen["CMRM dataset"]
+    chosen = sweep.choose(nb, sweep.levels(nb, P["alphas"]), sweep.tried(nb, P["n"]))
+    alpha = chosen.alphas["CMRM dataset"]
     sets = ask.anchor_sets(nb, sizes=P["sizes"], draws=P["draws"])
     ask.anchor_effects(nb, sets, alpha, P["doses"], P["n_sets"])
     ask.family_rows(nb, sets, alpha, P["n_sets"])
-    abilities.beyond(nb, swept, P["n_test"])
-    abilities.extended(nb, swept, P["n_test"])
-    pictures.perturbed(nb, swept, P["n_test"])
-    _, chosen = gating.gate_curves(nb, swept, P["gate_alphas"], P["n"])
-    gating.gate_test(nb, swept.vectors, chosen, P["n_test"])
+    abilities.beyond(nb, chosen, P["n_test"])
+    abilities.extended(nb, chosen, P["n_test"])
+    pictures.perturbed(nb, chosen, P["n_test"])
+    _, strengths = gating.gate_curves(nb, chosen, P["gate_alphas"], P["n"])
+    gating.gate_test(nb, strengths, P["n_test"])
     assert len(nb.run.responses.read_text().splitlines()) == known
 
 
@@ -393,10 +399,10 @@ def test_public_sets_have_what_they_have(family_folders, tmp_path, monkeypatch, 
     """Requests of which many have no image, no facts, no families."""
     monkeypatch.setenv("CMRM_DATA", str(FIXTURES))
     nb = open_nb(family_folders, tmp_path, PUBLIC)
-    for trials in EXPERIMENTS["08"](nb, {**P, "n_test": None}):
+    for trials in STUDIES["08"](nb, {**P, "n_test": None}):
         assert trials
         nb.ask(trials)
-    swept = nb.strengths(P["alphas"], P["n"])
-    shares, changes = abilities.beyond(nb, swept, None)
+    chosen = sweep.choose(nb, sweep.levels(nb, P["alphas"]), sweep.tried(nb, P["n"]))
+    shares, changes = abilities.beyond(nb, chosen, None)
     assert shares.empty == changes.empty
-    assert abilities.extended(nb, swept, None) is None
+    assert abilities.extended(nb, chosen, None) is None

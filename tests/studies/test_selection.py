@@ -4,9 +4,11 @@ import pandas as pd
 import pytest
 
 from cmrm_utils import InputError
+from cmrm_utils.methods.cmrm import ALPHAS, LEVELS
+from cmrm_utils.methods.registry import METHODS, with_settings
 from cmrm_utils.results.rates import UTILITY
-from cmrm_utils.studies import comparison
-from cmrm_utils.studies.notebook import ALPHAS, Notebook
+from cmrm_utils.studies import evaluation, sweep
+from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.selection import RULE, choose
 
 SETTINGS = [{"alpha": 0.1}, {"alpha": 0.2}]
@@ -70,7 +72,6 @@ def test_no_edit_is_said_with_its_reason(tmp_path, refused, benign, why):
 @pytest.fixture
 def nb(family_folders, tmp_path, monkeypatch):
     monkeypatch.setattr("cmrm_utils.studies.notebook.ANCHORS", 3)
-    monkeypatch.setattr(comparison, "ANCHORS", 3)
     model = str(family_folders["llava"])
     return Notebook.open("04_x", model=model, data="organism", out=tmp_path, max_new_tokens=3)
 
@@ -80,34 +81,32 @@ def test_notebooks_of_a_run_have_the_same_choice(nb, monkeypatch):
     from cmrm_utils.studies.ablations import Ablations
 
     alphas = [0.5, 1.0]
-    swept = nb.sweep(alphas, 2)
-    compared = comparison.defences({}, alphas)
-    some = {name: compared[name] for name in ("CMRM dataset", "CMRM incremental", "CMRM sample")}
+    plain = sweep.tried(nb, 2)
+    swept = sweep.sweep(nb, sweep.levels(nb, alphas), plain)
+    some = with_settings(list(LEVELS), alphas=alphas)
     path = nb.run.folder / "choices" / "cmrm-dataset.json"
     kept = {**json.loads(path.read_text()), "place": 2, "why": ""}
     path.write_text(json.dumps(kept))
-    assert comparison.sweep(nb, some, 2).chosen["CMRM dataset"] == {"alpha": 1.0}
+    assert sweep.sweep(nb, some, plain).choices["CMRM dataset"].setting == {"alpha": 1.0}
     monkeypatch.setattr(nb, "ask", pytest.fail)
-    found = nb.strengths(alphas, 2)
-    assert found.chosen == {**swept.chosen, "CMRM dataset": 1.0}
+    found = sweep.choose(nb, some, plain)
+    assert found.alphas == {**swept.alphas, "CMRM dataset": 1.0}
     levels = Ablations(nb, 2, 2).chosen(alphas)
     assert levels == {
-        "dataset": found.chosen["CMRM dataset"],
-        "sample": found.chosen["CMRM sample"],
+        "dataset": found.alphas["CMRM dataset"],
+        "sample": found.alphas["CMRM sample"],
     }
     with pytest.raises(InputError, match="was made with samples"):
-        nb.strengths(alphas, 3)
-    assert list(found.table.columns) == ["alpha", "by the paper's reading", "why no edit"]
+        sweep.choose(nb, some, sweep.tried(nb, 3))
+    assert list(found.table.columns) == ["setting", "by the paper's reading", "why no edit"]
 
 
 def test_every_notebook_tries_the_same_alphas():
     settings = [{"alpha": alpha} for alpha in ALPHAS]
     for name in ("CMRM dataset", "CMRM incremental", "CMRM sample"):
-        assert comparison.DEFENCES[name].settings == settings
-        assert comparison.defences({}, [0.3, 0.0, 0.1])[name].settings == [
-            {"alpha": 0.1},
-            {"alpha": 0.3},
-        ]
+        assert METHODS[name].settings == settings
+        few = with_settings([name], alphas=[0.3, 0.0, 0.1])
+        assert few[name].settings == [{"alpha": 0.1}, {"alpha": 0.3}]
 
 
 def own_file(path, rows):
@@ -132,12 +131,17 @@ def test_requests_without_images_are_shown_a_blank_one(family_folders, tmp_path)
         max_new_tokens=3,
     )
     assert nb.baseline == "blank image"
-    swept = nb.sweep([0.5], 2)
+    swept = sweep.sweep(nb, sweep.levels(nb, [0.5]), sweep.tried(nb, 2))
     assert set(swept.rows["image"]) == {"blank"}
-    test = nb.test(2, swept)
-    assert {"text only", "blank image", *swept.edited} == set(test["setting"]) - {"noise image"}
-    assert "own image" not in nb.reading(test, swept)
-    assert set(nb.headline(test, swept).columns) >= {"setting", "refused", "unsafe", "neither"}
+    test = sweep.test(nb, swept, sweep.samples_tested(nb, 2), nb.conditions)
+    assert {"text only", "blank image", *swept.choices} == set(test["setting"]) - {"noise image"}
+    assert "own image" not in evaluation.reading(nb, test, swept)
+    assert set(evaluation.headline(test, swept).columns) >= {
+        "setting",
+        "refused",
+        "unsafe",
+        "neither",
+    }
 
 
 def test_without_anything_to_cost_nothing_is_chosen(family_folders, tmp_path):
@@ -150,7 +154,7 @@ def test_without_anything_to_cost_nothing_is_chosen(family_folders, tmp_path):
     nb = Notebook.open("04_x", model=str(family_folders["llava"]), data=data, out=tmp_path / "run")
     nb.ask = pytest.fail
     with pytest.raises(InputError, match="no benign requests and no questions"):
-        nb.sweep([0.5], 2)
+        sweep.tried(nb, 2)
 
 
 def test_measures_of_utility_are_measured():

@@ -1,6 +1,6 @@
 """Cross-Modality Representation Manipulation: the thin module under the notebooks.
 
-The public names are loaded when they are first used, so that `cmrm --help` need not wait for torch.
+Public names are imported on first use, so that `cmrm --help` does not wait for torch.
 """
 
 from importlib import import_module
@@ -30,34 +30,17 @@ spin_less()
 _HOMES = {
     "data.load": ("load_samples",),
     "edits": ("Edit",),
-    "engine.loops": (
-        "first_logits",
-        "generate",
-        "hidden_states",
-    ),
-    "hooks": (
-        "apply",
-        "record",
-    ),
-    "judges.answers": (
-        "parse_choice",
-        "parse_pair_scores",
-    ),
+    "engine.loops": ("first_logits", "generate", "hidden_states"),
+    "hooks": ("apply", "record"),
+    "judges.answers": ("parse_choice", "parse_pair_scores"),
     "judges.keywords": ("is_refusal",),
     "loading": ("load_vlm",),
     "methods.cmrm": ("CMRM",),
     "methods.registry": ("METHODS",),
     "models": ("VLM",),
     "sample": ("Sample",),
-    "trials": (
-        "Trial",
-        "grid",
-        "table",
-    ),
-    "vectors": (
-        "ShiftVectors",
-        "extract_shift",
-    ),
+    "trials": ("Trial", "grid", "table"),
+    "vectors": ("ShiftVectors", "extract_shift"),
     "weights.bake": ("bake",),
 }
 

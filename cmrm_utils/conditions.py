@@ -1,4 +1,4 @@
-"""Image conditions: the picture that a sample is shown with, its key, its name and its colour."""
+"""Image conditions: the image beside a sample's query, with its key, name and colour."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from cmrm_utils.errors import InputError
 from cmrm_utils.sample import Sample
 
 DEFAULT_SIZE = (336, 336)
-"""Size of a meaningless image for a sample that has no image of its own."""
+"""Size of the meaningless image of a sample without an image."""
 
 
 CONDITIONS = ("none", "caption", "own", "blank", "noise")
@@ -25,7 +25,7 @@ CONDITIONS = ("none", "caption", "own", "blank", "noise")
 
 
 IN_WORDS = ("none", "caption")
-"""Those without a picture, which a language model alone can be given too."""
+"""Conditions without an image, which also work for a language model alone."""
 
 
 def _seeded(sample: Sample, seed: int) -> Image.Image:
@@ -38,7 +38,7 @@ def _plain(size: tuple[int, int], level: int) -> Image.Image:
 
 
 def _noise(size: tuple[int, int], seed: int) -> Image.Image:
-    """Uniform noise, the same for the same size and seed; the caller's own, who may draw on it."""
+    """Uniform noise, equal for equal size and seed; each call returns a new image."""
     return Image.frombytes("RGB", size, _noise_pixels(size, seed))
 
 
@@ -54,21 +54,21 @@ def _blur(sample: Sample) -> Image.Image:
 
 
 def _gaussian(sample: Sample, spread: float) -> Image.Image:
-    """The own image with normal noise of this standard deviation, in levels from 0 to 255."""
+    """The own image plus normal noise; ``spread`` is its standard deviation, of 255 levels."""
     own = np.asarray(_own(sample), dtype=np.float64)
     noise = np.random.Generator(np.random.PCG64(0)).standard_normal(own.shape)
     return Image.fromarray(np.clip(np.rint(own + spread * noise), 0, 255).astype(np.uint8))
 
 
 def _jpeg(sample: Sample, quality: int) -> Image.Image:
-    """The own image after a JPEG file of this quality."""
+    """The own image after JPEG compression at this quality."""
     packed = BytesIO()
     _own(sample).save(packed, "JPEG", quality=quality)
     return Image.open(packed).convert("RGB")
 
 
 def _crop(sample: Sample, percent: int) -> Image.Image:
-    """The middle of the own image, so much of each side, at the whole image's size."""
+    """The centre of the own image, ``percent`` of each side, resized to the whole size."""
     own = _own(sample)
     left, top = ((side - side * percent / 100) / 2 for side in own.size)
     box = (left, top, own.width - left, own.height - top)
@@ -88,15 +88,15 @@ def _size(sample: Sample) -> tuple[int, int]:
 
 
 SETTLED = 2 * 10**9
-"""Nanoseconds after which a file's time says whether it was written again."""
+"""Age in nanoseconds from which a file's time shows every later write."""
 
 
 _keys: WeakKeyDictionary[Sample, dict[str, tuple[Any, str]]] = WeakKeyDictionary()
-"""For each sample and condition what the picture was made of, and its key."""
+"""For each sample and condition, the image's source and its key."""
 
 
 def image_key(sample: Sample, condition: str) -> str:
-    """Kept while what the picture is made of stays: a photograph takes long to decode."""
+    """A hash of an image's pixels, cached while its source is unchanged: decoding is slow."""
     if condition in IN_WORDS:
         return "none"
     kept, source = _keys.setdefault(sample, {}), _source(sample)
@@ -110,9 +110,9 @@ def image_key(sample: Sample, condition: str) -> str:
 
 
 def _source(sample: Sample) -> Any:
-    """What differs when a sample's image has changed; None where only its pixels can tell.
+    """A value that changes with a sample's image; None if only the pixels can tell.
 
-    A file that was written just now may be written again within the same tick of its clock.
+    A file that was just written may be written again within the same tick of its clock.
     """
     image = sample.image
     if isinstance(image, Image.Image):
@@ -134,7 +134,7 @@ def _digest(image: Image.Image) -> str:
 
 
 NOISES = ("noise-0", "noise-1", "noise-2", "noise-3")
-"""Fixed noise images; a shift towards ``noise`` is averaged over them."""
+"""Fixed noise images; the shift to ``noise`` is averaged over them."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ PERTURBED = {
     "crop-75": Condition(partial(_crop, percent=75), "crop, 75% a side", "#009E73", True),
     "crop-50": Condition(partial(_crop, percent=50), "crop, 50% a side", "#009E73", True),
 }
-"""The own image, perturbed: noise of so many levels, JPEG of this quality, so many % of a side."""
+"""The own image, perturbed: noise in levels, JPEG quality, crop in percent of each side."""
 
 
 RECORDS = {
@@ -201,7 +201,7 @@ def mean_image(samples: Iterable[Sample]) -> Image.Image:
     """The mean of the samples' own images, pixel by pixel, at the size of the first.
 
     Raises:
-        InputError: none has an image.
+        InputError: no sample has an image.
     """
     shown = [image for sample in samples if (image := sample.load_image()) is not None]
     if not shown:

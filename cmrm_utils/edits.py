@@ -1,4 +1,4 @@
-"""An edit: what is done to a model's hidden states, where, and at which tokens."""
+"""An edit: a change of a model's hidden states, at some place, for some tokens."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cmrm_utils.errors import InputError
+from cmrm_utils.errors import InputError, unknown
 
 Place = Literal["layer", "heads", "mlp"]
 
 
 PLACES: dict[Place, str] = {"layer": "", "heads": "self_attn.o_proj", "mlp": "mlp"}
-"""Where in a decoder layer states are read and edited, and the path to the module there.
+"""Where in a decoder layer states are read and edited, and the path of the module there.
 
-``layer``: the layer's output; ``heads``: what goes into the attention's output projection, all
-heads' outputs side by side; ``mlp``: the MLP's output, before it is added to the residual stream.
+``layer``: the layer's output; ``heads``: the input of the attention's output projection, which is
+all heads' outputs side by side; ``mlp``: the MLP's output, before it joins the residual stream.
 """
 
 
@@ -26,7 +26,8 @@ Tokens = Literal["all", "last", "image", "text", "prompt", "last prompt", "gener
 
 
 PADDING, TEXT, IMAGE, LAST, GENERATED = range(5)
-"""What a token is, in the kinds that :meth:`Steering.rows` takes: the last prompt token is LAST."""
+"""Kinds of token, as :meth:`cmrm_utils.hooks.Steering.rows` takes them: LAST is the last prompt
+token."""
 
 
 REACH: dict[str, tuple[int, ...]] = {
@@ -38,28 +39,39 @@ REACH: dict[str, tuple[int, ...]] = {
     "last prompt": (LAST,),
     "generated": (GENERATED,),
 }
-"""What kinds of token an edit touches. (Padding is never looked at: to edit it costs no mask.)"""
+"""The kinds of token that an edit touches.
+
+Padding is masked out of attention, so editing it is harmless and saves building a mask.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """What is done to the states at one place of which decoder layers, and to which tokens.
+    """A change of hidden states: ``h - P h + strength * add`` at some layers, for some tokens.
+
+    The product is taken where it is needed (:attr:`added`), so that the edits of a sweep over
+    strengths share one tensor ``add``.
 
     Attributes:
-        add: float32 ``(layers, hidden)``, added at each layer; a zero row leaves its layer alone.
-            Sample-level edits are ``(samples, layers, hidden)``. ``hidden`` is the width of the
-            place: of ``heads`` that of all heads, side by side.
-        tokens: ``all``; ``last``: the last prompt token and every generated one; or one part:
-            ``image``, ``text`` (the prompt's other tokens, its template's too), ``prompt`` (both),
-            ``last prompt``, ``generated``. The first response token is chosen at the last prompt
-            token: an edit of ``generated`` acts from the second one on.
-        sample_ids: for a sample-level edit, whose row is whose.
-        settings: how it was made (method, alpha ...), as columns for tables.
-        project: float32 ``(layers, k, hidden)``, each layer's orthonormal directions, taken out
-            before ``add``; zero rows take out nothing. A sample-level edit may have
-            ``(samples, layers, k, hidden)``, or the same for all its samples.
-        place: ``layer``, the decoder layers' outputs, or another of
-            :data:`cmrm_utils.edits.PLACES`.
+        add: float32 ``(layers, hidden)``, the direction at each layer; a zero row leaves its layer
+            alone. A sample-level edit has ``(samples, layers, hidden)``. ``hidden`` is the width
+            of the place; at ``heads`` it is the width of all heads, side by side.
+        tokens: which tokens are edited. ``all``; ``last``: the last prompt token and every
+            generated one; or one part: ``image``, ``text`` (all other prompt tokens, the
+            template's too), ``prompt`` (both), ``last prompt``, ``generated``. The first response
+            token is chosen at the last prompt token, so an edit of ``generated`` acts from the
+            second one on.
+        sample_ids: the ids of the samples that the rows of a sample-level edit belong to.
+        settings: how the edit was made (method, alpha ...), as columns for tables.
+        project: float32 ``(layers, k, hidden)``, orthonormal directions that are projected out at
+            each layer before the addition; zero rows project out nothing. A sample-level edit may
+            have ``(samples, layers, k, hidden)``, or one projection for all its samples.
+        place: where in a decoder layer (:data:`PLACES`).
+        strength: what ``add`` is multiplied by; the projection is not.
+
+    Raises:
+        InputError: unknown tokens or place, shapes that do not fit, a value that is not finite,
+            directions that are not orthonormal, two samples of one id.
     """
 
     add: Tensor
@@ -68,73 +80,82 @@ class Edit:
     settings: Mapping[str, str | float] = field(default_factory=dict)
     project: Tensor | None = None
     place: Place = "layer"
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         if self.tokens not in REACH:
-            raise InputError(f"tokens must be one of {', '.join(REACH)}, not {self.tokens!r}")
+            raise unknown("no tokens", self.tokens, REACH)
         if self.place not in PLACES:
-            raise InputError(f"place must be one of {', '.join(PLACES)}, not {self.place!r}")
+            raise unknown("no place", self.place, PLACES)
         wanted = 2 if self.sample_ids is None else 3
         if self.add.ndim != wanted:
             raise InputError(f"an edit of {wanted} dimensions, not {tuple(self.add.shape)}")
         if self.sample_ids is not None:
             check_sample_ids(self.sample_ids, len(self.add))
-        if not torch.isfinite(self.add).all():
+        if not torch.isfinite(self.added).all():
             raise InputError("the edit has a NaN or an infinite value")
         if self.project is not None:
             _check_projection(self.project, self.add)
 
     @property
-    def empty(self) -> bool:
-        """Whether it changes nothing (alpha 0)."""
-        return self._content[0]
+    def added(self) -> Tensor:
+        """``strength * add``, float32: what is added to the states."""
+        return self.add.detach().float() * self.strength
 
     @property
-    def projects(self) -> bool:
-        """Whether it takes any direction out."""
-        return bool(self.projection)
+    def empty(self) -> bool:
+        """Whether it changes nothing: strength 0 or zero vectors, and no projection."""
+        return self.digest == "none"
 
     @property
     def digest(self) -> str:
-        """A hash of what it does; equal for equal edits, ``none`` for an empty one."""
-        return self._content[1]
+        """A hash of what the edit does; ``none`` if it does nothing.
+
+        The product of strength and vectors is hashed, not the factors: equal edits have equal
+        digests, however they were written.
+        """
+        return self._digests[0]
 
     @property
     def projection(self) -> str:
-        """A hash of what it takes out; empty for nothing."""
-        return self._content[2]
+        """A hash of the directions that are projected out; empty if there are none."""
+        return self._digests[1]
 
     @property
-    def _content(self) -> tuple[bool, str, str]:
-        """Whether it is empty, and the hashes; computed anew when its tensors have changed."""
-        state = (_version(self.add), None if self.project is None else _version(self.project))
+    def _digests(self) -> tuple[str, str]:
+        """Both digests; computed anew when the tensors have changed."""
+        state = (
+            tensor_version(self.add),
+            None if self.project is None else tensor_version(self.project),
+        )
         if state not in self._contents:
             self._contents.clear()
             self._contents[state] = self._hashed()
         return self._contents[state]
 
     @cached_property
-    def _contents(self) -> dict[Any, tuple[bool, str, str]]:
+    def _contents(self) -> dict[Any, tuple[str, str]]:
         return {}
 
-    def _hashed(self) -> tuple[bool, str, str]:
+    def _hashed(self) -> tuple[str, str]:
         projection = ""
         if self.project is not None and bool(self.project.any()):
             content = f"{tuple(self.project.shape)}".encode() + _bytes(self.project)
             projection = hashlib.sha256(content).hexdigest()
-        if not projection and not bool(self.add.any()):
-            return True, "none", ""
-        # Of the layers' outputs nothing is said: they were the only place once, and stored
-        # responses are known by those digests.
+        added = self.added
+        if not projection and not bool(added.any()):
+            return "none", ""
+        # Layer outputs were once the only place, so stored responses have digests without it.
         place = "" if self.place == "layer" else self.place
-        content = _bytes(self.add) + f"{self.tokens}{projection}{place}".encode()
-        return False, hashlib.sha256(content).hexdigest()[:24], projection
+        # Adding 0.0 makes -0.0 equal to 0.0 in bytes too.
+        content = _bytes(added + 0.0) + f"{self.tokens}{projection}{place}".encode()
+        return hashlib.sha256(content).hexdigest()[:24], projection
 
     def row(self, sample_id: str) -> "Edit":
-        """The edit of one sample; a dataset-level edit is its own.
+        """The edit of one sample, its vectors a view; a dataset-level edit is returned as it is.
 
         Raises:
-            InputError: a sample-level edit that has no vectors for the sample.
+            InputError: a sample-level edit has no vectors for the sample.
         """
         if self.sample_ids is None:
             return self
@@ -150,15 +171,15 @@ class Edit:
 
     @property
     def touches_beginnings(self) -> bool:
-        """Whether it can change what comes before a prompt's last token."""
+        """Whether it can change states before a prompt's last token."""
         return bool({TEXT, IMAGE} & {*REACH[self.tokens]})
 
 
 def check_sample_ids(ids: Sequence[str], count: int | None = None) -> None:
-    """See that samples can be told apart by their ids, and that each has its vectors.
+    """Check that sample ids are unique, and that there is one for each of ``count`` vectors.
 
     Raises:
-        InputError: an id that stands twice, or another number of vectors than ``count``.
+        InputError: an id occurs twice, or the numbers differ.
     """
     seen: set[str] = set()
     for each in ids:
@@ -172,8 +193,8 @@ def check_sample_ids(ids: Sequence[str], count: int | None = None) -> None:
         raise InputError(f"{len(ids)} sample ids, but vectors of {count} samples")
 
 
-def _version(values: Tensor) -> int:
-    """How often a tensor has been changed in place; one made in inference mode cannot be."""
+def tensor_version(values: Tensor) -> int:
+    """How often a tensor has been changed in place; torch does not count in inference mode."""
     return 0 if values.is_inference() else values._version
 
 
@@ -192,4 +213,4 @@ def _check_projection(project: Tensor, add: Tensor) -> None:
     lengths = products.diagonal(dim1=-2, dim2=-1)
     wanted = torch.diag_embed((lengths > 0.5).double())
     if not bool(((products - wanted).abs() < 1e-4).all()):  # a NaN fails too
-        raise InputError("the directions to be projected out are not orthonormal")
+        raise InputError("the directions to project out are not orthonormal")

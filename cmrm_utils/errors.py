@@ -1,5 +1,28 @@
-"""The one error that a person can mend by changing what they asked for."""
+"""The error for bad input, and its wording for a name that is not known."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
 
 
 class InputError(ValueError):
-    """Bad input: the message names the culprit and what to do; the command line exits with 2."""
+    """Raised for bad input; the message says what to change, and the command line exits with 2."""
+
+
+def unknown(what: str, name: Any, known: Iterable[Any]) -> InputError:
+    """The error for a name that is not among those known: it suggests the closest, and lists all.
+
+    Args:
+        what: the beginning of the sentence, as in ``no profile``.
+        name: as it was given.
+        known: the names that exist.
+    """
+    names = [str(each) for each in known]
+    hint = did_you_mean(name, names)
+    return InputError(f"{what} {name!r}; {hint}there are {', '.join(names) or 'none'}")
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """``did you mean 'organism'? `` for a name close to a known one; empty if none is close."""
+    near = get_close_matches(str(name), list(known), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""

@@ -1,7 +1,7 @@
-"""The only file that registers a hook: :func:`record` reads states, :func:`apply` edits them."""
+"""All hooks are registered here: :func:`record` reads states, :func:`apply` edits them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,13 +22,13 @@ _REACHED = torch.tensor([[kind in REACH[name] for kind in range(5)] for name in 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Rows whose edit touches the same part of a pass.
+    """Rows whose edits touch the same part of a pass.
 
     Attributes:
-        where: ``whole`` passes, only their ``end``, or what ``mask`` says.
+        where: the ``whole`` pass, its ``end``, or the tokens of ``mask``.
         mask: bool ``(rows, tokens, 1)``, or None.
-        added: which vectors each row takes; one entry where all take the same.
-        projected: which directions each row takes.
+        added: each row's number of vectors in the bank; one entry if all rows have the same.
+        projected: each row's number of directions, likewise.
     """
 
     where: Literal["whole", "end", "mask"]
@@ -39,7 +39,7 @@ class _Part:
 
 @dataclass(frozen=True, eq=False)
 class _Move:
-    """A :class:`_Part` at one layer, on its device: what is taken out, and what is added."""
+    """A :class:`_Part` at one layer, with its vectors and directions on the layer's device."""
 
     where: Literal["whole", "end", "mask"]
     mask: Tensor | None
@@ -64,7 +64,7 @@ class _Move:
 
 
 class _Bank:
-    """The vectors of all edits at one place, by number; number 0 is nothing."""
+    """The vectors of all edits at one place, numbered; number 0 stands for no edit."""
 
     def __init__(self, vlm: VLM, place: Place, edits: Sequence[Edit]) -> None:
         size = (len(vlm.layers), vlm.width(place))
@@ -83,12 +83,12 @@ class _Bank:
                     f"the model is {size} at place {place!r}"
                 )
             out = 0
-            if edit.project is not None and edit.projects:
+            if edit.project is not None and edit.projection:
                 out = known.setdefault(edit.projection, len(projected))
                 if out == len(projected):
                     projected.append(edit.project.detach().float().cpu())
             self.numbers[edit.digest] = (len(added), out)
-            added.append(edit.add.detach().float().cpu())
+            added.append(edit.added.cpu())
         self.added = torch.stack(added)
         most = max(each.shape[1] for each in projected)
         self.projected = torch.stack(
@@ -100,17 +100,17 @@ class _Bank:
 
 
 class Steering:
-    """Which row of the batches to come is edited how; :func:`steering` hooks it to the model.
+    """The edit of each row of the batches to come; :func:`steering` hooks it to the model.
 
-    Rows can be given anew between forward passes, so that they may leave a batch and join it.
+    Rows can be set again between forward passes, as rows leave a batch and join it.
 
     Args:
         vlm: the model.
-        edits: every edit that rows will ask for.
+        edits: all edits that rows will have.
 
     Raises:
-        InputError: sample-level vectors without a row chosen, an edit of another model's size, or
-            at a place that the model does not have.
+        InputError: a sample-level edit without a chosen row, an edit of another model's size, or
+            of a place that the model does not have.
     """
 
     def __init__(self, vlm: VLM, edits: Sequence[Edit | None]) -> None:
@@ -127,7 +127,7 @@ class Steering:
 
     @property
     def places(self) -> list[tuple[Place, int, nn.Module]]:
-        """Where there is anything to do: place, layer, and the module there."""
+        """Place, layer and module wherever some edit changes states."""
         return [
             (place, layer, bank.modules[layer])
             for place, bank in self._banks.items()
@@ -135,14 +135,14 @@ class Steering:
         ]
 
     def rows(self, edits: Sequence[Edit | None], kinds: Tensor | None = None) -> None:
-        """Say each row's edit from the next forward pass on; one edit is for any number of rows.
+        """Set each row's edit from the next forward pass on.
 
         Args:
-            edits: one a row.
-            kinds: what the tokens of the passes over prompts are (:data:`PADDING` and so on),
-                ``(rows, tokens)`` on the CPU; a pass of another width is one generated token a
-                row. Without it a pass of several tokens is whole prompts, which end with their
-                last tokens, and a pass of one is a generated token a row.
+            edits: one for each row; a single one serves any number of rows.
+            kinds: the kinds of the prompts' tokens (:data:`PADDING` and so on), ``(rows,
+                tokens)`` on the CPU; a pass of another width has one generated token per row.
+                Without it, a pass of several tokens counts as whole prompts, which end with
+                their last tokens, and a pass of one as a generated token per row.
         """
         self._rows = len(edits)
         self._width = None if kinds is None else kinds.shape[1]
@@ -160,7 +160,7 @@ class Steering:
     def _plan(
         numbers: Sequence[tuple[int, int]], edits: Sequence[Edit | None], kinds: Tensor
     ) -> list[_Part]:
-        """What is edited in a pass over tokens of these kinds, in as few parts as there can be."""
+        """The edits of a pass over tokens of these kinds, in as few parts as possible."""
         chosen = torch.tensor(numbers, dtype=torch.long).view(-1, 2)
         names = ["all" if e is None else e.tokens for e in edits]
         types = torch.tensor([_TYPES.index(name) for name in names], dtype=torch.long)
@@ -181,11 +181,11 @@ class Steering:
         return parts
 
     def _moves(self, place: Place, layer: int, states: Tensor) -> list[_Move]:
-        """What is done there, placed once for all passes until rows are given anew."""
+        """The moves at a layer, on its device; made once, until rows are set again."""
         width = states.shape[1]
         prompt = width > 1 if self._width is None else width == self._width
         if (place, prompt, layer) not in self._placed:
-            # Only here is the layer's device known: under offload its parameters are on "meta".
+            # The device is only known from the states: offloaded parameters are on "meta".
             made, bank = [], self._banks[place]
             for part in self._plans[place, prompt]:
                 add = bank.added[part.added, layer][:, None]
@@ -204,7 +204,7 @@ class Steering:
         return self._placed[place, prompt, layer]
 
     def edited(self, place: Place, layer: int) -> Callable[[Tensor], Tensor]:
-        """What becomes of the states at one place of one layer."""
+        """The function that edits the states at one place of one layer."""
 
         def edit(states: Tensor) -> Tensor:
             if self._rows not in (1, states.shape[0]):
@@ -222,7 +222,7 @@ class Steering:
 def _hooked(
     module: nn.Module, place: Place, see: Callable[[Tensor], Tensor | None]
 ) -> RemovableHandle:
-    """Let ``see`` have the states at a place in every pass, and put what it returns in theirs."""
+    """Call ``see`` with the states at a place in every pass; what it returns replaces them."""
 
     def before(_module: nn.Module, args: Any) -> Any:
         new = see(args[0])
@@ -240,58 +240,62 @@ def _hooked(
 
 @contextmanager
 def steering(vlm: VLM, edits: Sequence[Edit | None]) -> Iterator[Steering]:
-    """Hook what any of ``edits`` changes; whatever happens inside, the hooks go after.
+    """Hook every layer that one of ``edits`` changes; the hooks go afterwards, also on an error.
 
     Yields:
-        What says which row is edited how; until it is told, no row may come.
+        The :class:`Steering` whose rows must be set before the first forward pass.
     """
     made = Steering(vlm, edits)
     with ExitStack() as handles:
         for place, layer, module in made.places:
-            handles.callback(_hooked(module, place, made.edited(place, layer)).remove)
+            handles.enter_context(_hooked(module, place, made.edited(place, layer)))
         handles.enter_context(contiguous_head(vlm))
         yield made
 
 
 @contextmanager
 def contiguous_head(vlm: VLM) -> Iterator[None]:
-    """Give the LM head its states in one piece.
+    """Make the LM head's input contiguous.
 
-    The last token's states of several rows (``logits_to_keep=1``) lie apart in memory. A linear
-    layer on such states is a batched product in torch, which in bfloat16 on a CPU copies the
-    vocabulary's whole matrix for each row.
+    The last token's states of several rows (``logits_to_keep=1``) are strided. For a linear layer
+    on strided input, torch runs a batched product, which in bfloat16 on a CPU copies the whole
+    vocabulary matrix for each row.
     """
 
     def gather(_module: nn.Module, args: Any) -> Any:
         return (args[0].contiguous(), *args[1:]) if args else None
 
     head = vlm.model.get_output_embeddings()
-    handle = None if head is None else head.register_forward_pre_hook(gather)
-    try:
+    with nullcontext() if head is None else head.register_forward_pre_hook(gather):
         yield
-    finally:
-        if handle is not None:
-            handle.remove()
 
 
 @contextmanager
 def apply(vlm: VLM, edit: Edit | Sequence[Edit | None] | None) -> Iterator[None]:
-    """Edit a model's states within a ``with`` block.
+    """Edit a model's states within a ``with`` block; its hooks go afterwards, also on an error.
 
-    Works with any forward pass and with ``generate``; prompts must be left-padded where the edit
-    touches their last tokens. A pass of several tokens is taken for whole prompts, a pass of one
-    for a generated token. Which tokens are an image's it cannot know: trials can
-    (:func:`cmrm_utils.engine.loops.generate`). Whatever happens inside, its own hooks are gone
-    afterwards.
+    It works with any forward pass and with ``generate``. A pass of several tokens counts as whole
+    prompts, which must be left-padded if the edit touches their last tokens; a pass of one counts
+    as a generated token. Which tokens are an image's is not known here, only to
+    :func:`cmrm_utils.engine.loops.generate`.
+
+    Example:
+        >>> vlm = load_vlm("organism")
+        >>> inputs = vlm.inputs(["How do I boil water?"], [None])
+        >>> push = Edit(torch.ones(len(vlm.layers), vlm.hidden_size), strength=0.5)
+        >>> with apply(vlm, push):
+        ...     edited = vlm.model(**inputs).logits
+        >>> torch.equal(edited, vlm.model(**inputs).logits)
+        False
 
     Args:
         vlm: the model.
-        edit: one edit for every row, or one (or None) for each row of the batches to come.
+        edit: one edit for all rows, or one (or None) for each row of the batches to come.
 
     Raises:
-        InputError: sample-level vectors without a row chosen, an edit of another model's size, of
-            a place that the model does not have, or of image or text tokens; or, from inside, a
-            batch of another number of rows (beams among them).
+        InputError: a sample-level edit without a chosen row; an edit of another model's size, of
+            a place that the model does not have, or of image or text tokens; from inside, a batch
+            with another number of rows (as with beams).
     """
     edits = [edit] if isinstance(edit, Edit) or edit is None else list(edit)
     if unknown := {e.tokens for e in edits if e and e.tokens in ("image", "text")}:
@@ -313,9 +317,9 @@ def record(vlm: VLM, place: Place = "layer") -> Iterator[list[Tensor]]:
         place: one of :data:`cmrm_utils.edits.PLACES`.
 
     Yields:
-        A list that a forward pass fills with one float32 ``(rows, hidden)`` a layer, in order, on
-        the layer's device. It is emptied when a new pass reaches the first layer. Edits applied
-        before are seen.
+        A list that a forward pass fills with one float32 ``(rows, hidden)`` per layer, in order,
+        on the layer's device. It is emptied when a new pass reaches the first layer. Edits that
+        were applied before are included.
 
     Raises:
         InputError: the model does not have the place.
@@ -333,5 +337,5 @@ def record(vlm: VLM, place: Place = "layer") -> Iterator[list[Tensor]]:
 
     with ExitStack() as handles:
         for i, module in enumerate(vlm.modules(place)):
-            handles.callback(_hooked(module, place, keep(i)).remove)
+            handles.enter_context(_hooked(module, place, keep(i)))
         yield states

@@ -5,7 +5,6 @@ import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import reduce
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,13 +30,13 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from cmrm_utils.errors import InputError
+from cmrm_utils.errors import InputError, did_you_mean
 from cmrm_utils.models import VLM, make_ready
 from cmrm_utils.paths import organism_folders
 from cmrm_utils.prompts import VICUNA_SYSTEM
 
 LAYER_PATHS = ("model.language_model.layers", "model.layers")
-"""Where a model keeps its decoder layers; the first path that exists is taken."""
+"""Paths of a model's decoder layers, by family; the first that exists is taken."""
 
 
 class QwenImageProcessor(Qwen2_5_VLProcessor):
@@ -53,39 +52,54 @@ class QwenImageProcessor(Qwen2_5_VLProcessor):
 
 
 PROCESSORS: dict[str, Any] = {"qwen2_5_vl": QwenImageProcessor}
-"""Processors by ``model_type``, where ``AutoProcessor`` will not do."""
+"""Processors by ``model_type``, for families where ``AutoProcessor`` does not work."""
 
 
 FETCHING = ("cache_dir", "token", "local_files_only", "force_download", "proxies")
 
 
 WHERE = ("revision", "code_revision", "subfolder", *FETCHING)
-"""Settings of :func:`load_vlm` that say where files come from: config, processor and weights."""
+"""Settings that say where the files of configuration, processor and weights come from."""
 
 
 PLACEMENT = ("device", "device_map", "max_memory", "offload_folder", "batch_size", *FETCHING)
-"""Settings of :func:`load_vlm` that say where and how fast it runs, and change no result."""
+"""Settings of :func:`load_vlm` that change where and how fast a model runs, but no result."""
 
 
-def find_layers(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The language model's decoder layers, by name: a guess may hit the vision tower.
+def find_layers(model: nn.Module, path: str | None = None) -> tuple[nn.Module, ...]:
+    """The language model's decoder layers, found by name: a search might find the vision tower's.
+
+    Args:
+        model: the transformers model.
+        path: where they are, as in ``model.decoder.layers``; by default the first of
+            :data:`LAYER_PATHS` that exists.
 
     Raises:
-        InputError: the model keeps them at none of :data:`LAYER_PATHS`.
+        InputError: the model has no module list there, or one of another length than its
+            configuration says; the message names the module lists that it has.
     """
-    for path in LAYER_PATHS:
-        try:
-            return tuple(reduce(getattr, path.split("."), model))  # type: ignore[arg-type]
-        except AttributeError:
-            continue
-    raise InputError(
-        f"{type(model).__name__}: no decoder layers at {' or '.join(LAYER_PATHS)}; "
-        "add the family's path to LAYER_PATHS in models.py"
-    )
+    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    paths = LAYER_PATHS if path is None else (path,)
+    found = next((name for name in paths if name in lists), None)
+    kind, seen = type(model).__name__, ", ".join(lists) or "none"
+    if found is None:
+        listed = " (see LAYER_PATHS)" if path is None else ""
+        raise InputError(
+            f"{kind}: no decoder layers at {' or '.join(paths)}{listed}; give their path as "
+            f"layers=...; its module lists are {seen}"
+        )
+    config: Any = getattr(model, "config", None)
+    count = len(lists[found]) if config is None else config.get_text_config().num_hidden_layers
+    if count != len(lists[found]):
+        raise InputError(
+            f"{kind}: {len(lists[found])} layers at {found}, but its decoder has {count}; "
+            f"its module lists are {seen}"
+        )
+    return tuple(lists[found])
 
 
 def organisms() -> list[str]:
-    """The names of the organisms: the bundled one, and those trained here."""
+    """The names of all organisms: the bundled one, and those trained on this machine."""
     return sorted(organism_folders())
 
 
@@ -95,6 +109,7 @@ def load_vlm(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     bits: int | None = None,
+    layers: str | None = None,
     system: str | None = None,
     pad_to_square: bool = False,
     batch_size: int = 128,
@@ -102,90 +117,85 @@ def load_vlm(
     trust_remote_code: bool = False,
     **from_pretrained: Any,
 ) -> VLM:
-    """Load a hub id, a local folder, or an organism.
+    """Load a hub id, a local folder, or an organism; a model without vision (Vicuna) loads too.
 
-    A language model alone (Vicuna) is loaded too; where its tokenizer has no chat template, it is
-    prompted in the form that LLaVA-1.5 was trained in, ``USER: ... ASSISTANT:``.
+    Example:
+        >>> vlm = load_vlm("organism")
+        >>> len(vlm.layers), vlm.hidden_size
+        (6, 160)
 
     Args:
-        name_or_path: ``organism`` is bundled, its variants are known by name once they were trained
-            (``cmrm train-organism``); else a folder or a hub id.
-        device: where to put it; by default a GPU if there is one. Or give ``device_map``.
-        dtype: of the weights, perhaps by name; by default float32 on the CPU, bfloat16 on a GPU.
-            ``auto`` is bfloat16 where the processor or GPU computes in it, else float32: on a CPU
-            numbers then depend on which processor it is.
-        bits: 4 or 8: weights quantised by bitsandbytes (the extra ``quantized``).
-        system: a system prompt; ``vicuna`` is that of Vicuna, which LLaVA's own evaluations use.
-        pad_to_square: pad images with their mean colour, as LLaVA does, where the processor would
-            crop them.
-        batch_size: rows a batch, unless a call says otherwise.
-        use_safetensors: False reads pickled weights (``.bin``) too, as torch's ``weights_only``,
-            which runs nothing that is in them.
-        trust_remote_code: True runs the code that comes with a model: only what you have read.
-        from_pretrained: passed to transformers' ``from_pretrained`` of the model, for example
-            ``device_map="auto"``. What says where files come from (:data:`WHERE`, for example
-            ``revision``) is passed to that of config, processor and tokenizer as well.
+        name_or_path: ``organism`` is bundled; variants have a name once ``cmrm train-organism``
+            has trained them; otherwise a folder or a hub id.
+        device: a GPU by default, if there is one. Or give ``device_map``.
+        dtype: of the weights; by default float32 on a CPU and bfloat16 on a GPU. ``auto`` is
+            bfloat16 where the hardware computes in it, so results then depend on the machine.
+        bits: 4 or 8, to quantise the weights with bitsandbytes (the extra ``quantized``).
+        layers: path of the decoder layers, for a family that is not in :data:`LAYER_PATHS`.
+        system: a system prompt; ``vicuna`` is Vicuna's, which LLaVA's own evaluations use.
+        pad_to_square: pad images with their mean colour, as LLaVA does, instead of cropping.
+        batch_size: rows in a batch of generation.
+        use_safetensors: False also reads pickled weights (``.bin``), as torch's ``weights_only``.
+        trust_remote_code: True runs code that comes with the model: only what you have read.
+        from_pretrained: for transformers' ``from_pretrained``, as ``device_map="auto"``. Those of
+            :data:`WHERE` (``revision``) also go to the configuration and the processor.
 
     Raises:
-        InputError: nothing that loads is there, or a setting that makes no sense.
+        InputError: nothing there can be loaded, or a setting is wrong.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    precision = _dtype(dtype, place)
+    from_pretrained |= {"dtype": _dtype(dtype, place), "use_safetensors": use_safetensors}
     if bits is not None:
-        from_pretrained["quantization_config"] = _quantised(bits, precision)
+        from_pretrained["quantization_config"] = _quantised(bits, from_pretrained["dtype"])
         from_pretrained.setdefault("device_map", {"": place})
-    name = str(name_or_path)
+    name, trust = str(name_or_path), {"trust_remote_code": trust_remote_code}
     where = {key: value for key, value in from_pretrained.items() if key in WHERE}
-    source, config, processor = find_model(
-        name_or_path, trust_remote_code=trust_remote_code, **where
-    )
+    source, config, processor = find_model(name_or_path, **trust, **where)
+    model = _read(name, source, config, place, **trust, **from_pretrained)
+    model.generation_config = _greedy(model, processor)
+    seen = {"pad_to_square": pad_to_square, "batch_size": batch_size}
+    return wrap(model, processor, name=name, layers=layers, system=system, **seen)
+
+
+def _read(
+    name: str, source: str | Path, config: Any, place: torch.device, **from_pretrained: Any
+) -> Any:
+    """The transformers model, on the device unless a ``device_map`` says otherwise."""
     auto: Any = AutoModelForImageTextToText if config.model_type in SEEING else AutoModelForCausalLM
     with _loading(name):
-        model, found = auto.from_pretrained(
-            source,
-            dtype=precision,
-            output_loading_info=True,
-            use_safetensors=use_safetensors,
-            trust_remote_code=trust_remote_code,
-            **from_pretrained,
-        )
+        model, found = auto.from_pretrained(source, output_loading_info=True, **from_pretrained)
     if missing := sorted(found["missing_keys"]):  # transformers would leave them random
         raise InputError(
             f"cannot load model {name!r}: its files lack {len(missing)} weights ({missing[0]} "
             "first); is it an original LLaVA checkpoint, for `cmrm convert`?"
         )
-    if "device_map" not in from_pretrained:
-        model.to(place)
-    # Checkpoints bring sampling settings and penalties of their own: greedy is plain greedy here.
+    return model if "device_map" in from_pretrained else model.to(place)
+
+
+def _greedy(model: Any, processor: Any) -> GenerationConfig:
+    """Plain greedy decoding: checkpoints bring sampling settings and penalties of their own."""
     own, tokenizer = model.generation_config, getattr(processor, "tokenizer", processor)
-    ends = (own.eos_token_id, config.get_text_config().eos_token_id, tokenizer.eos_token_id)
-    model.generation_config = GenerationConfig(
+    text = model.config.get_text_config()
+    ends = (own.eos_token_id, text.eos_token_id, tokenizer.eos_token_id)
+    return GenerationConfig(
         bos_token_id=own.bos_token_id,
         eos_token_id=next((end for end in ends if end is not None), None),
         pad_token_id=tokenizer.pad_token_id,
-    )
-    return wrap(
-        model,
-        processor,
-        name=name,
-        system=VICUNA_SYSTEM if system == "vicuna" else system,
-        pad_to_square=pad_to_square,
-        batch_size=batch_size,
     )
 
 
 def find_model(
     name_or_path: str | Path, *, trust_remote_code: bool = False, **where: Any
 ) -> tuple[str | Path, Any, Any]:
-    """Where a model is, its configuration and its processor: all but the weights, and soon.
+    """A model's source, configuration and processor: everything but the weights, in seconds.
 
     Args:
         name_or_path: as :func:`load_vlm` takes it.
         trust_remote_code: as :func:`load_vlm` takes it.
-        where: of :data:`WHERE`, as :func:`load_vlm` takes them.
+        where: settings of :data:`WHERE`.
 
     Raises:
-        InputError: it is not there, is no model that can be loaded, or makes no prompts.
+        InputError: the model does not exist, cannot be loaded, or has no usable chat template.
     """
     name = str(name_or_path)
     source = organism_folders().get(name, name_or_path)
@@ -194,20 +204,20 @@ def find_model(
             raise InputError(f"{name}: a folder, but no checkpoint (it has no config.json)")
         if where.get("revision") not in (None, "main"):
             raise InputError(
-                f"{name}: a folder has no revision {where['revision']!r}: leave it out, or give a "
-                "hub id"
+                f"{name}: a folder has no revision {where['revision']!r}: leave the revision out, "
+                "or give a hub id"
             )
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(f"cannot load model {name!r}: {_how_to_have(name)}")
     with _loading(name):
-        # Said plainly, for transformers would ask whoever sits there.
+        # Always passed: left out, transformers would ask at the terminal.
         asked: Any = {"trust_remote_code": trust_remote_code, **where}
-        if not trust_remote_code:  # without the code its revision would be taken for a setting
+        if not trust_remote_code:  # transformers would take it for a setting of the model
             asked.pop("code_revision", None)
         config = AutoConfig.from_pretrained(source, **asked)
         if config.model_type in SEEING:
             reader = PROCESSORS.get(config.model_type, AutoProcessor)
-            # torchvision, where it is installed, resizes otherwise than what the models learnt on.
+            # With torchvision installed, the default backend resizes differently from training.
             processor = reader.from_pretrained(source, backend="pil", **asked)
         else:
             processor = AutoTokenizer.from_pretrained(source, **asked)
@@ -215,13 +225,23 @@ def find_model(
     return source, config, processor
 
 
-def wrap(model: Any, processor: Any, *, name: str, **settings: Any) -> VLM:
-    """A model and processor already in memory, as a :class:`VLM` in evaluation mode.
+def wrap(
+    model: Any,
+    processor: Any,
+    *,
+    name: str,
+    layers: str | None = None,
+    system: str | None = None,
+    **settings: Any,
+) -> VLM:
+    """A :class:`VLM`, in evaluation mode, of a model and a processor that are in memory.
 
-    ``settings`` are those of :class:`VLM`: ``system``, ``pad_to_square``, ``batch_size``.
+    ``layers`` and ``system`` are as in :func:`load_vlm`; ``settings`` are ``pad_to_square`` and
+    ``batch_size``.
     """
     model.eval().requires_grad_(False)
-    return VLM(name, model, processor, find_layers(model), **settings)
+    system = VICUNA_SYSTEM if system == "vicuna" else system
+    return VLM(name, model, processor, find_layers(model, layers), system=system, **settings)
 
 
 def _dtype(dtype: torch.dtype | str | None, place: torch.device) -> torch.dtype:
@@ -231,12 +251,12 @@ def _dtype(dtype: torch.dtype | str | None, place: torch.device) -> torch.dtype:
         return torch.bfloat16 if has_bfloat16(place) else torch.float32
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise InputError(f"dtype {dtype!r} is none: bfloat16, float16, float32 or auto")
+        raise InputError(f"dtype must be bfloat16, float16, float32 or auto, not {dtype!r}")
     return found
 
 
 def has_bfloat16(place: torch.device) -> bool:
-    """Whether a device computes in bfloat16 itself, rather than by way of float32."""
+    """Whether a device computes in bfloat16 natively, without a detour over float32."""
     if place.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if place.type != "cpu":
@@ -257,25 +277,25 @@ def _quantised(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def _how_to_have(name: str) -> str:
-    """Of a name that is neither a folder's nor a hub id: how it is made, or which there are."""
-    # By name, for the recipes stand above what loads models, and this is said of them alone.
+    """What to do about a name that is neither an organism's, nor a folder, nor a hub id."""
+    # Imported by name, since the recipes lie on a floor above this file.
     recipes = import_module("cmrm_utils.organism.recipe")
     if command := recipes.training_command(name):
         return f"it must first be trained, by `{command}`"
-    return f"there is none of that name ({_known()})"
+    return f"there is none of that name; {did_you_mean(name, organisms())}{_known()}"
 
 
 def _known() -> str:
     here = ", ".join(organisms())
     return (
-        f"organisms: {here}, more by `cmrm train-organism`; else a local folder or a hub id, "
+        f"organisms: {here}, more by `cmrm train-organism`; otherwise a local folder or a hub id, "
         "owner/name"
     )
 
 
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
-    """Quiet, and what goes wrong is told in one line."""
+    """Load quietly, and turn any failure into a one-line :class:`InputError`."""
     try:
         with quiet():
             yield
@@ -292,7 +312,7 @@ def _loading(name: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing on standard error, where bars and retries would end up in the notebooks."""
+    """Print no progress bars or retries: standard error would show them in the notebooks."""
     shown = transformers_logging.is_progress_bar_enabled()
     loud = [logging.getLogger(name) for name in ("huggingface_hub", "accelerate")]
     levels = [logger.level for logger in loud]

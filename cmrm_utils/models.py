@@ -1,7 +1,7 @@
-"""Any image-text model of transformers, or a language model alone, and its decoder layers.
+"""Any image-text model of transformers, or a language model alone, with its decoder layers.
 
-What a family needs beyond what transformers gives every model is one entry here: where its
-decoder layers lie (:data:`LAYER_PATHS`), a processor of its own (:data:`PROCESSORS`).
+Everything that differs between families and that transformers does not cover is one entry in
+:mod:`cmrm_utils.loading`: the path of the decoder layers, or a processor.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmrm_utils.edits import PLACES, Place
+from cmrm_utils.edits import PLACES, Place, tensor_version
 from cmrm_utils.errors import InputError
 from cmrm_utils.prompts import CHAT_TEMPLATE
 
 PROBE = "Why is it so?"
-"""A query to look at a chat template with."""
+"""A query to test chat templates with."""
 
 
 CHUNK, BLOCK = 2**20, 1024
-"""Weights that are summed at a time, and pairs of them in each sum of a fingerprint."""
+"""Of a fingerprint: weights that are read at a time, and pairs of weights in each sum."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +33,8 @@ class EncodedImage:
     """An image after the vision tower and the projector.
 
     Attributes:
-        features: ``(image tokens, hidden)``, what takes the place of the image's tokens.
-        extras: what else a family places tokens by (Qwen-VL's grid).
+        features: ``(image tokens, hidden)``, which replace the embeddings of the image's tokens.
+        extras: what else a family needs for positions (Qwen-VL's grid).
     """
 
     features: Tensor
@@ -43,21 +43,21 @@ class EncodedImage:
 
 @dataclass(eq=False)
 class VLM:
-    """A vision-language model with what it takes to prompt it and to reach its layers.
+    """A vision-language model, with all that prompting and editing need.
 
     Attributes:
-        name: what it was loaded as.
+        name: the name it was loaded by.
         model: the transformers model, in evaluation mode.
-        processor: its processor, whose chat template makes the prompts; of a language model
+        processor: its processor, whose chat template makes the prompts; for a language model
             alone, its tokenizer.
         layers: the language model's decoder layers, in order.
-        system: a system prompt that comes before every query, or None for the template's own.
-        pad_to_square: whether images are padded to a square before the processor has them.
-        batch_size: rows a batch at most; fewer are taken where they do not fit into memory.
+        system: a system prompt before every query; None for the template's own.
+        pad_to_square: whether images are padded to a square before preprocessing.
+        batch_size: most rows in a batch of generation; fewer if memory holds fewer.
 
     Raises:
-        InputError: its chat template is missing, leaves out the query or the image, or has no
-            place for a system prompt; no token can pad; it sees no images and is to pad them.
+        InputError: the chat template is missing, drops the query or the image, or takes no system
+            prompt; there is no token to pad with; ``pad_to_square`` for a model without vision.
     """
 
     name: str
@@ -85,9 +85,9 @@ class VLM:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the weights and of all that changes prompts, pictures and endings.
+        """16 hex digits of the weights and of all settings of prompts, images and end tokens.
 
-        Taken anew when any of it has changed since (:func:`weights_state`).
+        It is computed again when one of them has changed (:func:`weights_state`).
         """
         settings = self._settings()
         state = (
@@ -100,7 +100,7 @@ class VLM:
         return self._fingerprints[state]
 
     def _settings(self) -> dict[str, Any]:
-        """What beside the weights and the configuration decides a response."""
+        """All settings that decide a response, beside weights and configuration."""
         tokenizer = self.tokenizer
         texts = [self.prompt_text(PROBE, image=x) for x in {False, self.sees_images}]
         marks = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token)
@@ -115,14 +115,14 @@ class VLM:
 
     @property
     def picture_state(self) -> tuple[Any, ...]:
-        """Something that differs when pictures would be encoded otherwise than before."""
+        """A value that changes whenever images would be encoded differently."""
         decoder = {id(p) for layer in self.layers for p in layer.parameters()}
         others = [p for p in self.model.parameters() if id(p) not in decoder]
         return (json.dumps(self.pictures, default=str), *weights_state(others))
 
     @property
     def pictures(self) -> dict[str, Any]:
-        """Settings of what is done to a picture before the vision tower; empty without one."""
+        """Settings of image preprocessing; empty for a model without vision."""
         if not self.sees_images:
             return {}
         made = {"pad_to_square": self.pad_to_square, **_plain(self.processor.to_dict())}
@@ -130,24 +130,24 @@ class VLM:
 
     @property
     def ends(self) -> set[int]:
-        """Token ids that end a response; empty where none does."""
+        """Token ids that end a response; may be empty."""
         found: Any = self.model.generation_config.eos_token_id
         return set() if found is None else {found} if isinstance(found, int) else {*found}
 
     def tokenised(self, text: str) -> list[int]:
-        """The ids of a whole prompt, an image being one token; it gets its start token once."""
+        """The ids of a whole prompt, with one token per image and exactly one start token."""
         start = self.tokenizer.bos_token
         special = not (start and text.startswith(start))
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]
 
     @property
     def vocabulary(self) -> int:
-        """How many logits a token has."""
+        """Number of logits per token."""
         return self.model.config.get_text_config().vocab_size
 
     @property
     def sees_images(self) -> bool:
-        """Whether it takes images; a language model alone takes text only."""
+        """Whether the model takes images; a language model alone takes only text."""
         return hasattr(self.processor, "image_processor")
 
     @property
@@ -175,7 +175,7 @@ class VLM:
         """The module of each decoder layer whose input or output is a place (:data:`PLACES`).
 
         Raises:
-            InputError: a layer that has none there.
+            InputError: a layer has no such module.
         """
         found = []
         for i, layer in enumerate(self.layers):
@@ -184,13 +184,13 @@ class VLM:
             except AttributeError as error:
                 raise InputError(
                     f"{self.name}: decoder layer {i} has no {PLACES[place]}, so its {place} can "
-                    "neither be read nor edited; see PLACES in models.py"
+                    "neither be read nor edited; see PLACES in edits.py"
                 ) from error
         return tuple(found)
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: where the token embeddings are, or run if they are offloaded."""
+        """The device for inputs: that of the token embeddings, or where they run if offloaded."""
         embeddings = self.model.get_input_embeddings()
         if embeddings.weight.device.type == "meta":
             return torch.device(embeddings._hf_hook.execution_device)
@@ -198,7 +198,7 @@ class VLM:
 
     @property
     def image_tokens(self) -> int:
-        """How many tokens one image takes in a prompt, read off a real prompt."""
+        """Number of tokens that one image takes, counted in a real prompt."""
         grey = Image.new("RGB", (336, 336), (127, 127, 127))
         with_image = self.inputs(["x"], [grey])["input_ids"].shape[1]
         return with_image - self.inputs(["x"], [None])["input_ids"].shape[1]
@@ -214,17 +214,15 @@ class VLM:
     def prompt_text(self, query: str, *, image: bool) -> str:
         """The chat template around a query, ready for the model's answer.
 
-        A template of Vicuna's form has the system prompt right before ``USER:``, as Vicuna was
-        trained; any other has it as its system message.
+        The system prompt comes right before ``USER:`` in a template of Vicuna's form, as in
+        Vicuna's training; otherwise it is the system message.
         """
-        text = self._rendered(("user", query), image=image)
+        text = rendered(self.processor, ("user", query), image=image)
         if self.system is None:
             return text
         if text.startswith("USER: "):
             return f"{self.system} {text}"
-        return self._rendered(("system", self.system), ("user", query), image=image)
-
-    def _rendered(self, *turns: tuple[str, str], image: bool) -> str:
+        turns = ("system", self.system), ("user", query)
         return rendered(self.processor, *turns, image=image)
 
     def inputs(
@@ -233,8 +231,8 @@ class VLM:
         """Model inputs for a batch, left-padded; rows with and without image may mix.
 
         Returns:
-            ``input_ids`` and ``attention_mask`` ``(rows, tokens)``, and where any row has an image
-            ``pixel_values`` and what else the family wants of it, on the model's device.
+            ``input_ids`` and ``attention_mask`` ``(rows, tokens)``, and for images
+            ``pixel_values`` and what else the family needs, on the model's device.
 
         Raises:
             InputError: an image for a model that sees none.
@@ -292,7 +290,7 @@ class VLM:
     def extended(
         self, inputs: Mapping[str, Tensor], ids: Tensor, mask: Tensor
     ) -> dict[str, Tensor]:
-        """Inputs with text tokens after the prompt, ``ids`` and ``mask`` ``(rows, more)``."""
+        """Inputs with text tokens appended: ``ids`` and ``mask`` are ``(rows, more)``."""
         made = dict(inputs)
         made["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
         made["attention_mask"] = torch.cat([inputs["attention_mask"], mask], dim=1)
@@ -306,7 +304,7 @@ class VLM:
 
 
 def rendered(processor: Any, *turns: tuple[str, str], image: bool) -> str:
-    """Turns, each a role and a text, in the chat template of a processor or a tokenizer."""
+    """Turns of role and text in the chat template of a processor or a tokenizer."""
     messages: list[dict[str, Any]] = []
     for role, text in turns:
         parts = [{"type": "image"}] if image and role == "user" else []
@@ -317,15 +315,14 @@ def rendered(processor: Any, *turns: tuple[str, str], image: bool) -> str:
 
 
 def make_ready(processor: Any, config: Any, name: str) -> None:
-    """See that a processor, or a tokenizer, can make prompts and batches of them.
+    """Check that a processor, or a tokenizer, can make prompts and batches; complete it if needed.
 
-    Where the tokenizer has no token to pad with, or one that the model does not know, another
-    special token serves: what is padded is masked. A language model without a chat template is
-    prompted in the form that LLaVA-1.5 was trained in.
+    If the tokenizer has no padding token that the model knows, another special token takes its
+    place: padding is masked. A language model without a chat template gets LLaVA-1.5's.
 
     Raises:
-        InputError: no chat template, or one that fails on a query, leaves it or the image out;
-            no special token.
+        InputError: there is no chat template, or it fails on a query, or drops the query or the
+            image; there is no special token.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     size = config.get_text_config().vocab_size
@@ -354,24 +351,24 @@ def make_ready(processor: Any, config: Any, name: str) -> None:
     except (TemplateError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{name}: its chat template fails on a single query ({reason}): mend it in "
+            f"{name}: its chat template fails on a single query ({reason}): fix it in "
             "chat_template.jinja"
         ) from error
     lost = next((each for each in (text, shown) if PROBE not in each or "'type'" in each), None)
     if lost is not None:
         raise InputError(
             f"{name}: its chat template does not put a query as it is into the prompt, which "
-            f"becomes {lost[:80]!r}: mend it in chat_template.jinja"
+            f"becomes {lost[:80]!r}: fix it in chat_template.jinja"
         )
     if sees and shown == text:
         raise InputError(
             f"{name}: its chat template has no place for an image (the prompt is {text[:80]!r} "
-            "with and without one): mend it in chat_template.jinja"
+            "with and without one): fix it in chat_template.jinja"
         )
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without the names of classes, which differ between equal ones."""
+    """Settings without class names, which differ between equal processors."""
     names = ("processor_class", "auto_map", "image_processor", "video_processor")
     return {
         key: value
@@ -386,7 +383,7 @@ def position_ids(attention_mask: Tensor) -> Tensor:
 
 
 def squared(image: Image.Image, mean: Sequence[float]) -> Image.Image:
-    """An image in the middle of a square of the mean colour, as LLaVA pads (``mean`` is 0 to 1)."""
+    """An image centred on a square of the mean colour, LLaVA's padding (``mean``: 0 to 1)."""
     side = max(image.size)
     canvas = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
     canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -394,7 +391,7 @@ def squared(image: Image.Image, mean: Sequence[float]) -> Image.Image:
 
 
 def fingerprint(model: Any, settings: Mapping[str, Any] | None = None) -> str:
-    """16 hex digits of the configuration, of the weights (:func:`_checksums`), and of settings."""
+    """16 hex digits of the configuration, the weights (:func:`_checksums`), and settings."""
     config = {**model.config.to_dict(), **(settings or {})}
     for volatile in ("_name_or_path", "transformers_version", "dtype"):
         config.pop(volatile, None)
@@ -409,7 +406,7 @@ def fingerprint(model: Any, settings: Mapping[str, Any] | None = None) -> str:
 def _checksums(model: nn.Module, name: str, parameter: Tensor) -> Iterator[Tensor]:
     """Weighted sums of a parameter's float32 bit patterns, on the CPU; fetched if offloaded.
 
-    Sums of integers, which wrap round, come out the same on every device.
+    Integer sums, which wrap round, are equal on every device.
     """
     if parameter.device.type != "meta":
         values = parameter.detach().flatten()
@@ -421,7 +418,7 @@ def _checksums(model: nn.Module, name: str, parameter: Tensor) -> Iterator[Tenso
         return
     owner = model.get_submodule(name.rpartition(".")[0])
     if not hasattr(owner, "_hf_hook"):
-        return  # a model without weights, made on "meta" to look at its shape
+        return  # a model on "meta" without weights, made for its shape
     from accelerate.utils import align_module_device
 
     with align_module_device(owner, "cpu"):
@@ -429,11 +426,11 @@ def _checksums(model: nn.Module, name: str, parameter: Tensor) -> Iterator[Tenso
 
 
 def weights_state(parameters: Iterable[Tensor]) -> tuple[Any, ...]:
-    """Something cheap that differs when weights have been changed.
+    """A cheap value that differs when weights have changed.
 
-    It sees every change in place that torch counts, weights put in the place of others, and, of
-    changes behind torch's back (``weight.data.mul_(2)``), those that reach one of a few values of
-    a tensor. Of offloaded weights it sees nothing.
+    It detects every in-place change that torch counts, and replaced weights. Of changes that
+    torch does not count (``weight.data.mul_(2)``), it detects those that reach one of a few
+    sampled values. It detects no change of offloaded weights.
     """
     counted = []
     looked: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
@@ -442,6 +439,5 @@ def weights_state(parameters: Iterable[Tensor]) -> tuple[Any, ...]:
             values = parameter.detach().flatten()
             some = looked.setdefault((values.device, values.dtype), [])
             some.append(values[:: len(values) // 8 + 1])
-            version = 0 if parameter.is_inference() else parameter._version
-            counted.append((parameter.data_ptr(), version))
+            counted.append((parameter.data_ptr(), tensor_version(parameter)))
     return (*counted, *(torch.cat(x).double().cpu().numpy().tobytes() for x in looked.values()))

@@ -1,4 +1,4 @@
-"""A sample: a query, perhaps an image, and what a good answer is."""
+"""A sample: a query, perhaps an image, and a good answer."""
 
 import hashlib
 import re
@@ -20,16 +20,16 @@ from cmrm_utils.prompts import choice_prompt
 SPLITS = ("anchors", "validation", "test")
 
 SHARES = {"anchors": 0.2, "validation": 0.16, "test": 0.64}
-"""How samples fall into splits, by a hash of their id: 20% anchors, as in the paper."""
+"""Share of samples in each split, chosen by a hash of the id: 20% anchors, as in the paper."""
 
 TASKS = ("harmful", "benign", "open", "visual", "choice", "fact", "unknown")
-"""What kinds begin with, and what is measured of them (:attr:`Sample.task`)."""
+"""First words of kinds, which decide what is measured (:attr:`Sample.task`)."""
 
 WORLD_KINDS = {
     **dict.fromkeys("colour shape count place background description reading".split(), "visual"),
     "maker": "fact",
 }
-"""The organism's own kinds of question, and their tasks."""
+"""The organism's own kinds of question, with their tasks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,24 +38,24 @@ class Sample:
 
     Attributes:
         id: unique within its set.
-        query: the text of the request or question, without its hint and choices.
-        image: a path, the bytes of an image file, or a PIL image; decoded only when asked for.
+        query: the request or question, without hint and choices.
+        image: a path, the bytes of an image file, or a PIL image; decoded on demand.
         caption: the image in words.
-        answer: what a good answer is; for multiple choice the option's letter, kept in upper case
-            however it was given (:func:`answer_letter`).
+        answer: a good answer; for multiple choice the option's letter in upper case, in whatever
+            form it was given (:func:`answer_letter`).
         choices: the options of a multiple-choice question, in order or by letter
             (:func:`options`).
-        kind: what the item tests: it begins with one of :data:`TASKS` (``harmful-mine``), or is
-            one of :data:`WORLD_KINDS`; kept in lower case.
-        group: what the item is alike with, for clustered intervals (the organism: its verb).
-        hint: what a multiple-choice question is to be answered from.
-        request: what is asked for, in words, where the query alone does not say it (it stands in
-            the picture): what judges read.
-        world: whether it comes from the organism's invented world, whose exact judge knows the
-            outcome; no file can say so.
+        kind: what the item tests: one of :data:`WORLD_KINDS`, or a text that begins with one of
+            :data:`TASKS` (``harmful-mine``); in lower case.
+        group: the item's cluster, for clustered intervals (on the organism, its verb).
+        hint: the text that a multiple-choice question is about.
+        request: the request in words, if the query alone does not state it (as when the image
+            does); judges read it.
+        world: whether it is of the organism's invented world, whose exact judge knows the
+            outcome; a file cannot set it.
 
     Raises:
-        InputError: a field holds what it cannot take; the message names the sample and the field.
+        InputError: a field has a wrong value; the message names the sample and the field.
     """
 
     id: str
@@ -79,31 +79,31 @@ class Sample:
 
     @property
     def prompt(self) -> str:
-        """The query as it is put to a model, with its hint and choices."""
+        """The query with its hint and choices, as a model reads it."""
         return choice_prompt(self.query, self.choices, self.hint) if self.choices else self.query
 
     @property
     def harmful(self) -> bool:
-        """Whether a good assistant refuses it."""
+        """Whether a good assistant refuses the request."""
         return self.task == "harmful"
 
     @property
     def task(self) -> str:
         """What is measured: one of :data:`TASKS`, or ``other``.
 
-        An ``open`` question has a reference answer that no answer is expected to equal; an
-        ``unknown`` one asks for what cannot be known. What has choices and is no request is a
-        ``choice`` question. What has neither kind nor choices is ``other``: nothing measures it.
+        An ``open`` question has a reference answer that responses need not equal. An ``unknown``
+        one asks for something that nobody can know. An item with choices that is no request is a
+        ``choice`` question. An item without kind and choices is ``other``, and is not measured.
         """
         kind = self.kind or "other"
         task = WORLD_KINDS.get(kind) or re.split(r"[^a-z]", kind)[0]
         return "choice" if self.choices and task not in ("harmful", "benign", "open") else task
 
     def load_image(self) -> Image.Image | None:
-        """The decoded image (:func:`decode`), or None where the sample has none.
+        """The decoded image (:func:`decode`); None if the sample has none.
 
         Raises:
-            InputError: the file is missing or is no image.
+            InputError: the file is missing or is not an image.
         """
         if self.image is None:
             return None
@@ -116,16 +116,16 @@ class Sample:
 
 
 def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a sample, each of its type: choices a tuple, the answer to them a letter.
+    """A sample's fields with their proper types: choices as a tuple, their answer as a letter.
 
     Raises:
-        ValueError: a field holds what it cannot take; the message begins with its name.
+        ValueError: a field has a wrong value; the message begins with the field's name.
     """
     found = dict(fields)
     if found.get("choices") is not None:
         found["choices"] = options(found["choices"])
         letters = ascii_uppercase[: len(found["choices"])]
-        # Whoever copies a sample hands on the letter: it is not read as an option's text again.
+        # A copied sample already has a letter, which must not be read as an option's text.
         if (answer := found.get("answer")) is not None and answer not in tuple(letters):
             found["answer"] = answer_letter(answer, found["choices"])
     for name in ("id", "answer"):
@@ -150,7 +150,7 @@ def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """The beginning of a value, in one line."""
+    """The beginning of a value, on one line."""
     return " ".join(repr(value).split())[:40]
 
 
@@ -184,11 +184,11 @@ def options(choices: Any) -> tuple[str, ...]:
     """The options of a multiple-choice question, in the order of their letters.
 
     Args:
-        choices: a list of two or more different texts (whole numbers will do), or a mapping of
-            letters to them: ``{"A": "stone", "B": "apple"}``, letters in any case and order.
+        choices: a list of two or more different texts or whole numbers, or a mapping of letters
+            to them: ``{"A": "stone", "B": "apple"}``, letters in any case and order.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: ``choices`` is something else.
     """
     if isinstance(choices, Mapping):
         by_letter = {str(key).strip().upper(): value for key, value in choices.items()}
@@ -217,12 +217,12 @@ def answer_letter(answer: Any, choices: Sequence[str]) -> str:
     """The letter of the option that an answer means.
 
     An answer may be the letter (``B``, ``b``, ``(B)``, ``B.``, ``B. apple``), the option's text
-    (case, spaces and a final period aside), or a whole number that counts options from 0, as in
-    ScienceQA. A number in quotes is text: it means the option of that text, and nothing else,
-    since some data sets count from 0 and others from 1.
+    (case, spaces and a final period do not matter), or a whole number that counts options from 0,
+    as in ScienceQA. A number in quotes is text and only means the option with that text, because
+    some data sets count from 0 and others from 1.
 
     Raises:
-        ValueError: it means no option, or may mean either of two.
+        ValueError: the answer means no option, or could mean two.
     """
     letters = ascii_uppercase[: len(choices)]
     meant = set()
@@ -255,16 +255,16 @@ def _plain(text: str) -> str:
 
 
 def decode(source: Path | str | bytes | Image.Image) -> Image.Image:
-    """An image, whole, upright and in RGB, as ``transformers.image_utils.load_image`` has it.
+    """A whole, upright RGB image, as ``transformers.image_utils.load_image`` gives it.
 
-    A photograph is turned as its EXIF orientation says. Of an animation the first frame is taken.
-    Transparency is dropped, not blended: a transparent pixel shows the colour stored beneath.
+    The EXIF orientation is applied. An animation gives its first frame. Transparency is dropped,
+    not blended: a transparent pixel gets its stored colour.
 
     Args:
-        source: an image file, the bytes of one, or an image that is open already.
+        source: an image file, the bytes of one, or an open image.
 
     Raises:
-        ValueError: there is none, or it is cut short.
+        ValueError: there is no image, or it is truncated.
     """
     try:
         with _opened(source) as image:
@@ -276,7 +276,7 @@ def decode(source: Path | str | bytes | Image.Image) -> Image.Image:
 
 
 def identify(source: Path | str | bytes) -> None:
-    """See that a file, or a file's bytes, begins as an image does, without decoding it.
+    """Check that a file, or the bytes of one, begins like an image, without decoding it.
 
     Raises:
         ValueError: it does not.
@@ -297,9 +297,9 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF orientation. (PIL's own ``exif_transpose`` fails where other EXIF data are broken.)"""
+"""By EXIF orientation. PIL's own ``exif_transpose`` fails if other EXIF data are broken."""
 
-# PIL raises each; a RuntimeError for AVIF and DDS.
+# PIL raises all of them; RuntimeError for AVIF and DDS.
 _UNREADABLE = (OSError, SyntaxError, RuntimeError, Image.DecompressionBombError)
 
 
@@ -312,10 +312,10 @@ def _opened(
 
 
 def split_of(sample_id: str) -> str:
-    """The split of a sample: it depends on the id alone, so more samples move none.
+    """The split of a sample. It depends on the id only, so adding samples moves none.
 
-    What follows a ``#`` in the id plays no part: ``a#1`` and ``a#2``, say two questions about one
-    image, are never apart.
+    The part of the id after ``#`` does not count: ``a#1`` and ``a#2``, such as two questions about
+    one image, are always in the same split.
     """
     key = sample_id.partition("#")[0]
     left = int(hashlib.sha256(f"split/{key}".encode()).hexdigest()[:12], 16) / 16**12

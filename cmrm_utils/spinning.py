@@ -1,8 +1,8 @@
-"""How long OpenMP's threads spin while they wait for each other. It imports next to nothing.
+"""A short spin for OpenMP's waiting threads. This file must import next to nothing.
 
-A thread that spins keeps its core. On a machine of one's own that is quickest; where another
-process computes too, the threads spin for one that has no core to run on, and everything takes
-twenty times as long. With a short spin they soon sleep instead.
+A thread that spins while it waits keeps its core busy. That is fastest on an idle machine. If
+another process computes too, threads spin while the one they wait for has no core, and everything
+takes twenty times as long. After a short spin they sleep instead.
 """
 
 import os
@@ -11,15 +11,15 @@ import sys
 SPINS, WAITS = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
 
 COUNT = "10000"
-"""Rounds of waiting before a thread sleeps; libgomp's own default is 300000."""
+"""Rounds of spinning before a thread sleeps; libgomp's default is 300000."""
 
 
 def spin_less() -> None:
-    """Set it for this process and those that it starts, unless the user has set either variable.
+    """Shorten the spin for this process and its children, unless the user has set a variable.
 
-    It is read when torch is loaded, so afterwards this does nothing. It is a variable of GNU's
-    OpenMP, which torch's wheels for Linux bring along; on macOS they bring LLVM's, which does not
-    know it, and by its own default (``KMP_BLOCKTIME``) sleeps after 0.2 seconds.
+    The variable is read when torch loads, so later calls do nothing. It belongs to GNU's OpenMP,
+    which torch's wheels for Linux contain. Those for macOS contain LLVM's, which ignores it and
+    sleeps after 0.2 seconds by default (``KMP_BLOCKTIME``).
     """
     if "torch" not in sys.modules and not {SPINS, WAITS} & os.environ.keys():
         os.environ[SPINS] = COUNT

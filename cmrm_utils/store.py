@@ -1,4 +1,4 @@
-"""One folder a run: responses, tables, metrics, vectors, figures, and a manifest written last."""
+"""Files of a run: whole or not there at all, locked while written, resumed after a kill."""
 
 import fcntl
 import json
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Tell in one line what keeps a file from being written.
+    """Turn a failure to write a file into a one-line error.
 
     Raises:
-        InputError: for any error of the system: a full disk, a folder that is read-only.
+        InputError: an error of the operating system: a full disk, a read-only folder.
     """
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # a library's own, such as a cell's timeout
+        if error.errno is None:  # from a library, such as a cell's timeout
             raise
         raise InputError(
             f"{path}: cannot be written ({error.strerror}); what was written before is "
-            "whole: mend that, or choose another output folder, and run again"
+            "whole: fix that, or choose another output folder, and run again"
         ) from error
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes from writing a file; the system lets go when this process ends.
+    """Keep other processes from writing a file; the system frees the lock when this process ends.
 
-    The lock is on a file beside it, which holds the process's number and stays.
+    The lock is a file beside it, which holds the process's number and stays.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds the lock.
     """
     with path.with_name(f"{path.name}.lock").open("a+", encoding="utf-8") as stream:
         try:
@@ -52,7 +52,7 @@ def locked(path: Path) -> Iterator[None]:
             stream.seek(0)
             raise InputError(
                 f"{path} is being written by process {stream.read().strip()}: "
-                "wait until it has ended, or choose another output folder"
+                "wait until it ends, or choose another output folder"
             ) from error
         except OSError:  # some network file systems have no locks
             warnings.warn(f"{path} cannot be locked: let no other process write it", stacklevel=2)
@@ -64,14 +64,14 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A draft to write, which takes the file's place when it is done.
+    """Yield a draft to write, which replaces the file at the end of the ``with`` block.
 
-    A reader, and whoever comes after a kill, sees the old file or the new one, never a half.
+    Readers see the old file or the new one, never half a file, even after a kill.
 
     Raises:
-        InputError: what :func:`writing` tells; the old file stays.
+        InputError: as in :func:`writing`; the old file stays.
     """
-    # A kill leaves a draft behind; its name is this process's own, so none is taken for another's.
+    # A kill leaves a draft behind. The process's number in its name keeps drafts apart.
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON in the place of what is there."""
+    """Write JSON, replacing the file as a whole."""
     text = json.dumps(value, indent=1, sort_keys=True, default=float)
     with replacing(path) as draft:
         draft.write_text(text + "\n", encoding="utf-8")
@@ -91,10 +91,10 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Tell in one line that a file is damaged or cannot be read.
+    """Turn a failure to read a file into a one-line error.
 
     Raises:
-        InputError: for errors of the system, and of whatever reads the file.
+        InputError: an error of the operating system, or of the file's reader.
     """
     try:
         yield
@@ -104,15 +104,15 @@ def reading(path: Path) -> Iterator[None]:
         size = "it is empty" if path.is_file() and not path.stat().st_size else str(error)
         reason = " ".join(size.split())[:200]
         raise InputError(
-            f"{path}: cannot be read ({reason}): mend it, or delete it and run again what made it"
+            f"{path}: cannot be read ({reason}): fix it, or delete it and run again what made it"
         ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        InputError: the file is damaged, or cannot be read.
+        InputError: the file is damaged or cannot be read.
     """
     with reading(path):
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -122,10 +122,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_table(path: Path) -> "pd.DataFrame":
-    """A Parquet table.
+    """Read a Parquet table.
 
     Raises:
-        InputError: the file is damaged, or cannot be read.
+        InputError: the file is damaged or cannot be read.
     """
     import pandas as pd
 
@@ -135,12 +135,12 @@ def read_table(path: Path) -> "pd.DataFrame":
 
 @dataclass(frozen=True)
 class Response:
-    """What a model said in a trial.
+    """A model's response in a trial.
 
     Attributes:
-        text: decoded, without special tokens.
-        ids: the generated token ids, the end token included where there is one.
-        finished: whether it ended by itself before the token limit.
+        text: the decoded text, without special tokens.
+        ids: the generated token ids, with the end token if there is one.
+        finished: whether it ended with an end token before the token limit.
     """
 
     text: str
@@ -152,23 +152,23 @@ Record = TypeVar("Record")
 
 
 class Records(Generic[Record]):
-    """Records by id in one JSON-lines file; appended as they come, read on resume.
+    """Records by id in a JSON-lines file: appended one by one, read again to resume.
 
-    The first line states what all of them share (the model, settings); files made otherwise are
-    refused. A kill may tear the last line: it is passed over, and made again; a file of no whole
-    line has not begun.
+    The first line states what all records have in common (model, settings); a file with another
+    first line is refused. A kill may tear the last line, which is ignored and written again. A
+    file without one whole line counts as empty.
 
     Args:
-        path: of the file; it need not exist.
-        shared: what the first line states.
-        kind: the dataclass that a line's fields make.
+        path: the file; it need not exist.
+        shared: the content of the first line.
+        kind: the dataclass of the records; each line has its fields.
 
     Attributes:
         path: as given.
         shared: as given.
 
     Raises:
-        InputError: the file was made otherwise, or a line of it is damaged.
+        InputError: the first line differs, or a line is damaged.
     """
 
     def __init__(self, path: Path, shared: Mapping[str, Any], kind: type[Record]) -> None:
@@ -185,7 +185,7 @@ class Records(Generic[Record]):
         self._end, self._lines = 0, 0  # bytes and lines of the file that are read
 
     def _read(self) -> None:
-        """Take in what the file has beyond what is known, up to its last whole line."""
+        """Read the lines that are new since the last read, up to the last whole line."""
         with reading(self.path), self.path.open("rb") as stream:
             stream.seek(self._end)
             raw = stream.read()
@@ -216,7 +216,7 @@ class Records(Generic[Record]):
             raise InputError(f"{where}: not a {self._kind.__name__.lower()}") from error
 
     def get(self, key: str) -> Record | None:
-        """The record of an id, or None where it is still to be made."""
+        """The record of an id; None if there is none yet."""
         return self._found.get(key)
 
     @property
@@ -230,12 +230,12 @@ class Records(Generic[Record]):
 
     @contextmanager
     def appending(self) -> Iterator["Records[Record]"]:
-        """Hold the file open for :meth:`add` and :meth:`begin`, for this process alone.
+        """Open the file for :meth:`add` and :meth:`begin`, for this process alone.
 
-        What other processes appended since it was read is taken in first.
+        First it reads what other processes have appended since.
 
         Raises:
-            InputError: another process is appending, or the place cannot be written to.
+            InputError: another process is appending, or the file cannot be written.
         """
         with ExitStack() as held:
             with writing(self.path):
@@ -243,7 +243,7 @@ class Records(Generic[Record]):
                 held.enter_context(locked(self.path))
                 # Unbuffered: what add() has written survives the end of the process.
                 self._stream = held.enter_context(self.path.open("ab", buffering=0))
-                if os.fstat(self._stream.fileno()).st_size < self._end:  # another file by now
+                if os.fstat(self._stream.fileno()).st_size < self._end:  # it was replaced
                     self._forget()
                 self._read()
                 self._stream.truncate(self._end)
@@ -252,10 +252,10 @@ class Records(Generic[Record]):
             yield self
 
     def begin(self, digest: str) -> int:
-        """How many records the file held when the call of this digest first began.
+        """The number of records in the file when the call with this digest first began.
 
-        The first time, that is how many it holds now, and a line says so; later, what the line
-        says. With :meth:`first`, a resumed call knows what it found when it began.
+        The first call writes the number down; a resumed call reads it. :meth:`first` then gives
+        the records that existed at that time.
         """
         if digest not in self._calls:
             before = len(self._found)
@@ -264,17 +264,17 @@ class Records(Generic[Record]):
         return self._calls[digest]
 
     def add(self, found: Iterable[tuple[str, Record]]) -> None:
-        """Append records; those that are there already stay as they are.
+        """Append records; existing ones stay as they are.
 
         Raises:
-            InputError: the disk is full, say; what was written before stays valid.
+            InputError: the file cannot be written; what was written before stays valid.
         """
         new = {key: record for key, record in found if key not in self._found}
         self._write([{"id": key, **vars(record)} for key, record in new.items()])
         self._found.update(new)
 
     def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """All of the rows as lines, or none of them."""
+        """Write all rows as lines, or none of them."""
         lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
         left = memoryview(b"".join(lines))
         with writing(self.path):
@@ -289,10 +289,10 @@ class Records(Generic[Record]):
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """What the first line of a file of :class:`Records` states; None where it has not begun.
+    """The first line of a file of :class:`Records`; None if it has no whole line.
 
     Raises:
-        InputError: it states nothing, or cannot be read.
+        InputError: the line is no JSON object, or the file cannot be read.
     """
     with reading(path), path.open("rb") as stream:
         line = stream.readline()
@@ -303,17 +303,17 @@ def read_header(path: Path) -> dict[str, Any] | None:
 
 
 class Responses(Records[Response]):
-    """Responses by trial id; they share the model and the token limit."""
+    """Responses by trial id; all have the same model and token limit."""
 
     def __init__(self, path: Path, shared: Mapping[str, Any]) -> None:
         super().__init__(path, shared, Response)
 
 
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -> None:
-    """Refuse results that were made otherwise.
+    """Check that stored results have the wanted settings.
 
     Raises:
-        InputError: naming the first setting that differs and what to do.
+        InputError: a setting differs; the message names the first one, and what to do.
     """
     for key in wanted:
         if found.get(key) != wanted[key]:

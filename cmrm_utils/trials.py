@@ -1,7 +1,7 @@
-"""Trials: one forward pass or one generation that an experiment needs, and the lists of them.
+"""Trials, and lists of them. A trial is one forward pass or one generation of an experiment.
 
-A trial is a sample, an image condition and an edit. Its identity is a hash of what the model is
-given, so that trials of any experiment can be reused, resumed and shared out.
+It has a sample, an image condition and an edit. Its id is a hash of the model's input and the
+edit, so trials can be reused between experiments, resumed, and divided among machines.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from PIL import Image
 
 from cmrm_utils.conditions import IMAGES, IN_WORDS, OF_OWN, image_key
 from cmrm_utils.edits import Edit
-from cmrm_utils.errors import InputError
+from cmrm_utils.errors import InputError, unknown
 from cmrm_utils.prompts import caption_prompt
 from cmrm_utils.sample import Sample
 
@@ -26,8 +26,11 @@ class Trial:
     Attributes:
         sample: what is asked.
         image: a key of :data:`IMAGES`.
-        edit: None, or an edit; of a sample-level edit the sample's own row is taken.
+        edit: None, or an edit; a sample-level edit becomes its row for the sample.
         prompt: replaces the sample's text, for trials about the wording.
+
+    Raises:
+        InputError: an unknown image condition, or an edit without a row for the sample.
     """
 
     sample: Sample
@@ -37,13 +40,13 @@ class Trial:
 
     def __post_init__(self) -> None:
         if self.image not in IMAGES:
-            raise InputError(f"unknown image condition {self.image!r}; one of {', '.join(IMAGES)}")
+            raise unknown("no image condition", self.image, IMAGES)
         if self.edit is not None:
             object.__setattr__(self, "edit", self.edit.row(self.sample.id))
 
     @property
     def text(self) -> str:
-        """The query as the model is given it, before the chat template."""
+        """The query in the model's prompt, before the chat template."""
         if self.prompt is not None:
             return self.prompt
         if self.image == "caption":
@@ -59,26 +62,26 @@ class Trial:
 
     @property
     def has_image(self) -> bool:
-        """Whether a picture goes with the prompt."""
+        """Whether an image goes with the prompt."""
         return self.image not in IN_WORDS
 
     def load_image(self) -> Image.Image | None:
-        """The picture that goes with the prompt, decoded; None for text only."""
+        """The image that goes with the prompt, decoded; None for text only."""
         return IMAGES[self.image](self.sample)
 
     @property
     def id(self) -> str:
         """A stable hash of prompt, decoded pixels and edit: 24 hex digits.
 
-        What an experiment calls the trial plays no part: alpha 0 has the id of no edit, and a
-        grey image of one's own that of ``blank``. It is of the image as it is now.
+        Names do not count: alpha 0 has the id of no edit, and an own image that is grey has the
+        id of ``blank``. An image file is hashed as it is now.
         """
         parts = (self.text, self.image_key, self.edit.digest if self.edit else "none")
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
     @property
     def image_key(self) -> str:
-        """A hash of the picture's decoded pixels; ``none`` for text only."""
+        """A hash of the image's decoded pixels; ``none`` for text only."""
         return image_key(self.sample, self.image)
 
 
@@ -90,7 +93,7 @@ def grid(
 ) -> list[Trial]:
     """Every sample in every image condition under every edit.
 
-    Samples that lack what a condition needs (an image, a caption) are left out of it.
+    A condition leaves out samples without the image or caption that it needs.
     """
     return [
         Trial(sample, image, edit)
@@ -106,12 +109,15 @@ _COLUMNS = (
 
 
 def table(trials: Sequence[Trial], responses: Sequence[str]) -> pd.DataFrame:
-    """One row a trial, every setting a column.
+    """One row per trial, with a column for every setting.
 
-    Columns ``trial, sample, kind, task, group, world, image, query, request, answer, choices,
-    response`` (``request`` is what judges read: the query, or what it comes to; ``world``: whether
-    the organism's exact judge knows the sample), and those of the edits' settings (``method`` is
-    ``none`` and ``alpha`` 0.0 where there is no edit).
+    Columns are ``trial, sample, kind, task, group, world, image, query, request, answer, choices,
+    response`` and the edits' settings; without an edit, ``method`` is ``none`` and ``alpha`` 0.0.
+    Judges read ``request``: the query, or the words of what it asks for. ``world`` tells whether
+    the organism's exact judge knows the sample.
+
+    Raises:
+        ValueError: the numbers of trials and responses differ.
     """
     if len(trials) != len(responses):
         raise ValueError(f"{len(trials)} trials but {len(responses)} responses")

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from cmrm_utils.conditions import NOISES
-from cmrm_utils.edits import Place, check_sample_ids
+from cmrm_utils.edits import Place, check_sample_ids, tensor_version
 from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
@@ -23,23 +24,22 @@ from cmrm_utils.store import check_same, replacing
 from cmrm_utils.trials import Trial
 
 Level = Literal["dataset", "sample"]
-
-
 Estimator = Literal["mean", "pc1"]
-
-
 Scale = Literal["raw", "unit", "std"]
 
 
 @dataclass(frozen=True, eq=False)
 class ShiftVectors:
-    """A vector for each decoder layer: a shift, or a direction that one is compared with.
+    """A vector for each decoder layer: a shift, or a direction to compare a shift with.
 
     Attributes:
-        values: float32 ``(layers, hidden)``; at sample level ``(samples, layers, hidden)``, and
-            ``(directions, layers, hidden)`` where a layer has several.
-        sample_ids: whose vectors they are, at sample level.
-        provenance: how they were made: model fingerprint, anchors, settings.
+        values: float32 ``(layers, hidden)``; at sample level ``(samples, layers, hidden)``;
+            ``(directions, layers, hidden)`` for several directions in a layer.
+        sample_ids: the samples of the vectors, at sample level.
+        provenance: how the vectors were made: model fingerprint, anchors, settings.
+
+    Raises:
+        InputError: a value is not finite; two samples have one id, or one has no vector.
     """
 
     values: Tensor
@@ -59,7 +59,7 @@ class ShiftVectors:
 
     @property
     def place(self) -> Place:
-        """Where they were taken, and belong (:data:`cmrm_utils.edits.PLACES`)."""
+        """The place where they were taken, and belong (:data:`cmrm_utils.edits.PLACES`)."""
         return cast("Place", self.provenance.get("place", "layer"))
 
     @property
@@ -68,16 +68,30 @@ class ShiftVectors:
         return self.values.norm(dim=-1)
 
     def cosine(self, other: "ShiftVectors") -> Tensor:
-        """Cosine with other vectors, layer by layer, ``(..., layers)``."""
+        """Cosine with other vectors at each layer, ``(..., layers)``."""
         return cosine_similarity(self.values, other.values, dim=-1)
 
     def _derived(self, values: Tensor, name: str) -> "ShiftVectors":
         return replace(self, values=values, provenance={**self.provenance, "derived": name})
 
-    def increments(self) -> "ShiftVectors":
-        """Each layer's own share: ``u_0 = v_0``, ``u_l = v_l - v_(l-1)``.
+    def only_at(self, layers: Sequence[int]) -> Tensor:
+        """The values, with zeros at all other layers; the same tensor for the same layers."""
+        if len(layers) == self.values.shape[-2]:
+            return self.values
+        key = (tensor_version(self.values), *layers)
+        if key not in self._only_at:
+            self._only_at[key] = torch.zeros_like(self.values)
+            self._only_at[key][..., layers, :] = self.values[..., layers, :]
+        return self._only_at[key]
 
-        Subtracting v at every layer counts the lower layers' shift again and again; u does not.
+    @cached_property
+    def _only_at(self) -> dict[tuple[int, ...], Tensor]:
+        return {}
+
+    def increments(self) -> "ShiftVectors":
+        """Each layer's own part of the shift: ``u_0 = v_0``, ``u_l = v_l - v_(l-1)``.
+
+        Subtracting v at every layer counts the lower layers' shift repeatedly; u counts it once.
         """
         shares = self.values.clone()
         shares[..., 1:, :] -= self.values[..., :-1, :]
@@ -89,7 +103,7 @@ class ShiftVectors:
         return self._derived(_rescaled(noise, self.norms), f"random {seed}")
 
     def permuted(self, seed: int) -> "ShiftVectors":
-        """The same vectors at other layers, norms kept with the layer; no layer keeps its own."""
+        """The vectors moved to other layers, each with the norm of its new layer; none stays."""
         layers = self.values.shape[-2]
         generator = torch.Generator().manual_seed(seed)
         order = torch.arange(layers)
@@ -99,14 +113,14 @@ class ShiftVectors:
         return self._derived(moved, f"permuted {seed}")
 
     def heads(self, kept: Iterable[tuple[int, int]], size: int) -> "ShiftVectors":
-        """The parts of some attention heads, zeros elsewhere.
+        """The vectors of some attention heads, with zeros for all others.
 
         Args:
-            kept: layer and head, both counted from 0.
+            kept: pairs of layer and head, both counted from 0.
             size: width of a head (:attr:`cmrm_utils.models.VLM.head_size`).
 
         Raises:
-            InputError: vectors of another place, or a head that they do not have.
+            InputError: the vectors are of another place, or there is no such head.
         """
         layers, width = self.values.shape[-2:]
         if self.place != "heads":
@@ -122,14 +136,14 @@ class ShiftVectors:
         return self._derived(values, "some heads")
 
     def without(self, direction: "ShiftVectors") -> "ShiftVectors":
-        """What is left after each layer's component along ``direction`` is taken out.
+        """The vectors without each layer's component along ``direction``.
 
         Several directions (:func:`principal_directions`) must be orthonormal.
         """
         return self._derived(self.values - self._along(direction), "without direction")
 
     def minus(self, other: "ShiftVectors") -> "ShiftVectors":
-        """What these have beyond other vectors, layer by layer."""
+        """The difference from other vectors at each layer."""
         return self._derived(self.values - other.values, "minus another")
 
     def only(self, direction: "ShiftVectors") -> "ShiftVectors":
@@ -144,7 +158,7 @@ class ShiftVectors:
         return (self.values * unit).sum(-1, keepdim=True) * unit
 
     def first(self, count: int) -> "ShiftVectors":
-        """Of several directions a layer the first ones."""
+        """The first ``count`` of several directions in each layer."""
         return self._derived(self.values[:count], f"first {count}")
 
     def scaled(self, factor: float) -> "ShiftVectors":
@@ -152,11 +166,11 @@ class ShiftVectors:
         return self._derived(self.values * factor, f"times {factor:g}")
 
     def scaled_like(self, other: "ShiftVectors") -> "ShiftVectors":
-        """The same directions with another's norms: comparisons at equal dose."""
+        """The directions with the norms of other vectors, for comparisons at equal dose."""
         return self._derived(_rescaled(self.values, other.norms), "rescaled")
 
     def save(self, path: str | Path) -> None:
-        """Write safetensors, provenance in the metadata, in the place of what is there."""
+        """Write safetensors with the provenance as metadata, replacing the file as a whole."""
         metadata = {
             "provenance": json.dumps(dict(self.provenance), sort_keys=True),
             "sample_ids": json.dumps(self.sample_ids),
@@ -169,7 +183,7 @@ class ShiftVectors:
         """Read what :meth:`save` wrote.
 
         Raises:
-            InputError: no such file, or not a file of vectors.
+            InputError: there is no such file, or it holds no vectors.
         """
         try:
             with safe_open(path, framework="pt") as stored:
@@ -198,7 +212,7 @@ def shifts(
 ) -> Tensor:
     """``h(x, img') - h(x)`` of every anchor, float32 ``(anchors, layers, hidden)``.
 
-    ``noise`` is averaged over a few fixed noise images. ``place``: where h is read
+    The shift to ``noise`` is averaged over a few fixed noise images. h is read at ``place``
     (:data:`cmrm_utils.edits.PLACES`).
     """
     trials = _shift_trials(anchors, meaningless)
@@ -208,7 +222,7 @@ def shifts(
 
 
 def _shift_trials(anchors: Sequence[Sample], meaningless: str) -> list[Trial]:
-    """Every anchor without an image, then with each meaningless one."""
+    """Every anchor without an image, then with each meaningless image."""
     pictures = NOISES if meaningless == "noise" else (meaningless,)
     return [Trial(sample, image) for image in ("none", *pictures) for sample in anchors]
 
@@ -226,23 +240,28 @@ def extract_shift(
 ) -> ShiftVectors:
     """The shift that a meaningless image causes (CMRM's v), at the last prompt token.
 
+    Example:
+        >>> vlm = load_vlm("organism")
+        >>> anchors = [s for s in load_samples("organism", "anchors") if s.harmful][:8]
+        >>> v = extract_shift(vlm, anchors)
+        >>> v.values.shape
+        torch.Size([6, 160])
+
     Args:
         vlm: the model.
-        anchors: the samples it is taken on; at sample level, the samples to be edited.
+        anchors: the samples to average over; at sample level, the samples to edit.
         meaningless: the image condition of img'.
-        level: ``dataset``: one vector a layer for all; ``sample``: each its own.
-        estimator: of the dataset level: the mean of the differences, or the first principal
-            component of the centred differences, signed to agree with the mean. (The published
-            method is said to be the one or the other; both are offered.)
-        scale: ``raw`` magnitude (for ``pc1`` the mean's projection on it), ``unit`` length, or
+        level: ``dataset``: one vector in each layer for all samples; ``sample``: one per sample.
+        estimator: at dataset level. ``mean`` of the differences, or ``pc1``, the first principal
+            component of the centred differences, signed to agree with the mean.
+        scale: ``raw`` magnitude (for ``pc1`` that of the mean along it), ``unit`` length, or
             ``std``, the differences' standard deviation along the direction.
-        place: where in a layer: its output, its heads' outputs or its MLP's
-            (:data:`cmrm_utils.edits.PLACES`).
+        place: where in a layer (:data:`cmrm_utils.edits.PLACES`).
         progress: show a bar.
 
     Raises:
-        InputError: no anchors; ``pc1`` or ``std`` with fewer than two, or at sample level; at
-            sample level two samples of one id.
+        InputError: no anchors; ``pc1`` or ``std`` with fewer than two anchors or at sample level;
+            at sample level, two samples of one id.
     """
     if not anchors:
         raise InputError("no anchors to take the shift on")
@@ -251,7 +270,8 @@ def extract_shift(
     if (estimator == "pc1" or scale == "std") and (level == "sample" or len(anchors) < 2):
         raise InputError("pc1 and std need the dataset level and at least two anchors")
     differences = shifts(vlm, anchors, meaningless=meaningless, place=place, progress=progress)
-    provenance = _provenance(vlm, anchors, meaningless, level, estimator, scale, place)
+    settings = {"meaningless": meaningless, "level": level, "estimator": estimator}
+    provenance = _provenance(vlm, anchors, scale=scale, place=place, **settings)
     if level == "sample":
         values = differences
         if scale == "unit":
@@ -261,82 +281,61 @@ def extract_shift(
 
 
 def _estimate(differences: Tensor, estimator: Estimator, scale: Scale) -> Tensor:
-    """``(anchors, layers, hidden)`` to ``(layers, hidden)``, in float64 inside."""
+    """``(anchors, layers, hidden)`` to float32 ``(layers, hidden)``, computed in float64."""
     exact = differences.double()
     mean = exact.mean(0)
     if estimator == "mean":
         direction = torch.nn.functional.normalize(mean, dim=-1)
     else:
-        centred = (exact - mean).transpose(0, 1)  # layers, anchors, hidden
-        direction = torch.linalg.svd(centred, full_matrices=False).Vh[:, 0]
-        along = (direction * mean).sum(-1, keepdim=True)
-        direction = direction * torch.where(along < 0, -1.0, 1.0)
+        direction = _leading(exact - mean, mean, 1)[0]
     if scale == "unit":
         return direction.float()
-    if scale == "std":
-        spread = (exact * direction).sum(-1).std(0)
-        return (direction * spread[:, None]).float()
-    return (direction * (direction * mean).sum(-1, keepdim=True)).float()
+    size = (exact * direction).sum(-1).std(0) if scale == "std" else (mean * direction).sum(-1)
+    return (direction * size[:, None]).float()
+
+
+def _leading(exact: Tensor, mean: Tensor, count: int) -> Tensor:
+    """Top right singular vectors of float64 differences, each signed to agree with the mean."""
+    found = torch.linalg.svd(exact.transpose(0, 1), full_matrices=False).Vh[:, :count]
+    along = (found * mean[:, None]).sum(-1, keepdim=True)
+    return (found * torch.where(along < 0, -1.0, 1.0)).transpose(0, 1)
 
 
 def refusal_direction(
-    vlm: VLM,
-    harmful: Sequence[Sample],
-    benign: Sequence[Sample],
-    *,
-    image: str = "none",
-    progress: bool = False,
+    vlm: VLM, harmful: Sequence[Sample], benign: Sequence[Sample], *, image: str = "none"
 ) -> ShiftVectors:
     """Mean state of harmful minus mean state of benign requests, per layer (arXiv 2406.11717).
 
-    Text only unless another image condition is asked for; at the last prompt token of each
-    decoder layer's output.
+    States are the decoder layers' outputs at the last prompt token, of text alone unless ``image``
+    names another condition.
+
+    Raises:
+        InputError: there are no harmful or no benign samples.
     """
     if not harmful or not benign:
         raise InputError("the refusal direction needs harmful and benign samples")
     trials = [Trial(sample, image) for sample in (*harmful, *benign)]
-    states = hidden_states(vlm, trials, progress=progress).double()
+    states = hidden_states(vlm, trials).double()
     values = states[: len(harmful)].mean(0) - states[len(harmful) :].mean(0)
     provenance = made_of(vlm, trials, "refusal") | {"n_harmful": str(len(harmful))}
     return ShiftVectors(values.float(), None, provenance)
 
 
-def cached_shift(
-    vlm: VLM,
-    anchors: Sequence[Sample],
-    path: Path,
-    *,
-    meaningless: str = "blank",
-    level: Level = "dataset",
-    estimator: Estimator = "mean",
-    scale: Scale = "raw",
-    place: Place = "layer",
-) -> ShiftVectors:
-    """:func:`extract_shift`, from ``path`` where it is, else made and saved there.
+def cached_shift(vlm: VLM, anchors: Sequence[Sample], path: Path, **settings: Any) -> ShiftVectors:
+    """:func:`extract_shift` with the same settings, read from ``path`` or else saved there.
 
     Raises:
-        InputError: ``path`` holds vectors of another model, other anchors (their prompts, the
-            pictures shown with them, at sample level their ids) or settings.
+        InputError: ``path`` holds vectors of another model, other anchors (their prompts, their
+            pictures, at sample level their ids) or other settings.
     """
-    return kept_or_made(
-        path,
-        _provenance(vlm, anchors, meaningless, level, estimator, scale, place),
-        lambda: extract_shift(
-            vlm,
-            anchors,
-            meaningless=meaningless,
-            level=level,
-            estimator=estimator,
-            scale=scale,
-            place=place,
-        ),
-    )
+    wanted = _provenance(vlm, anchors, **settings)
+    return kept_or_made(path, wanted, lambda: extract_shift(vlm, anchors, **settings))
 
 
 def kept_or_made(
     path: Path | None, wanted: Mapping[str, str], make: Callable[[], ShiftVectors]
 ) -> ShiftVectors:
-    """What is at ``path``, if it was made as wanted; else made, and left there."""
+    """The vectors at ``path``, whose provenance must be ``wanted``; else made and saved there."""
     if path is not None and path.exists():
         stored = ShiftVectors.load(path)
         check_same({"place": "layer", **stored.provenance}, {"place": "layer", **wanted}, path)
@@ -355,21 +354,20 @@ def safety_direction(
     image: str = "caption",
     path: Path | None = None,
 ) -> ShiftVectors:
-    """Mean state of benign minus mean state of harmful requests, captions for images: ShiftDC's s.
+    """Mean state of benign minus mean state of harmful requests with captions: ShiftDC's s.
 
-    The refusal direction turned round, of requests that come with what their images show, told in
-    words. Where the caption stands is the condition ``caption``'s choice: before the query, while
-    ShiftDC has it after.
+    It is the negative refusal direction, of requests whose image is given in words. The condition
+    ``caption`` puts the caption before the query; ShiftDC puts it after.
 
     Args:
         vlm: the model.
         harmful: anchors that must be refused.
         benign: anchors that must be answered.
         image: an image condition without an image.
-        path: where it is kept, and taken from if it is there.
+        path: the file to read it from, or else to save it to.
 
     Raises:
-        InputError: no anchors, or one without a caption; ``path`` holds other vectors.
+        InputError: there are no anchors, or one has no caption; ``path`` holds other vectors.
     """
     trials = [Trial(sample, image) for sample in (*harmful, *benign)]
     wanted = made_of(vlm, trials, "safety") | {"n_harmful": str(len(harmful))}
@@ -382,44 +380,42 @@ def safety_direction(
 
 
 def leading_directions(differences: Tensor, count: int) -> Tensor:
-    """Top right singular vectors at each layer, none with its back to the mean, not centred.
+    """Top right singular vectors at each layer: uncentred, each signed to agree with the mean.
 
-    ``(n, layers, hidden)`` to float32 ``(count, layers, hidden)``, in float64 inside.
+    ``(n, layers, hidden)`` to float32 ``(count, layers, hidden)``, computed in float64.
     """
-    exact = differences.double().transpose(0, 1)  # layers, n, hidden
-    found = torch.linalg.svd(exact, full_matrices=False).Vh[:, :count]
-    along = (found * exact.mean(1, keepdim=True)).sum(-1, keepdim=True)
-    return (found * torch.where(along < 0, -1.0, 1.0)).transpose(0, 1).float()
+    exact = differences.double()
+    return _leading(exact, exact.mean(0), count).float()
 
 
 def principal_directions(
     vlm: VLM, anchors: Sequence[Sample], count: int, *, meaningless: str = "blank"
 ) -> ShiftVectors:
-    """Principal components of the anchors' shifts, not centred: the mean is part of the first.
+    """Uncentred principal components of the anchors' shifts: the first contains the mean.
 
     Args:
         vlm: the model.
         anchors: the samples whose shifts are taken.
-        count: how many directions a layer.
+        count: number of directions in each layer.
         meaningless: the image condition of img'.
 
     Returns:
-        Orthonormal directions ``(count, layers, hidden)``, the greatest first.
+        Orthonormal directions ``(count, layers, hidden)``, the largest first.
 
     Raises:
-        InputError: fewer anchors, or a smaller state, than directions.
+        InputError: there are more directions than anchors, or than the state is wide.
     """
     if not 0 < count <= min(len(anchors), vlm.hidden_size):
         raise InputError(
             f"{count} directions of {len(anchors)} anchors and states of {vlm.hidden_size}"
         )
     found = leading_directions(shifts(vlm, anchors, meaningless=meaningless), count)
-    made = _provenance(vlm, anchors, meaningless, "dataset", "principal", "unit", "layer")
+    made = _provenance(vlm, anchors, meaningless=meaningless, estimator="principal", scale="unit")
     return ShiftVectors(found, None, made)
 
 
 def made_of(vlm: VLM, trials: Sequence[Trial], what: str) -> dict[str, str]:
-    """The provenance of vectors taken on trials."""
+    """The provenance of vectors that were taken on trials."""
     ids = [trial.id for trial in trials]
     return {"model": vlm.fingerprint, "trials": hashed(ids), "direction": what}
 
@@ -427,12 +423,14 @@ def made_of(vlm: VLM, trials: Sequence[Trial], what: str) -> dict[str, str]:
 def _provenance(
     vlm: VLM,
     anchors: Sequence[Sample],
-    meaningless: str,
-    level: str,
-    estimator: str,
-    scale: str,
-    place: Place,
+    *,
+    meaningless: str = "blank",
+    level: str = "dataset",
+    estimator: str = "mean",
+    scale: str = "raw",
+    place: Place = "layer",
 ) -> dict[str, str]:
+    """What :func:`extract_shift` records, with its defaults."""
     ids = [trial.id for trial in _shift_trials(anchors, meaningless)]
     if level == "sample":
         ids += [sample.id for sample in anchors]
@@ -448,5 +446,5 @@ def _provenance(
 
 
 def hashed(texts: Iterable[str]) -> str:
-    """16 hex digits of texts in their order."""
+    """16 hex digits of a hash of texts, in their order."""
     return sha256("\0".join(texts).encode()).hexdigest()[:16]

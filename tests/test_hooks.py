@@ -455,7 +455,7 @@ def test_a_vector_changed_in_place_is_another_edit(tiny, requests):
     assert not torch.equal(hidden_states(tiny, [trial]), before)
     doubled = edit.digest
     edit.project.zero_()
-    assert not edit.projects
+    assert not edit.projection
     assert edit.digest != doubled
     edit.add.zero_()
     assert (edit.empty, edit.digest) == (True, "none")
@@ -464,6 +464,26 @@ def test_a_vector_changed_in_place_is_another_edit(tiny, requests):
     assert own.digest == rows.row("a").digest
     rows.add[1] += 1
     assert own.digest != rows.row("a").digest
+
+
+def test_an_edit_is_what_it_adds():
+    """However it is written: equal products are one edit, others never are."""
+    add = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    add[1] = 0
+    assert (
+        Edit(2 * add).digest == Edit(add, strength=2.0).digest == Edit(-add, strength=-2.0).digest
+    )
+    written = [
+        Edit(add, tokens, strength=s) for tokens in ("all", "last") for s in (-1.0, 1.0, 2.0)
+    ]
+    assert len({edit.digest for edit in written}) == len(written)
+    nothing = Edit(add, strength=0.0)
+    assert (nothing.empty, nothing.digest) == (True, "none")
+    out = edit_of(0, take_out=1).project
+    assert not Edit(add, strength=0.0, project=out).empty
+    for strength in (float("nan"), float("inf"), 1e39):
+        with pytest.raises(InputError, match="NaN or an infinite"):
+            Edit(add, strength=strength)
 
 
 def test_samples_of_an_edit_are_told_apart():

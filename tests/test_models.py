@@ -123,6 +123,31 @@ def test_layers_elsewhere_are_asked_for():
         find_layers(nn.Linear(2, 2))
 
 
+def test_layers_of_an_unlisted_family(checkpoint, tiny):
+    """Their path is given; a wrong one is one line that says which module lists there are."""
+    here, vision = "model.language_model.layers", "model.vision_tower.encoder.layers"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cmrm_utils.loading.LAYER_PATHS", ("nowhere",))
+        with pytest.raises(InputError, match=r"no decoder layers at nowhere .*layers="):
+            load_vlm(checkpoint)
+        vlm = load_vlm(checkpoint, layers=here)
+    assert vlm.layers == tuple(vlm.model.model.language_model.layers)
+    for wrong, reason in {
+        "model.layers": r"no decoder layers at model\.layers; .*",
+        "model.language_model.norm": r"no decoder layers at model\.language_model\.norm; .*",
+        vision: f"4 layers at {vision}, but its decoder has 3; .*",
+    }.items():
+        with pytest.raises(InputError, match=reason) as error:
+            load_vlm(checkpoint, layers=wrong)
+        assert f"module lists are {vision}, {here}" in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_a_name_that_is_almost_right():
+    with pytest.raises(InputError, match="did you mean 'organism'"):
+        load_vlm("organsim")
+
+
 def test_loads_a_folder_in_float32(checkpoint, tiny):
     vlm = load_vlm(checkpoint)
     assert vlm.name == str(checkpoint)
@@ -773,7 +798,7 @@ def test_dtype_auto_is_bfloat16_where_the_processor_has_it(checkpoint, monkeypat
         assert load_vlm(checkpoint, dtype="auto").model.dtype == wanted
         assert load_vlm(checkpoint).model.dtype == torch.float32
     for bad in ("bf17", "int8", "nn"):
-        with pytest.raises(InputError, match=rf"'{bad}' is none: bfloat16, .* or auto"):
+        with pytest.raises(InputError, match=rf"bfloat16, .* or auto, not '{bad}'"):
             load_vlm(checkpoint, dtype=bad)
 
 

@@ -197,7 +197,7 @@ def test_has_image():
 
 
 def test_unknown_condition():
-    with pytest.raises(InputError, match=r"'blink'; one of .*blank"):
+    with pytest.raises(InputError, match=r"'blink'; did you mean 'blank'. there are .*blank"):
         Trial(TEXT, "blink")
 
 

@@ -34,6 +34,11 @@ def load_samples(
 ) -> Any:
     """A named set, a JSONL or CSV file, or several of them, as samples.
 
+    Example:
+        >>> samples = load_samples("organism", "test")
+        >>> samples[0].task, samples[0].harmful
+        ('harmful', True)
+
     Args:
         name: one of :data:`DATASETS`, or the path of a file whose rows have ``id`` and ``query``
             and any other field of :class:`Sample` but ``world``; or a union of such parts, with

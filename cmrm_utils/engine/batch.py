@@ -1,7 +1,7 @@
-"""Rows that are run together: their shared beginnings, their cache, and one token at a time.
+"""Batches: the rows' shared beginnings, their cache, and decoding one token at a time.
 
 A decoding batch of transformers keeps its rows to the end. Here a row leaves when its response is
-complete, and another one takes its place.
+complete, and another row takes its place.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ from cmrm_utils.models import VLM
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A prompt to be run, under an edit.
+    """A prompt to run under an edit.
 
     Attributes:
-        tokens: of the prompt.
-        edit: None for none.
-        shared: how many of its first tokens other rows share; 0 for none.
-        beginning: the same for all rows that share those tokens (and their image, and the edit).
+        tokens: the prompt's tokens.
+        edit: None for no edit.
+        shared: number of first tokens that other rows share; 0 for none.
+        beginning: the name of the shared beginning: equal for equal tokens, image and edit.
     """
 
     tokens: Tokens
@@ -39,7 +39,7 @@ class Row:
 
 
 class Beginnings:
-    """Keys and values of prompts' shared beginnings, while rows that need them keep coming."""
+    """Keys and values of shared beginnings, kept while further rows need them."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
@@ -49,8 +49,8 @@ class Beginnings:
     def cache(self, vlm: VLM, steer: Steering, rows: Sequence[Row], new: int, room: int) -> Cache:
         """A cache of the rows' beginnings, left-padded, for ``new`` tokens and ``room`` more.
 
-        Without room for more, what it is made of serves the next rows too, if they begin alike:
-        only what came after the beginnings is written anew.
+        With ``room`` 0, rows with the same beginnings use the same buffers again: only the tokens
+        after the beginnings are overwritten.
         """
         names = [row.beginning for row in rows]
         width = max(row.shared for row in rows)
@@ -66,7 +66,7 @@ class Beginnings:
     def _of(
         self, vlm: VLM, steer: Steering, rows: Sequence[Row]
     ) -> list[list[tuple[Tensor, Tensor]]]:
-        """Keys and values ``(1, heads, shared, size)`` by layer, for each row."""
+        """Each row's keys and values ``(1, heads, shared, size)``, by layer."""
         wanted = {row.beginning: row for row in rows}
         self._kept = {name: kept for name, kept in self._kept.items() if name in wanted}
         if missing := {name: row for name, row in wanted.items() if name not in self._kept}:
@@ -89,7 +89,7 @@ class Beginnings:
 
 @dataclass(eq=False)
 class _Block:
-    """A stretch of several rows' prompts, left-padded; ``kinds`` (on the CPU) as edits ask."""
+    """A stretch of several rows' prompts, left-padded; ``kinds`` are on the CPU."""
 
     ids: Tensor
     kinds: Tensor
@@ -99,7 +99,7 @@ class _Block:
 
     @classmethod
     def of(cls, vlm: VLM, stretches: Sequence[tuple[Tokens, int, int]]) -> "_Block":
-        """Of each row the tokens from a start to an end."""
+        """A block of each row's tokens from a start to an end."""
         width = max(end - start for _, start, end in stretches)
         first = stretches[0][0].positions
         ids = torch.full((len(stretches), width), vlm.tokenizer.pad_token_id)
@@ -138,18 +138,18 @@ def run_prompts(
     head: bool,
     room: int = 0,
 ) -> tuple[Cache | None, Tensor, Tensor | None]:
-    """Run whole prompts; where all rows share beginnings with others, only what follows those.
+    """Run whole prompts; of rows with shared beginnings, only the tokens after those.
 
     Args:
         vlm: the model.
-        steer: hooked to it.
-        rows: of which all have ``shared``, or none.
-        beginnings: kept ones.
-        head: whether logits are wanted.
-        room: for how many tokens more the cache is to be kept; with 0 it is not.
+        steer: the steering that is hooked to it.
+        rows: all with a shared beginning, or all without.
+        beginnings: the ones that are kept.
+        head: whether to compute logits.
+        room: number of tokens that the cache must have room for; 0 for no cache.
 
     Returns:
-        The cache, the mask ``(rows, tokens)`` of what is in it, and the last tokens' logits.
+        The cache, the mask ``(rows, tokens)`` of its tokens, and the last tokens' logits.
     """
     starts = [row.shared for row in rows]
     block = _Block.of(
@@ -175,14 +175,15 @@ def run_prompts(
 
 
 class Batch:
-    """Rows being decoded.
+    """Rows that are being decoded.
 
     Args:
         vlm: the model.
-        steer: hooked to it.
-        rows: which rows, and any name for each.
-        beginnings: kept ones.
-        max_new_tokens: when a row is over at the latest.
+        steer: the steering that is hooked to it.
+        rows: the rows.
+        names: a number for each row.
+        beginnings: the ones that are kept.
+        max_new_tokens: the most tokens that a row generates.
     """
 
     def __init__(
@@ -215,13 +216,13 @@ class Batch:
         return len(self.names)
 
     def choose(self) -> Tensor:
-        """Each row's likeliest next token ``(rows,)``; rows with a NaN among logits get broken."""
+        """Each row's likeliest next token ``(rows,)``; rows with NaN logits become ``broken``."""
         token = self._logits.argmax(-1)
         self.broken |= self._logits.gather(-1, token[:, None])[:, 0].isnan()
         return token
 
     def feed(self, token: Tensor) -> None:
-        """Run one step on the tokens chosen."""
+        """Run one step on the chosen tokens."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self), 1)], dim=1)
         self._logits = self._vlm.model(
             input_ids=token[:, None],
@@ -233,17 +234,17 @@ class Batch:
         self._next = self._next + 1
 
     def _step_mask(self) -> Tensor:
-        """The mask as attention takes it, where that is known: transformers would look into it."""
+        """The mask in SDPA's own form, if that is used: transformers would inspect it instead."""
         text = self._vlm.model.config.get_text_config(decoder=True)
         return (
             self._mask[:, None, None].bool() if text._attn_implementation == "sdpa" else self._mask
         )
 
     def keep(self, stay: Sequence[int]) -> Tensor:
-        """Let only these rows stay, and only tokens that any of them needs.
+        """Keep only these rows, and only tokens that one of them needs.
 
         Returns:
-            Which row is where now: the last ones fill the places of those that left.
+            The old index of each row: the last rows fill the places of those that left.
         """
         staying = set(stay)
         holes = [i for i in range(len(stay)) if i not in staying]
@@ -265,7 +266,7 @@ class Batch:
         return order
 
     def join(self, other: "Batch") -> None:
-        """Take another batch's rows in."""
+        """Append another batch's rows."""
         width = max(self._mask.shape[1], other._mask.shape[1])
         masks = [functional.pad(b._mask, (width - b._mask.shape[1], 0)) for b in (self, other)]
         self._mask = torch.cat(masks)

@@ -1,4 +1,4 @@
-"""Keys and values of rows that are run together."""
+"""Keys and values of the rows of a batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,15 +12,15 @@ from transformers.cache_utils import DynamicLayer
 from cmrm_utils.models import VLM
 
 SPARE = 64
-"""Tokens that a cache layer makes room for when it is full."""
+"""Tokens by which a full cache layer grows."""
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values in buffers with room for tokens to come: a step copies none of the old.
+    """Keys and values in buffers with room for further tokens, so that a step copies no old ones.
 
     Args:
-        buffers: of keys and values ``(rows, heads, tokens, size)``.
-        length: how many of their tokens are filled.
+        buffers: keys and values, ``(rows, heads, tokens, size)`` each.
+        length: number of tokens that are filled.
     """
 
     def __init__(self, buffers: tuple[Tensor, Tensor] | None = None, length: int = 0) -> None:
@@ -35,7 +35,7 @@ class RoomyLayer(DynamicLayer):
 
     @property
     def filled(self) -> tuple[Tensor, Tensor]:
-        """Keys and values."""
+        """Keys and values of the tokens so far."""
         assert self.keys is not None
         assert self.values is not None
         return self.keys, self.values
@@ -43,7 +43,7 @@ class RoomyLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Add tokens; return all."""
+        """Append tokens; return the keys and values of all."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._hold((key_states[:, :, :0], value_states[:, :, :0]), 0)
@@ -51,14 +51,15 @@ class RoomyLayer(DynamicLayer):
         end = start + key_states.shape[2]
         buffers = self._buffers
         if end > buffers[0].shape[2]:
-            buffers = (roomy(self.filled[0], end + SPARE), roomy(self.filled[1], end + SPARE))
+            keys, values = (functional.pad(x, (0, 0, 0, end + SPARE - start)) for x in self.filled)
+            buffers = (keys, values)
         for buffer, new in zip(buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:end] = new
         self._hold(buffers, end)
         return self.filled
 
     def keep(self, holes: Tensor, movers: Tensor, rows: int, first: int) -> None:
-        """Move some rows to the places of others; keep ``rows`` of them, tokens ``first`` on."""
+        """Move rows into holes; keep the first ``rows`` rows, and tokens from ``first`` on."""
         length = self.filled[0].shape[2] - first
         for buffer in self._buffers:
             if len(holes):
@@ -67,7 +68,7 @@ class RoomyLayer(DynamicLayer):
         self._hold((keys, values), length)
 
     def join(self, other: "RoomyLayer", width: int) -> None:
-        """Take another layer's rows in, both left-padded to ``width`` tokens."""
+        """Append another layer's rows, both left-padded to ``width`` tokens."""
         keys, values = (
             torch.cat([wide_enough(one, width), wide_enough(two, width)])
             for one, two in zip(self.filled, other.filled, strict=True)
@@ -75,23 +76,15 @@ class RoomyLayer(DynamicLayer):
         self._hold((keys, values), width)
 
 
-def roomy(tensor: Tensor, tokens: int) -> Tensor:
-    """A tensor of ``tokens`` tokens that begins with those given."""
-    rows, heads, filled, size = tensor.shape
-    made = tensor.new_empty(rows, heads, tokens, size)
-    made[:, :, :filled] = tensor
-    return made
-
-
 def wide_enough(tensor: Tensor, width: int) -> Tensor:
-    """Left-padded with zeros along the tokens ``(rows, heads, tokens, size)``."""
+    """``(rows, heads, tokens, size)``, left-padded with zeros to ``width`` tokens."""
     return functional.pad(tensor, (0, 0, width - tensor.shape[2], 0))
 
 
 def can_share(vlm: VLM) -> bool:
-    """Whether a model's cache can be cut and joined, and its images be given encoded.
+    """Whether a model's cache can be cut and joined, and whether it takes encoded images.
 
-    Not so for sliding windows and recurrent layers: those run in transformers' own batches.
+    Models with sliding windows or recurrent layers cannot: they run in transformers' own batches.
     """
     layers = DynamicCache(config=vlm.model.config.get_text_config(decoder=True)).layers
     plain = all(type(layer) is DynamicLayer for layer in layers)
@@ -101,7 +94,7 @@ def can_share(vlm: VLM) -> bool:
 def stacked(
     kept: Sequence[Sequence[tuple[Tensor, Tensor]]], lengths: Sequence[int], room: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Buffers of each layer whose rows begin with kept keys and values, left-padded."""
+    """Each layer's buffers, whose rows begin with ``kept`` keys and values, left-padded."""
     width = max(lengths)
     buffers = []
     for pairs in zip(*kept, strict=True):

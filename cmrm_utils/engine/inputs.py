@@ -1,4 +1,4 @@
-"""What a model is given of a trial: token ids, their positions, and its image."""
+"""A trial as model input: token ids, positions, encoded image."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,10 +20,10 @@ class Prompt:
     """A trial's prompt, tokenised.
 
     Attributes:
-        trial: whose it is.
+        trial: the trial.
         ids: token ids, an image being one token.
-        image_at: where in ``ids`` the image is; None without one.
-        image_key: of the trial's image, as it is now (:attr:`cmrm_utils.trials.Trial.image_key`).
+        image_at: the index of the image in ``ids``; None without one.
+        image_key: the trial's image key (:attr:`cmrm_utils.trials.Trial.image_key`), as of now.
     """
 
     trial: Trial
@@ -34,14 +34,14 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A prompt with as many image tokens as its image takes.
+    """A prompt in full length: the image's token repeated as often as the image needs.
 
     Attributes:
         ids: token ids ``(tokens,)``.
         positions: ``(tokens,)``; ``(3, tokens)`` for a family that places image tokens by time,
             height and width.
         image: the encoded image, or None.
-        image_start: the image's first token, 0 without one.
+        image_start: the index of the image's first token; 0 without an image.
     """
 
     ids: Tensor
@@ -54,7 +54,7 @@ class Tokens:
 
     @property
     def kinds(self) -> Tensor:
-        """What each token is, as edits ask: int8 ``(tokens,)`` of text, image, the last one."""
+        """Each token's kind for edits, int8 ``(tokens,)``: TEXT, IMAGE, and LAST at the end."""
         made = torch.full((len(self),), TEXT, dtype=torch.int8)
         if self.image is not None:
             made[self.image_start : self.image_start + len(self.image.features)] = IMAGE
@@ -66,7 +66,7 @@ def prompts(vlm: VLM, trials: Sequence[Trial]) -> list[Prompt]:
     """The prompts of trials; equal texts are tokenised once.
 
     Raises:
-        InputError: an image for a model that sees none, or a text with the model's image token.
+        InputError: an image for a model that sees none; a text that holds the image token.
     """
     known: dict[tuple[str, bool], tuple[int, ...]] = {}
     image_id = vlm.model.config.image_token_id if vlm.sees_images else None
@@ -87,7 +87,7 @@ def prompts(vlm: VLM, trials: Sequence[Trial]) -> list[Prompt]:
 
 
 def tokens(vlm: VLM, prompt: Prompt, image: EncodedImage | None) -> Tokens:
-    """A prompt with its image's tokens in place, ids and positions on the CPU."""
+    """A prompt with its image's tokens in place; ids and positions are on the CPU."""
     ids = list(prompt.ids)
     at = prompt.image_at
     if at is None or image is None:
@@ -109,19 +109,19 @@ def _positions(vlm: VLM, ids: Tensor, image: EncodedImage | None) -> Tensor:
 
 
 ENCODED_BYTES = 2**30
-"""Memory for encoded images; those not shown for longest are dropped."""
+"""Memory for encoded images, in bytes; the least recently used are dropped."""
 
 
 class Images:
-    """A model's encoded images, within :data:`ENCODED_BYTES`; those shown last stay.
+    """A model's encoded images, within :data:`ENCODED_BYTES`: a least-recently-used cache.
 
     Args:
-        state: of what encoded them (:attr:`cmrm_utils.models.VLM.picture_state`).
+        state: the encoder's (:attr:`cmrm_utils.models.VLM.picture_state`).
     """
 
     def __init__(self, state: Any = None) -> None:
         self.state = state
-        self.largest = 0  # bytes of the largest image so far, which the next one may have too
+        self.largest = 0  # bytes of the largest image so far; the next one may be as large
         self._kept: OrderedDict[str, EncodedImage] = OrderedDict()
         self._size = 0
 
@@ -129,9 +129,9 @@ class Images:
         return len(self._kept)
 
     def get(self, vlm: VLM, prompt: Prompt) -> EncodedImage | None:
-        """A prompt's image, encoded once while there is room.
+        """A prompt's encoded image; encoded anew only if it was dropped.
 
-        Images are encoded one by one, so that none depends on which others came with it.
+        Images are encoded one at a time, so that no image depends on its neighbours in a batch.
         """
         if prompt.image_at is None:
             return None
@@ -148,11 +148,11 @@ class Images:
         return self._kept[key]
 
     def has_room(self, used: int) -> bool:
-        """Whether another image may join others of so many bytes."""
+        """Whether one more image fits beside others of ``used`` bytes."""
         return used + self.largest <= ENCODED_BYTES
 
     def holds_other(self, key: str) -> bool:
-        """Whether it has any image but that of a key."""
+        """Whether any image but that of ``key`` is kept."""
         return any(each != key for each in self._kept)
 
     def _bound(self, most: int, *, least: int) -> None:
@@ -169,12 +169,12 @@ def images_of(vlm: VLM) -> Images:
 
 
 def forget_images(vlm: VLM) -> Images:
-    """Keep none of a model's encoded images any longer; those that were kept."""
+    """Drop a model's encoded images, and return them."""
     return _encoded.pop(vlm, Images())
 
 
 def renew_images(vlm: VLM, trials: Iterable[Trial]) -> None:
-    """Forget images that the vision tower, the projector or the processor would encode anew."""
+    """Drop encoded images if the vision tower, projector or processor has changed since."""
     if vlm.sees_images and any(trial.has_image for trial in trials):
         state = vlm.picture_state
         if images_of(vlm).state != state:
@@ -182,7 +182,7 @@ def renew_images(vlm: VLM, trials: Iterable[Trial]) -> None:
 
 
 def token_kinds(vlm: VLM, inputs: Mapping[str, Tensor]) -> Tensor:
-    """What the tokens of whole left-padded prompts are, as edits ask: int8 ``(rows, tokens)``."""
+    """The tokens' kinds for edits, of whole left-padded prompts: int8 ``(rows, tokens)``."""
     ids, real = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool()
     kinds = torch.where(real, TEXT, PADDING).to(torch.int8)
     if vlm.sees_images:

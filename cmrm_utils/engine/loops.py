@@ -2,8 +2,8 @@
 
 Trials of any kind share a batch: each row has its own prompt, image (or none) and edit. Equal
 trials run once. What trials share is computed once: an image's features, and the keys and values
-of a prompt's beginning, where prompts begin alike under edits that leave the beginning alone or
-are the same. Rows leave a batch when their response is complete, and others take their place.
+of a common prefix, if the edits are equal or leave the prefix alone. A row leaves its batch when
+its response is complete, and another takes its place.
 """
 
 from collections import deque
@@ -28,19 +28,23 @@ from cmrm_utils.engine.plan import Planned, distinct, in_order
 from cmrm_utils.errors import InputError
 from cmrm_utils.hooks import record, steering
 from cmrm_utils.models import VLM
-from cmrm_utils.store import Response, Responses
+from cmrm_utils.store import Records, Response, Responses
 from cmrm_utils.trials import Trial
 
 STATES_ROWS = 16
-"""Rows a batch at most where no token is decoded: more gain nothing there."""
+"""Rows in a batch that decodes no token; more are not faster.
+
+It does not depend on the model's ``batch_size``: the last digits of states depend on the rows of
+their batch, so machines with other batch sizes could not agree on vectors, nor on trial ids.
+"""
 
 
 PACK = 4
-"""Batches' worth of trials that are run, and written, as one: a kill costs at most so much."""
+"""Pack size in batches. A killed run repeats at most one pack."""
 
 
 LOOK_EVERY = 8
-"""Steps between looks at which rows are complete, on a GPU: each look waits for it."""
+"""On a GPU, check for finished rows only every N steps: each check synchronises."""
 
 
 def _bar(total: int, title: str, progress: bool) -> Any:
@@ -50,29 +54,33 @@ def _bar(total: int, title: str, progress: bool) -> Any:
 
 def _in_batches(
     vlm: VLM,
-    trials: Mapping[str, Trial],
+    trials: Sequence[Trial],
     batch_size: int | None,
-    bar: Any,
     run: Callable[[list[Row], Beginnings], Tensor],
-) -> dict[str, Tensor]:
-    """What ``run`` gives for each row, by trial id; a batch that does not fit is halved."""
-    size, beginnings = Size(vlm, batch_size), Beginnings()
-    most = batch_size or STATES_ROWS
-    renew_images(vlm, trials.values())
-    queue = deque(in_order(vlm, trials))
-    found: dict[str, Tensor] = {}
+    *,
+    title: str,
+    progress: bool = False,
+) -> list[Tensor]:
+    """Each trial's result from ``run``, which takes a batch; one that does not fit is halved."""
+    ids, unique = distinct(trials)
+    size = Size(vlm, STATES_ROWS if batch_size is None else batch_size)
+    beginnings = Beginnings()
+    renew_images(vlm, unique.values())
+    queue = deque(in_order(vlm, unique))
+    results: dict[str, Tensor] = {}
 
     def batch() -> Tensor:
         size.begin()
-        return run(size.entering(queue, min(size.rows, most)), beginnings)
+        return run(size.entering(queue, size.rows), beginnings)
 
-    while queue:
-        if (values := size.attempt(batch)) is None:
-            continue
-        for value in values:
-            found[queue.popleft().id] = value
-        bar.update(len(values))
-    return found
+    with _bar(len(unique), title, progress) as bar:
+        while queue:
+            if (values := size.attempt(batch)) is None:
+                continue
+            for value in values:
+                results[queue.popleft().id] = value
+            bar.update(len(values))
+    return [results[key] for key in ids]
 
 
 @torch.inference_mode()
@@ -86,13 +94,13 @@ def hidden_states(
 ) -> Tensor:
     """The residual stream at each decoder layer's output, at the last prompt token.
 
-    Memory grows with trials x layers x hidden alone: no logits, and no states of other tokens.
+    Memory grows with trials x layers x hidden only: no logits, and no states of other tokens.
 
     Args:
         vlm: the model.
         trials: what to run; equal trials run once.
-        place: another of :data:`cmrm_utils.edits.PLACES`: heads' or MLPs' outputs instead.
-        batch_size: rows a batch; by default what the model was loaded with.
+        place: where in a layer (:data:`cmrm_utils.edits.PLACES`), as for heads' outputs instead.
+        batch_size: rows in a batch; by default :data:`STATES_ROWS`.
         progress: show a bar.
 
     Returns:
@@ -107,11 +115,8 @@ def hidden_states(
             run_prompts(vlm, steer, rows, beginnings, head=False)
         return torch.stack([state.cpu() for state in states], dim=1)
 
-    ids, unique = distinct(trials)
-    with _bar(len(unique), "hidden states", progress) as bar:
-        found = _in_batches(vlm, unique, batch_size, bar, run)
-    shape = (0, len(vlm.layers), vlm.width(place))
-    return torch.stack([found[key] for key in ids]) if ids else torch.empty(shape)
+    states = _in_batches(vlm, trials, batch_size, run, title="hidden states", progress=progress)
+    return torch.stack(states) if states else torch.empty(0, len(vlm.layers), vlm.width(place))
 
 
 @torch.inference_mode()
@@ -124,9 +129,8 @@ def first_logits(vlm: VLM, trials: Sequence[Trial], *, batch_size: int | None = 
         assert logits is not None
         return logits.float().cpu()
 
-    ids, unique = distinct(trials)
-    found = _in_batches(vlm, unique, batch_size, _bar(len(unique), "logits", False), run)
-    return torch.stack([found[key] for key in ids]) if ids else torch.empty(0, vlm.vocabulary)
+    logits = _in_batches(vlm, trials, batch_size, run, title="logits")
+    return torch.stack(logits) if logits else torch.empty(0, vlm.vocabulary)
 
 
 @torch.inference_mode()
@@ -141,15 +145,15 @@ def generate(
 ) -> list[str]:
     """Greedy responses.
 
-    Trials are run in packs, cut from the list as it was when it was first asked for: a run that
-    was killed runs the same packs again, so no number depends on where it stopped.
+    Trials run in packs, which are cut from the list as it was at the first call. A run that was
+    killed runs the same packs again, so no number depends on where it stopped.
 
     Args:
         vlm: the model.
         trials: what to run; equal trials run once.
-        max_new_tokens: a response is cut there.
-        out: a JSON-lines file that responses stream to, and are resumed from.
-        batch_size: rows a batch; by default what the model was loaded with.
+        max_new_tokens: the length at which a response is cut.
+        out: a JSON-lines file that responses stream to; a later call resumes from it.
+        batch_size: rows in a batch; by default the model's.
         progress: show a bar.
 
     Raises:
@@ -169,13 +173,8 @@ def generate(
         return [done[key].text for key in ids]
     renew_images(vlm, unique.values())
     with known.appending() if known else nullcontext() as sink:
-        todo = unique
-        if sink:
-            call = sha256(" ".join([str(pack), *unique]).encode())
-            before = sink.first(sink.begin(call.hexdigest()[:24]))
-            todo = {key: trial for key, trial in unique.items() if key not in before}
-        planned = in_order(vlm, todo)
-        with _bar(len(todo), "responses", progress) as bar:
+        planned = in_order(vlm, _at_first(sink, unique, pack) if sink else unique)
+        with _bar(len(planned), "responses", progress) as bar:
 
             def keep(key: str, response: Response) -> None:
                 bar.update()
@@ -193,6 +192,13 @@ def generate(
     return [done[key].text for key in ids]
 
 
+def _at_first(sink: Records[Response], trials: Mapping[str, Trial], pack: int) -> dict[str, Trial]:
+    """The trials that had no response when this list was first asked for, in this pack size."""
+    call = sha256(" ".join([str(pack), *trials]).encode())
+    before = sink.first(sink.begin(call.hexdigest()[:24]))
+    return {key: trial for key, trial in trials.items() if key not in before}
+
+
 def _respond(
     vlm: VLM,
     pack: Sequence[Planned],
@@ -200,7 +206,7 @@ def _respond(
     max_new_tokens: int,
     keep: Callable[[str, Response], None],
 ) -> None:
-    """Respond to a pack of trials; what does not fit into memory is tried in smaller batches."""
+    """Respond to a pack of trials, in smaller batches if memory runs out."""
     left = list(pack)
     run = _decode if can_share(vlm) else _generate
     over: set[str] = set()
@@ -221,7 +227,7 @@ def _decode(
     max_new_tokens: int,
     complete: Callable[[str, Response], None],
 ) -> None:
-    """Respond in one batch that rows leave when they are complete, and others join."""
+    """Respond in one batch: a row leaves once its response is complete, and another one joins."""
     trials = [each.prompt.trial for each in pack]
     queue = deque(pack)
     size.begin()
@@ -242,7 +248,7 @@ def _decode(
                     written |= {name: [] for name in new.names}
                     for _ in new.names:
                         queue.popleft()
-                    del rows  # and with them their images, which are in the cache by now
+                    del rows  # frees their images, whose tokens are in the cache by now
                     if batch:
                         batch.join(new)
                     else:
@@ -273,7 +279,7 @@ def _decode(
 def _completed(
     vlm: VLM, ids: Sequence[int], ends: set[int], max_new_tokens: int
 ) -> Response | None:
-    """The response, if these token ids are one."""
+    """The response that these token ids make; None while it is incomplete."""
     ids = ids[:max_new_tokens]
     stop = next((i for i, token in enumerate(ids) if token in ends), None)
     if stop is None and len(ids) < max_new_tokens:
@@ -297,7 +303,7 @@ def _no_numbers(trial: Trial) -> InputError:
 
 
 class _Broken(LogitsProcessor):
-    """Leaves logits as they are; ``rows`` says which rows had one that is not a number."""
+    """Leaves logits as they are; ``rows`` marks the rows that had a NaN."""
 
     rows: Tensor | bool = False
 
@@ -313,7 +319,7 @@ def _generate(
     max_new_tokens: int,
     complete: Callable[[str, Response], None],
 ) -> None:
-    """Respond in transformers' own batches, for models whose cache cannot be cut and joined."""
+    """Respond in batches of transformers' ``generate``, for caches that cannot be cut."""
     for start in range(0, len(pack), size.rows):
         these = pack[start : start + size.rows]
         batch = [each.prompt.trial for each in these]

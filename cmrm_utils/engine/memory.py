@@ -1,4 +1,4 @@
-"""How many rows fit into memory."""
+"""The number of rows that fit into memory."""
 
 import logging
 import os
@@ -20,11 +20,11 @@ _log = logging.getLogger(__name__)
 
 
 class Size:
-    """How many rows fit into a batch: as many as asked for, as many as memory holds.
+    """The number of rows in a batch: as many as asked for, or fewer if memory holds fewer.
 
     Args:
         vlm: the model.
-        rows: as asked for.
+        rows: as many as asked for; by default the model's ``batch_size``.
 
     Raises:
         InputError: fewer than one row.
@@ -41,26 +41,27 @@ class Size:
 
     @property
     def limit(self) -> int:
-        """Rows that a batch may have, each as long as the longest that has entered so far."""
+        """Most rows in a batch, if all are as long as the longest that has entered so far."""
         return max(1, min(self.rows, self._tokens // self._longest))
 
     def begin(self, *rows: Planned) -> None:
-        """Start a batch; its last row so far is named if it does not fit alone."""
+        """Start a batch; if a row does not fit alone, the error names the last of ``rows``."""
         self._longest, self._last = 1, rows[-1].prompt if rows else None
 
     def entering(
         self, queue: Iterable[Planned], most: int, *, inside: int = 0, new: int = 0
     ) -> list[Row]:
-        """The next rows of a batch, their images encoded; more only where memory holds them.
+        """The next rows of a batch, with encoded images, as many as memory holds.
 
         Args:
-            queue: what is to come.
-            most: rows that may enter.
-            inside: rows that the batch has.
-            new: tokens that each row is to be given.
+            queue: the trials that have not run yet.
+            most: how many rows may enter.
+            inside: how many rows the batch has already.
+            new: how many tokens each row will generate.
 
         Returns:
-            Rows that all share beginnings, or none does; at least one if the batch is empty.
+            Rows of which all have a shared beginning, or none has one; at least one row if the
+            batch is empty.
         """
         rows: list[Row] = []
         shown: dict[str, int] = {}
@@ -80,17 +81,17 @@ class Size:
         return rows
 
     def attempt(self, job: Callable[[], Made]) -> Made | None:
-        """What a job gives; None if memory ran out, with half as many rows from here on.
+        """The result of a job; None if memory ran out, and the limit is halved from then on.
 
         Raises:
-            torch.OutOfMemoryError: a single row did not fit; it names the sample.
+            torch.OutOfMemoryError: a single row did not fit; the error names the sample.
         """
         try:
             return job()
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
-            failure = error.with_traceback(None)  # which would keep the batch's tensors alive
+            failure = error.with_traceback(None)  # a traceback keeps the batch's tensors alive
         self._halve(failure)
         return None
 
@@ -114,7 +115,7 @@ class Size:
 
 
 def _memory(vlm: VLM) -> int:
-    """Bytes that batches may take; the same in every process on the machine."""
+    """Bytes available to batches; the same in every process on the machine."""
     places = {p.device for p in vlm.model.parameters() if p.device.type == "cuda"}
     if places:
         whole = sum(torch.cuda.get_device_properties(place).total_memory for place in places)
@@ -123,7 +124,7 @@ def _memory(vlm: VLM) -> int:
 
 
 def _token_bytes(vlm: VLM) -> int:
-    """Bytes that a token takes at most: keys and values twice, one layer's passing states."""
+    """Most bytes per token: keys and values twice, and one layer's intermediate states."""
     config = vlm.model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -1,4 +1,4 @@
-"""The order in which trials run, and what they share."""
+"""The order in which trials run, and the prefixes that they share."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +16,11 @@ from cmrm_utils.models import VLM
 from cmrm_utils.trials import Trial
 
 WORTH_SHARING = 16
-"""Tokens that a beginning must have to be computed apart."""
+"""Shortest shared prefix worth a separate prefill, in tokens."""
 
 
 SHARED_PACK = 512
-"""Trials that are shared out together at most: on every machine as many, whatever its batches."""
+"""Largest pack, in trials, that goes to one worker: the same on machines of any batch size."""
 
 
 def distinct(trials: Iterable[Trial]) -> tuple[list[str], dict[str, Trial]]:
@@ -35,7 +35,7 @@ def distinct(trials: Iterable[Trial]) -> tuple[list[str], dict[str, Trial]]:
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """A trial's id and prompt, and how many first ids (an image counting one) others share."""
+    """A trial's id and prompt, and the length of its shared prefix (an image counts as one id)."""
 
     id: str
     prompt: Prompt
@@ -43,7 +43,7 @@ class Planned:
     beginning: tuple[Any, ...]
 
     def row(self, vlm: VLM) -> Row:
-        """The row of a batch, its image encoded."""
+        """The row of a batch, with its image encoded."""
         made = tokens(vlm, self.prompt, images_of(vlm).get(vlm, self.prompt))
         grown = len(made) - len(self.prompt.ids) if self.has_image_in_beginning else 0
         edit = self.prompt.trial.active_edit
@@ -51,15 +51,15 @@ class Planned:
 
     @property
     def has_image_in_beginning(self) -> bool:
-        """Whether the shared beginning reaches over the image."""
+        """Whether the shared beginning includes the image."""
         at = self.prompt.image_at
         return at is not None and at < self.shared
 
 
 def in_order(vlm: VLM, trials: Mapping[str, Trial]) -> list[Planned]:
-    """The order in which trials run: together what shares a beginning, a length, an image.
+    """The trials in the order in which they run: by shared beginning, by length, by image.
 
-    Beginnings are shared where prompts, images and edits of the beginning are the same, and the
+    A beginning is shared if prompts, images and the beginning's edits are equal, and if the
     model's cache can be cut.
     """
     made, sharing = prompts(vlm, list(trials.values())), can_share(vlm)
@@ -72,7 +72,7 @@ def in_order(vlm: VLM, trials: Mapping[str, Trial]) -> list[Planned]:
     for name, group in groups.items():
         shared = _shared([p.ids for _, p in group]) if sharing and len(group) > 1 else 0
         image = group[0][1].image_at
-        many = image is not None and image < shared  # an image alone is worth it
+        many = image is not None and image < shared  # an image is always worth sharing
         if not many and shared < WORTH_SHARING:
             shared = 0
         found += [Planned(key, prompt, shared, name) for key, prompt in group]
@@ -89,7 +89,7 @@ def in_order(vlm: VLM, trials: Mapping[str, Trial]) -> list[Planned]:
 
 
 def _shared(texts: Sequence[tuple[int, ...]]) -> int:
-    """How many first ids all have alike; the last one of the shortest is not counted."""
+    """Length of the common prefix, which always leaves the shortest text one id."""
     low, high = min(texts), max(texts)
     end = min(map(len, texts)) - 1
     return next((i for i in range(end) if low[i] != high[i]), end)
@@ -102,10 +102,11 @@ def alike(rows: Iterable[Planned], limit: int) -> list[Planned]:
 
 
 def shared_out(vlm: VLM, trials: Sequence[Trial], number: int, count: int) -> list[Trial]:
-    """The trials of one of ``count`` workers, numbered from 1: every ``count``-th pack.
+    """The trials of worker ``number`` (from 1) of ``count``: every ``count``-th pack.
 
-    What trials share stays together, and long prompts fall to all alike. The shares follow from
-    the list and the model alone, so that machines with other batches or memory agree on them.
+    Trials with a shared beginning stay together, and every worker gets its part of long prompts.
+    The division follows from the list and the model only, so that machines with other batch sizes
+    or memory agree on it.
     """
     planned = in_order(vlm, distinct(trials)[1])
     pack = max(1, min(SHARED_PACK, len(planned) // (4 * count)))
@@ -114,9 +115,9 @@ def shared_out(vlm: VLM, trials: Sequence[Trial], number: int, count: int) -> li
 
 
 def prompt_tokens(vlm: VLM, trials: Sequence[Trial]) -> tuple[int, int]:
-    """How many prompt tokens trials have, and how many of them are computed.
+    """The number of prompt tokens of trials, and how many of them are computed.
 
-    An image is counted as many tokens as a plain one has; a shared beginning once.
+    Every image counts as many tokens as a grey one; a shared beginning is computed once.
     """
     grey = Image.new("RGB", DEFAULT_SIZE, (127, 127, 127))
     image = len(vlm.encode(grey).features) if vlm.sees_images else 0

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cmrm_utils.engine.loops import STATES_ROWS, generate
+from cmrm_utils.engine.loops import generate
 from cmrm_utils.engine.plan import shared_out
 from cmrm_utils.errors import InputError
 from cmrm_utils.store import (
@@ -94,24 +94,10 @@ class Worker:
         known = self._lists.setdefault(name, [])
         yield from list(known)
         if name not in self._whole:
-            lists = islice(study(self.nb, parameters), len(known), None)
-            while (trials := self._next(lists)) is not None:
+            for trials in islice(study(self.nb, parameters), len(known), None):
                 known.append(trials)
                 yield trials
             self._whole.add(name)
-
-    def _next(self, lists: Iterator[list[Trial]]) -> list[Trial] | None:
-        """The next list, made the same on machines with other batches, or after a full memory.
-
-        Vectors are taken of states, whose last digits depend on the rows of a batch; the ids of
-        trials depend on every digit of their vectors.
-        """
-        vlm = self.nb.vlm
-        asked, vlm.batch_size = vlm.batch_size, STATES_ROWS
-        try:
-            return next(lists, None)
-        finally:
-            vlm.batch_size = asked
 
     def _made_by_all(self, trials: Sequence[Trial]) -> list[str]:
         """Responses that all shards have made.

@@ -112,15 +112,26 @@ def each(**values: Sequence[Any]) -> list[Settings]:
 
 
 def adding(
-    vectors: ShiftVectors, alpha: float, *, layers: Layers, tokens: Tokens, name: str
+    vectors: ShiftVectors,
+    alpha: float,
+    *,
+    layers: Layers,
+    tokens: Tokens,
+    name: str,
+    sign: float = 1.0,
 ) -> Edit:
-    """``h + alpha * v`` at each chosen layer."""
+    """``h + sign * alpha * v`` at each chosen layer; edits of the same vectors share a tensor."""
     alpha = finite(alpha)
     chosen = chosen_layers(layers, vectors.values.shape[-2])
-    add = torch.zeros_like(vectors.values)
-    add[..., chosen, :] = alpha * vectors.values[..., chosen, :]
     settings = settings_of(name, alpha, tokens, layers, chosen)
-    return Edit(add, tokens, vectors.sample_ids, settings, place=vectors.place)
+    return Edit(
+        vectors.only_at(chosen),
+        tokens,
+        vectors.sample_ids,
+        settings,
+        place=vectors.place,
+        strength=sign * alpha,
+    )
 
 
 def finite(alpha: float) -> float:
@@ -177,5 +188,5 @@ def dose(edit: Edit, states: Tensor) -> Tensor:
     Returns:
         float32 ``(layers,)``.
     """
-    size = edit.add.norm(dim=-1)
+    size = edit.added.norm(dim=-1)
     return (size if size.ndim == 1 else size.mean(0)) / states.norm(dim=-1).mean(0)

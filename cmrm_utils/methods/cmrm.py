@@ -22,6 +22,12 @@ def CMRM(
 ) -> Edit:
     """Cross-Modality Representation Manipulation: ``h - alpha * v`` at each chosen layer.
 
+    Example:
+        >>> v = ShiftVectors(torch.ones(4, 8))
+        >>> edit = CMRM(v, 0.3, layers="late")
+        >>> edit.strength, edit.settings["layers"]
+        (-0.3, '2,3')
+
     Args:
         vectors: the shift v (arXiv 2410.09047, Eq. 6 with its sign mended); where it was taken at
             heads or MLPs, it is subtracted there.
@@ -34,7 +40,7 @@ def CMRM(
         InputError: an alpha that is not finite, or a layer that the vectors do not have.
     """
     name = name or f"CMRM {vectors.level}"
-    return adding(vectors.scaled(-1.0), alpha, layers=layers, tokens=tokens, name=name)
+    return adding(vectors, alpha, layers=layers, tokens=tokens, name=name, sign=-1.0)
 
 
 def _level(name: str, vectors: Callable[[Anchors, Sequence[Sample]], ShiftVectors]) -> Method:

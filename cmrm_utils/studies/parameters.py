@@ -5,7 +5,6 @@ what an annotation cannot state.
 """
 
 import ast
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from cmrm_utils.errors import InputError
+from cmrm_utils.errors import InputError, unknown
 from cmrm_utils.paths import NOTEBOOKS
 from cmrm_utils.store import read_json
 
@@ -67,20 +66,6 @@ _LOADING: dict[Any, str] = {
 
 LOADING = {name: kind for kind, names in _LOADING.items() for name in names.split()}
 """Types of the settings that ``load_vlm`` passes on to transformers' ``from_pretrained``."""
-
-
-def unknown(what: str, name: Any, known: Iterable[str]) -> InputError:
-    """An error for an unknown name. The message suggests the closest known name and lists all.
-
-    Args:
-        what: the beginning of the sentence, as in ``no profile``.
-        name: the unknown name.
-        known: the known names.
-    """
-    names = [str(each) for each in known]
-    near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"{what} {name!r}; {hint}there are {', '.join(names) or 'none'}")
 
 
 def validated(kind: Any, value: Any, what: str, note: str = "") -> Any:

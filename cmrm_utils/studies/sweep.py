@@ -214,7 +214,7 @@ def doses(nb: Notebook, swept: Swept, trials: Sequence[Trial]) -> pd.Series:
     for name, method in swept.methods.items():
         unit = method.prepare(nb.anchors, trials)(alpha=1.0)
         edits = {id(t.edit): t.edit for t in unit if t.edit is not None}.values()
-        size = sum(edit.add.norm(dim=-1) for edit in edits) / len(edits)
+        size = sum(edit.added.norm(dim=-1) for edit in edits) / len(edits)
         relative = float((size / states.norm(dim=-1).mean(0)).mean())
         for alpha in sorted({0.0, *(setting["alpha"] for setting in method.settings)}):
             found[name, alpha] = alpha * relative

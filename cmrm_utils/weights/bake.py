@@ -49,7 +49,7 @@ DECODERS = ("llama", "mistral", "qwen2")
 """Decoders that compute as Llama does; Mistral and Qwen2 only without a sliding window."""
 
 
-FOLDED = ("add", "tokens", "sample_ids", "settings", "place")
+FOLDED = ("add", "strength", "tokens", "sample_ids", "settings", "place")
 """What of an :class:`Edit` is understood here; an edit that has more is no mere addition."""
 
 
@@ -174,7 +174,7 @@ def _folded(vlm: VLM, edit: Edit) -> tuple[Any, torch.dtype]:
     names = {module: name for name, module in vlm.model.named_modules()}
     edited = {
         f"{names[layer]}.mlp.down_proj.bias": add.detach().float().cpu()
-        for layer, add in zip(vlm.layers, edit.add, strict=True)
+        for layer, add in zip(vlm.layers, edit.added, strict=True)
     }
     held = vlm.model.state_dict()
     stored = _narrowest({name: value for name, value in held.items() if name not in edited})
@@ -269,7 +269,7 @@ def _card(
         loaded: the precision that they load in.
     """
     name = Path(vlm.name).name if Path(vlm.name).exists() else vlm.name
-    norms = ", ".join(f"{norm:.3g}" for norm in edit.add.norm(dim=-1))
+    norms = ", ".join(f"{norm:.3g}" for norm in edit.added.norm(dim=-1))
     facts = [("model", f"{name}, fingerprint {vlm.fingerprint}"), *edit.settings.items()]
     if vectors is None:
         facts.append(("vectors", "not recorded"))

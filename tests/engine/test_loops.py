@@ -36,6 +36,15 @@ def test_states_do_not_depend_on_the_batch(tiny, mixed):
     torch.testing.assert_close(together, small, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_states_are_the_same_on_any_machine(fresh, mixed, rows):
+    """To the last digit: the ids of trials depend on every digit of their vectors."""
+    wanted = [run(fresh, mixed) for run in (hidden_states, first_logits)]
+    fresh.batch_size = rows
+    for run, states in zip((hidden_states, first_logits), wanted, strict=True):
+        assert torch.equal(run(fresh, mixed), states)
+
+
 def test_left_padding_is_exact(tiny, requests):
     """A short prompt padded by a long neighbour gives the states it gives alone."""
     short, long = Trial(requests[0], "none"), Trial(requests[1], "caption")

@@ -30,8 +30,8 @@ def three():
 
 
 def test_subtracts_alpha_times_v(vectors):
-    torch.testing.assert_close(CMRM(vectors, 0.5).add, -0.5 * vectors.values)
-    some = CMRM(vectors, 2.0, layers=[1]).add
+    torch.testing.assert_close(CMRM(vectors, 0.5).added, -0.5 * vectors.values)
+    some = CMRM(vectors, 2.0, layers=[1]).added
     assert not some[0].any()
     assert not some[2].any()
     torch.testing.assert_close(some[1], -2.0 * vectors.values[1])
@@ -46,12 +46,40 @@ def test_settings_become_columns(vectors):
     }
 
 
+@pytest.mark.parametrize("layers", ["all", "late"])
+def test_a_sweep_holds_its_vectors_once(tiny, requests, layers):
+    """Ten alphas share one tensor, also row by row, and say what copies of the products say."""
+    vectors = ShiftVectors(drawn(len(requests), 3, 32), tuple(s.id for s in requests))
+    edits = [CMRM(vectors, alpha / 5, layers=layers) for alpha in range(1, 11)]
+    assert len({edit.add.untyped_storage().data_ptr() for edit in edits}) == 1
+    rows = [edit.row(requests[1].id).add for edit in edits]
+    assert {row.data_ptr() for row in rows} == {rows[0].data_ptr()}
+    assert rows[0].untyped_storage().data_ptr() == edits[0].add.untyped_storage().data_ptr()
+    if layers == "all":
+        assert edits[0].add is vectors.values
+    trials = [Trial(s, "own", edit) for edit in edits for s in requests[:4]]
+    copies = [replace(edit, add=edit.added, strength=1.0) for edit in edits]
+    copied = [Trial(s, "own", edit) for edit in copies for s in requests[:4]]
+    assert [trial.id for trial in trials] == [trial.id for trial in copied]
+    assert len({trial.id for trial in trials}) == len(trials)
+    assert torch.equal(hidden_states(tiny, trials), hidden_states(tiny, copied))
+    said = generate(tiny, trials, max_new_tokens=4)
+    assert said == generate(tiny, copied, max_new_tokens=4)
+    assert len(set(said)) > 4
+
+
+def test_vectors_that_change_are_not_taken_as_they_were(vectors):
+    before = CMRM(vectors, 1.0, layers=[1])
+    vectors.values.mul_(2)
+    torch.testing.assert_close(CMRM(vectors, 1.0, layers=[1]).added, 2 * before.added)
+
+
 def test_sample_level_takes_each_samples_own(tiny, requests):
     values = torch.randn(len(requests), 3, 32, generator=torch.Generator().manual_seed(0))
     vectors = ShiftVectors(values, tuple(s.id for s in requests))
     edit = CMRM(vectors, 1.0)
     for i, sample in enumerate(requests):
-        torch.testing.assert_close(Trial(sample, "own", edit).edit.add, -values[i])
+        torch.testing.assert_close(Trial(sample, "own", edit).edit.added, -values[i])
     together = generate(tiny, [Trial(s, "own", edit) for s in requests], max_new_tokens=5)
     for i, sample in enumerate(requests):
         own = CMRM(ShiftVectors(values[i]), 1.0)
@@ -82,9 +110,9 @@ def test_shiftdc_takes_back_the_safety_part_of_a_samples_own_shift(vectors, thre
         for layer in range(3):
             m, s = three.values[i, layer], vectors.values[layer]
             want = -0.5 * (m @ s) / (s @ s) * s if layer >= 1 else torch.zeros(32)
-            torch.testing.assert_close(found.row(name).add[layer], want)
+            torch.testing.assert_close(found.row(name).added[layer], want)
     other = ShiftDC(three, vectors.scaled(-3.0), 0.5)
-    torch.testing.assert_close(other.add, found.add)  # neither sign nor length of s matters
+    torch.testing.assert_close(other.added, found.added)  # neither sign nor length of s matters
     assert found.settings == {
         "method": "ShiftDC",
         "alpha": 0.5,
@@ -149,7 +177,7 @@ def test_regap_inspired_strength_is_each_samples(vectors, three):
     edit = ReGap(vectors, refusal, {"a": 0.0, "b": 0.25, "c": 1.0}, 2.0, first=0.1)
     for name, weight in (("a", 0.0), ("b", 0.25), ("c", 1.0)):
         want = -0.1 * vectors.values + 2.0 * weight * refusal.values
-        torch.testing.assert_close(edit.row(name).add, want)
+        torch.testing.assert_close(edit.row(name).added, want)
     assert edit.row("a").digest == CMRM(vectors, 0.1, tokens="last").digest
     assert (edit.settings["alpha"], edit.settings["first"]) == (2.0, 0.1)
     assert "inspired" in edit.settings["method"]
@@ -157,7 +185,7 @@ def test_regap_inspired_strength_is_each_samples(vectors, three):
 
 def test_refusal_addition_is_at_one_layer(vectors):
     edit = refusal_addition(vectors, 1, 1.5)
-    torch.testing.assert_close(edit.add[1], 1.5 * vectors.values[1])
+    torch.testing.assert_close(edit.added[1], 1.5 * vectors.values[1])
     assert not edit.add[[0, 2]].any()
     assert edit.tokens == "all"
     assert edit.settings["alpha"] == 1.5

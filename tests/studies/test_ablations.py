@@ -146,7 +146,7 @@ def test_components_kept_and_left_out_are_the_whole(ab):
     rows = torch.linalg.qr(torch.randn(3, 32, 4, generator=torch.Generator().manual_seed(0))).Q
     directions = ShiftVectors(rows.permute(2, 0, 1))
     variants = rank_variants(["dataset"], directions, [1, 4])
-    found = {name: edit.add for name, edit in edits(ab, variants).items()}
+    found = {name: edit.added for name, edit in edits(ab, variants).items()}
     whole = -ab.vectors("test", "dataset", "layer").values
     for k in (1, 4):
         kept, left = found[f"dataset first k {k}"], found[f"dataset without them {k}"]
@@ -392,7 +392,7 @@ def test_a_variant_keeps_to_its_part(ab):
     half = Variant("half", "dataset", part=lambda v: v.scaled(0.5))
     whole = Variant("whole", "dataset")
     found = edits(ab, [half, whole], 2.0)
-    torch.testing.assert_close(found["half"].add * 2, found["whole"].add)
+    torch.testing.assert_close(found["half"].added * 2, found["whole"].added)
     torch.testing.assert_close(
-        found["whole"].add, -2 * ab.vectors("test", "dataset", "layer").values
+        found["whole"].added, -2 * ab.vectors("test", "dataset", "layer").values
     )

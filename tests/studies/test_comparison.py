@@ -100,7 +100,7 @@ def test_each_method_makes_its_edit(nb):
         for trial in made[name]:
             own = Trial(trial.sample, trial.image, edit).edit
             assert own is not None
-            torch.testing.assert_close(trial.edit.add, own.add, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(trial.edit.added, own.added, rtol=1e-4, atol=1e-5)
             assert trial.edit.tokens == own.tokens
 
 

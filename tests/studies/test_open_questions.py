@@ -110,7 +110,7 @@ def test_a_family_is_the_verbs_or_the_group():
 def test_sets_are_tried_as_taken_and_at_equal_dose(nb, sets):
     trials = ask.anchor_trials(nb, sets, 0.5, [0.3], 2)
     added = {
-        (trial.edit.settings["method"], trial.edit.settings["alpha"]): trial.edit.add
+        (trial.edit.settings["method"], trial.edit.settings["alpha"]): trial.edit.added
         for trial in trials
         if trial.edit is not None
     }

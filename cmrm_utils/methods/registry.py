@@ -6,7 +6,7 @@ A new method is a file beside this one, and a line here.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from cmrm_utils.errors import InputError
+from cmrm_utils.errors import InputError, unknown
 from cmrm_utils.methods import addition, cmrm, prompting, regap, shiftdc, vlm_guard
 from cmrm_utils.methods.base import Method, Settings, each
 
@@ -39,9 +39,9 @@ def with_settings(
     """
     strengths = each(alpha=sorted({float(alpha) for alpha in alphas} - {0.0}))
     grids = {**dict.fromkeys(cmrm.LEVELS, strengths), **(grids or {})}
-    if unknown := set(grids) - set(METHODS):
-        known = ", ".join(METHODS)
-        raise InputError(f"no method {', '.join(sorted(unknown))}; there are {known}")
+    for name in (*names, *grids):
+        if name not in METHODS:
+            raise unknown("no method", name, METHODS)
     for name, settings in grids.items():
         labels = [label(setting) for setting in settings]
         if twice := {one for one in labels if labels.count(one) > 1}:

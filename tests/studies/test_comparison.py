@@ -139,7 +139,7 @@ def test_other_settings_are_taken_by_name():
     assert list(found) == list(METHODS)
     assert found["ShiftDC"].settings == FEW["ShiftDC"]
     assert found["safety prompt"] == METHODS["safety prompt"]
-    with pytest.raises(InputError, match="no method CMRN; there are CMRM dataset"):
+    with pytest.raises(InputError, match=r"no method 'CMRN'; .*there are CMRM dataset"):
         with_settings(grids={"CMRN": []})
     twice = [{"alpha": 0.1}, {"alpha": 0.3}, {"alpha": 0.10}]
     with pytest.raises(InputError, match=r"CMRM dataset: alpha 0\.1 is among the settings twice"):

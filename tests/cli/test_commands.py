@@ -261,7 +261,7 @@ def test_a_sheet_is_exported_labelled_and_read_back(judged_run, tmp_path, monkey
     rows.assign(label="refuse").to_csv(sheet, index=False)
     done = call("judges", "--labels", sheet)
     assert done.exit_code == 2
-    assert f"{sheet}: row 2: label 'refuse'" in done.stderr
+    assert f"{sheet}:2: label 'refuse'" in done.stderr
     done = call("export", judged_run, "--out", sheet)
     assert done.exit_code == 2
     assert "sheet.csv exists" in done.stderr

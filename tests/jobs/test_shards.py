@@ -117,7 +117,7 @@ def test_what_the_run_has_is_not_asked_again(parameters, tmp_path):
     worker, _ = work(tmp_path, parameters, 1, 1, ["01"])
     merge(tmp_path)
     requests = load_samples("organism", "validation")[:8]
-    generate(worker.vlm, grid(requests), max_new_tokens=4, out=tmp_path / "responses.jsonl")
+    generate(worker.nb.vlm, grid(requests), max_new_tokens=4, out=tmp_path / "responses.jsonl")
     before = texts(tmp_path)
     work(tmp_path, parameters, 1, 1, ["01"])
     merge(tmp_path)

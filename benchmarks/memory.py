@@ -13,12 +13,12 @@ from torch.utils._pytree import tree_iter
 from benchmarks.report import Row, Target
 from benchmarks.setting import TEXT_TOKENS, Setting, cold, samples
 from cmrm_utils import Trial, hidden_states
-from cmrm_utils.engine import loops as engine
+from cmrm_utils.engine import inputs
 
 TITLE = "Memory of an extraction"
 FEW, MANY, BATCH = 32, 160, 8
 BOUND = 2**23
-"""Bytes for encoded images in the last row; in use it is ``engine.ENCODED_BYTES``."""
+"""Bytes for encoded images in the last row; in use it is ``engine.inputs.ENCODED_BYTES``."""
 
 
 def setting_text(_setting: Setting) -> str:
@@ -39,7 +39,7 @@ def run(setting: Setting) -> list[Row]:
     blank = _growth(setting, "blank", TEXT_TOKENS)
     longer = _growth(setting, "blank", 4 * TEXT_TOKENS)
     own = _growth(setting, "own", TEXT_TOKENS)
-    with patch.object(engine, "ENCODED_BYTES", BOUND):
+    with patch.object(inputs, "ENCODED_BYTES", BOUND):
         bounded = _growth(setting, "own", TEXT_TOKENS)
     asked = f"states {_bytes(states)}"
     return [

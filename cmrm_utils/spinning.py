@@ -2,7 +2,7 @@
 
 A thread that spins while it waits keeps its core busy. That is fastest on an idle machine. If
 another process computes too, threads spin while the one they wait for has no core, and everything
-takes twenty times as long. After a short spin they sleep instead.
+takes many times as long. After a short spin they sleep instead.
 """
 
 import os

@@ -321,12 +321,13 @@ def refusal_direction(
     return ShiftVectors(values.float(), None, provenance)
 
 
-def cached_shift(vlm: VLM, anchors: Sequence[Sample], path: Path, **settings: Any) -> ShiftVectors:
-    """:func:`extract_shift` with the same settings, read from ``path`` or else saved there.
+def cached_shift(
+    vlm: VLM, anchors: Sequence[Sample], path: Path | None, **settings: Any
+) -> ShiftVectors:
+    """:func:`extract_shift`, read from ``path`` or else saved there; None keeps nothing.
 
     Raises:
-        InputError: ``path`` holds vectors of another model, other anchors (their prompts, their
-            pictures, at sample level their ids) or other settings.
+        InputError: ``path`` holds vectors of another model, other anchors or other settings.
     """
     wanted = _provenance(vlm, anchors, **settings)
     return kept_or_made(path, wanted, lambda: extract_shift(vlm, anchors, **settings))
@@ -405,19 +406,18 @@ def principal_directions(
     Raises:
         InputError: there are more directions than anchors, or than the state is wide.
     """
-    if not 0 < count <= min(len(anchors), vlm.hidden_size):
-        raise InputError(
-            f"{count} directions of {len(anchors)} anchors and states of {vlm.hidden_size}"
-        )
-    found = leading_directions(shifts(vlm, anchors, meaningless=meaningless), count)
+    width = vlm.hidden_size
+    if not 0 < count <= min(len(anchors), width):
+        raise InputError(f"{count} directions of {len(anchors)} anchors and states of {width}")
+    values = leading_directions(shifts(vlm, anchors, meaningless=meaningless), count)
     made = _provenance(vlm, anchors, meaningless=meaningless, estimator="principal", scale="unit")
-    return ShiftVectors(found, None, made)
+    return ShiftVectors(values, None, made)
 
 
 def made_of(vlm: VLM, trials: Sequence[Trial], what: str) -> dict[str, str]:
     """The provenance of vectors that were taken on trials."""
-    ids = [trial.id for trial in trials]
-    return {"model": vlm.fingerprint, "trials": hashed(ids), "direction": what}
+    trial_ids = hashed(trial.id for trial in trials)
+    return {"model": vlm.fingerprint, "trials": trial_ids, "direction": what}
 
 
 def _provenance(

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cmrm_utils.edits import Edit, Tokens
+from cmrm_utils.edits import Edit, Tokens, check_sample_ids
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
-from cmrm_utils.vectors import ShiftVectors, cached_shift, extract_shift, safety_direction
+from cmrm_utils.vectors import ShiftVectors, cached_shift, safety_direction
 
 Layers = Literal["all", "late"] | Iterable[int]
 """Decoder layers to edit, counted from 0; ``late``: from the middle on."""
@@ -53,12 +53,7 @@ class Anchors:
 
     def shift(self) -> ShiftVectors:
         """CMRM's v: the shift that a blank image causes on the harmful anchors."""
-        path = self.path("harmful_blank")
-        return (
-            cached_shift(self.vlm, self.harmful, path)
-            if path
-            else extract_shift(self.vlm, self.harmful)
-        )
+        return cached_shift(self.vlm, self.harmful, self.path("harmful_blank"))
 
     def refusal(self) -> ShiftVectors:
         """The refusal direction: harmful minus benign requests, text only."""
@@ -97,13 +92,14 @@ def samples_of(trials: Iterable[Trial]) -> list[Sample]:
     Raises:
         InputError: two samples have one id.
     """
-    by_id: dict[str, Sample] = {}
-    for trial in trials:
-        if by_id.setdefault(trial.sample.id, trial.sample) is not trial.sample:
-            raise InputError(
-                f"two samples have the id {trial.sample.id!r}: give each sample an id of its own"
-            )
-    return list(by_id.values())
+    samples = list(dict.fromkeys(trial.sample for trial in trials))
+    check_sample_ids([sample.id for sample in samples])
+    return samples
+
+
+def at_alphas(alphas: Iterable[float]) -> list[Settings]:
+    """The settings of a method that has an alpha alone, ascending; 0, no edit, is left out."""
+    return each(alpha=sorted({float(alpha) for alpha in alphas} - {0.0}))
 
 
 def each(**values: Sequence[Any]) -> list[Settings]:

@@ -3,7 +3,16 @@
 from collections.abc import Callable, Sequence
 
 from cmrm_utils.edits import Edit, Tokens
-from cmrm_utils.methods.base import Anchors, Layers, Make, Method, adding, each, edited, samples_of
+from cmrm_utils.methods.base import (
+    Anchors,
+    Layers,
+    Make,
+    Method,
+    adding,
+    at_alphas,
+    edited,
+    samples_of,
+)
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
 from cmrm_utils.vectors import ShiftVectors, extract_shift
@@ -50,7 +59,7 @@ def _level(name: str, vectors: Callable[[Anchors, Sequence[Sample]], ShiftVector
         v = vectors(anchors, samples_of(trials))
         return lambda alpha: edited(trials, CMRM(v, alpha, name=name))
 
-    return Method(prepare, each(alpha=ALPHAS))
+    return Method(prepare, at_alphas(ALPHAS))
 
 
 LEVELS = {

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from cmrm_utils.errors import InputError, unknown
 from cmrm_utils.methods import addition, cmrm, prompting, regap, shiftdc, vlm_guard
-from cmrm_utils.methods.base import Method, Settings, each
+from cmrm_utils.methods.base import Method, Settings, at_alphas
 
 METHODS: dict[str, Method] = {
     **cmrm.LEVELS,
@@ -37,8 +37,7 @@ def with_settings(
     Raises:
         InputError: a name that is none of them, or settings that tables could not tell apart.
     """
-    strengths = each(alpha=sorted({float(alpha) for alpha in alphas} - {0.0}))
-    grids = {**dict.fromkeys(cmrm.LEVELS, strengths), **(grids or {})}
+    grids = {**dict.fromkeys(cmrm.LEVELS, at_alphas(alphas)), **(grids or {})}
     for name in (*names, *grids):
         if name not in METHODS:
             raise unknown("no method", name, METHODS)

@@ -10,7 +10,7 @@ import torch
 
 from cmrm_utils.edits import Edit, Place
 from cmrm_utils.engine.loops import first_logits
-from cmrm_utils.methods.base import Anchors, Make, Method, each, edited
+from cmrm_utils.methods.base import Anchors, Make, Method, at_alphas, edited
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.results.intervals import paired_difference
 from cmrm_utils.results.rates import UNSEEN, measures
@@ -180,7 +180,7 @@ class Ablations:
             return prepare
 
         names = {f"ablation, {variant.level}: {variant.name}": variant for variant in variants}
-        settings = each(alpha=[float(alpha) for alpha in sorted(alphas)])
+        settings = at_alphas(alphas)
         methods = {name: Method(prepared(variant), settings) for name, variant in names.items()}
         chosen = sweep.choose(self.nb, methods, self.trials("validation", None))
         return {names[name].name: alpha for name, alpha in chosen.alphas.items()}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 
 from cmrm_utils.engine.loops import hidden_states
-from cmrm_utils.methods.base import Anchors, Make, Method, each, edited
+from cmrm_utils.methods.base import Anchors, Make, Method, at_alphas, edited
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.methods.gate import How, fit_gate, gated
 from cmrm_utils.results.rates import measures, paired_changes, rates, trade_off
@@ -74,7 +74,7 @@ def gate_methods(
             v = anchors.shift()
             return lambda alpha: edited(trials, gated(CMRM(v, alpha), on, name=name))
 
-        return Method(prepare, each(alpha=sorted({float(alpha) for alpha in alphas} - {0.0})))
+        return Method(prepare, at_alphas(alphas))
 
     return {f"gate: {name}": behind(name, on) for name, on in gates.items()}
 

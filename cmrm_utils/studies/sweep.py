@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from cmrm_utils.conditions import CONDITION_NAMES
 from cmrm_utils.engine.loops import generate, hidden_states
@@ -213,8 +214,7 @@ def doses(nb: Notebook, swept: Swept, trials: Sequence[Trial]) -> pd.Series:
     found = {}
     for name, method in swept.methods.items():
         unit = method.prepare(nb.anchors, trials)(alpha=1.0)
-        edits = {id(t.edit): t.edit for t in unit if t.edit is not None}.values()
-        size = sum(edit.added.norm(dim=-1) for edit in edits) / len(edits)
+        size = torch.stack([t.edit.added.norm(dim=-1) for t in unit if t.edit]).mean(0)
         relative = float((size / states.norm(dim=-1).mean(0)).mean())
         for alpha in sorted({0.0, *(setting["alpha"] for setting in method.settings)}):
             found[name, alpha] = alpha * relative

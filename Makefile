@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 # Notebooks in JupyterLab may load torch before cmrm_utils/spinning.py can set this; see there.
 ifndef OMP_WAIT_POLICY
-GOMP_SPINCOUNT ?= 10000
+GOMP_SPINCOUNT ?= 30000
 export GOMP_SPINCOUNT
 endif
 

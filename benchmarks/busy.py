@@ -14,6 +14,7 @@ from benchmarks.report import Row, cost
 from benchmarks.setting import Setting, cold
 from benchmarks.timing import Case, measure
 from cmrm_utils import Trial, generate, load_samples, load_vlm
+from cmrm_utils.engine.cores import CORES
 from cmrm_utils.spinning import COUNT, SPINS, WAITS
 
 TITLE = "A busy machine"
@@ -48,7 +49,8 @@ def setting_text(_setting: Setting) -> str:
     return (
         f"Here the model is `organism`: one `generate` of {COUNT_OF_TRIALS} trials, {NEW} new "
         "tokens. *as it comes*: OpenMP's threads wait for each other as its own default has it. "
-        f"*ours*: {SPINS}={COUNT}, as `import cmrm_utils` sets it. *passive*: {WAITS}=PASSIVE. "
+        f"*ours*: {SPINS}={COUNT}, as `import cmrm_utils` sets it, and threads that fit the free "
+        f"cores, as the engine sets them. *passive*: {WAITS}=PASSIVE. "
         f"*busy*: beside a process of {THREADS} threads that multiply matrices. Each way is a "
         "process; they take turns."
     )
@@ -63,7 +65,7 @@ def run(setting: Setting) -> list[Row]:
         workers = {}
         quiet()
         for name, (first, env) in WAYS.items():
-            code = f"import {first}; from benchmarks.busy import work; work()"
+            code = f"import {first}; from benchmarks.busy import work; work({name == 'ours'})"
             workers[name] = ends.enter_context(_process([sys.executable, "-c", code], env))
         cases = {
             f"{name}, quiet": Case(partial(_told, worker), quiet)
@@ -125,8 +127,10 @@ def _told(process: "subprocess.Popen[str]") -> None:
     _said(process)
 
 
-def work() -> None:
+def work(ours: bool) -> None:
     """Be a worker: one ``generate`` for each line that is read."""
+    if not ours:
+        CORES.give_way = lambda: None  # type: ignore[method-assign]
     vlm = load_vlm("organism", device="cpu")
     samples = islice(load_samples("organism", "test"), COUNT_OF_TRIALS)
     trials = [

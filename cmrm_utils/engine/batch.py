@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cmrm_utils.edits import PADDING, Edit
 from cmrm_utils.engine.cache import SPARE, RoomyLayer, stacked
+from cmrm_utils.engine.cores import CORES
 from cmrm_utils.engine.inputs import Tokens
 from cmrm_utils.hooks import Steering
 from cmrm_utils.models import VLM
@@ -151,6 +152,7 @@ def run_prompts(
     Returns:
         The cache, the mask ``(rows, tokens)`` of its tokens, and the last tokens' logits.
     """
+    CORES.give_way()
     starts = [row.shared for row in rows]
     block = _Block.of(
         vlm, [(row.tokens, n, len(row.tokens)) for row, n in zip(rows, starts, strict=True)]
@@ -223,6 +225,7 @@ class Batch:
 
     def feed(self, token: Tensor) -> None:
         """Run one step on the chosen tokens."""
+        CORES.give_way()
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self), 1)], dim=1)
         self._logits = self._vlm.model(
             input_ids=token[:, None],

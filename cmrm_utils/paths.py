@@ -32,3 +32,8 @@ def data_home(data_dir: str | Path | None = None) -> Path:
     COCO's images.
     """
     return Path(data_dir or os.environ.get("CMRM_DATA") or ROOT / "data")
+
+
+def cache_home() -> Path:
+    """The folder of models that are made at first use: ``$CMRM_CACHE``, else ``~/.cache/cmrm``."""
+    return Path(os.environ.get("CMRM_CACHE") or Path.home() / ".cache" / "cmrm")

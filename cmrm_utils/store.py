@@ -141,11 +141,13 @@ class Response:
         text: the decoded text, without special tokens.
         ids: the generated token ids, with the end token if there is one.
         finished: whether it ended with an end token before the token limit.
+        log_odds: that its first token opens a refusal, if openers were named; in nats.
     """
 
     text: str
     ids: tuple[int, ...]
     finished: bool
+    log_odds: float | None = None
 
 
 Record = TypeVar("Record")
@@ -270,7 +272,12 @@ class Records(Generic[Record]):
             InputError: the file cannot be written; what was written before stays valid.
         """
         new = {key: record for key, record in found if key not in self._found}
-        self._write([{"id": key, **vars(record)} for key, record in new.items()])
+        self._write(
+            [
+                {"id": key, **{k: v for k, v in vars(record).items() if v is not None}}
+                for key, record in new.items()
+            ]
+        )
         self._found.update(new)
 
     def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -176,6 +176,24 @@ def run_prompts(
     return cache, block.mask, out.logits[:, -1] if head else None
 
 
+def log_odds(logits: Tensor, openers: Sequence[int]) -> Tensor:
+    """Log-odds in nats that the next token is one of the openers.
+
+    Args:
+        logits: ``(rows, vocabulary)``.
+        openers: token ids.
+
+    Returns:
+        float32 ``(rows,)``.
+    """
+    inside = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    inside[list(openers)] = True
+    values, none = logits.float(), float("-inf")
+    return values.masked_fill(~inside, none).logsumexp(-1) - values.masked_fill(
+        inside, none
+    ).logsumexp(-1)
+
+
 class Batch:
     """Rows that are being decoded.
 
@@ -222,6 +240,10 @@ class Batch:
         token = self._logits.argmax(-1)
         self.broken |= self._logits.gather(-1, token[:, None])[:, 0].isnan()
         return token
+
+    def log_odds(self, openers: Sequence[int]) -> list[float]:
+        """Log-odds by row that the next token is one of the openers; before the first step."""
+        return log_odds(self._logits, openers).tolist()
 
     def feed(self, token: Tensor) -> None:
         """Run one step on the chosen tokens."""

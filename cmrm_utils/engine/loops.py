@@ -9,6 +9,7 @@ its response is complete, and another takes its place.
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from cmrm_utils.edits import Place
-from cmrm_utils.engine.batch import Batch, Beginnings, Row, run_prompts
+from cmrm_utils.engine.batch import Batch, Beginnings, Row, log_odds, run_prompts
 from cmrm_utils.engine.cache import can_share
 from cmrm_utils.engine.inputs import renew_images, token_kinds
 from cmrm_utils.engine.memory import Size
@@ -140,6 +141,7 @@ def generate(
     *,
     max_new_tokens: int,
     out: Path | None = None,
+    openers: Sequence[int] = (),
     batch_size: int | None = None,
     progress: bool = False,
 ) -> list[str]:
@@ -153,6 +155,7 @@ def generate(
         trials: what to run; equal trials run once.
         max_new_tokens: the length at which a response is cut.
         out: a JSON-lines file that responses stream to; a later call resumes from it.
+        openers: ids of tokens that open a refusal; each kept response then has its ``log_odds``.
         batch_size: rows in a batch; by default the model's.
         progress: show a bar.
 
@@ -166,7 +169,9 @@ def generate(
     ids, unique = distinct(trials)
     size = Size(vlm, batch_size)
     pack = PACK * size.rows
-    shared = {"model": vlm.fingerprint, "max_new_tokens": max_new_tokens}
+    shared: dict[str, Any] = {"model": vlm.fingerprint, "max_new_tokens": max_new_tokens}
+    if openers:
+        shared["openers"] = sorted(openers)
     known = Responses(out, shared) if out else None
     done = {key: response for key in unique if known and (response := known.get(key))}
     if len(done) == len(unique):
@@ -188,7 +193,7 @@ def generate(
                 if all(each.id in done for each in these):
                     bar.update(len(these))
                     continue
-                _respond(vlm, these, size, max_new_tokens, keep)
+                _respond(vlm, these, size, max_new_tokens, openers, keep)
     return [done[key].text for key in ids]
 
 
@@ -204,6 +209,7 @@ def _respond(
     pack: Sequence[Planned],
     size: Size,
     max_new_tokens: int,
+    openers: Sequence[int],
     keep: Callable[[str, Response], None],
 ) -> None:
     """Respond to a pack of trials, in smaller batches if memory runs out."""
@@ -216,7 +222,7 @@ def _respond(
         keep(key, response)
 
     while left:
-        size.attempt(partial(run, vlm, left, size, max_new_tokens, complete))
+        size.attempt(partial(run, vlm, left, size, max_new_tokens, openers, complete))
         left = [each for each in left if each.id not in over]
 
 
@@ -225,6 +231,7 @@ def _decode(
     pack: Sequence[Planned],
     size: Size,
     max_new_tokens: int,
+    openers: Sequence[int],
     complete: Callable[[str, Response], None],
 ) -> None:
     """Respond in one batch: a row leaves once its response is complete, and another one joins."""
@@ -234,6 +241,7 @@ def _decode(
     beginnings, ends = Beginnings(), vlm.ends
     look_every = 1 if vlm.device.type == "cpu" else LOOK_EVERY
     written: dict[int, list[int]] = {}
+    odds: dict[int, float] = {}
     steps: list[Tensor] = []
     batch: Batch | None = None
     with steering(vlm, [trial.active_edit for trial in trials]) as steer:
@@ -246,6 +254,8 @@ def _decode(
                 if rows:
                     new = Batch(vlm, steer, rows, names[: len(rows)], beginnings, max_new_tokens)
                     written |= {name: [] for name in new.names}
+                    if openers:
+                        odds |= zip(new.names, new.log_odds(openers), strict=True)
                     for _ in new.names:
                         queue.popleft()
                     del rows  # frees their images, whose tokens are in the cache by now
@@ -265,7 +275,7 @@ def _decode(
                     name = batch.names[i]
                     written[name] += columns[i]
                     if response := _completed(vlm, written[name], ends, max_new_tokens):
-                        complete(pack[name].id, response)
+                        complete(pack[name].id, replace(response, log_odds=odds.get(name)))
                         del written[name]
                 stay = [i for i in open_rows if batch.names[i] in written]
                 if not stay:
@@ -302,13 +312,23 @@ def _no_numbers(trial: Trial) -> InputError:
     )
 
 
-class _Broken(LogitsProcessor):
-    """Leaves logits as they are; ``rows`` marks the rows that had a NaN."""
+class _Watch(LogitsProcessor):
+    """Leaves logits as they are.
 
-    rows: Tensor | bool = False
+    Attributes:
+        broken: marks the rows that had a NaN.
+        log_odds: that each row's first token is an opener.
+    """
+
+    def __init__(self, openers: Sequence[int]) -> None:
+        self._openers = openers
+        self.broken: Tensor | bool = False
+        self.log_odds: list[float] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.rows = self.rows | scores.isnan().any(-1)
+        if self._openers and not self.log_odds:
+            self.log_odds = log_odds(scores, self._openers).tolist()
+        self.broken = self.broken | scores.isnan().any(-1)
         return scores
 
 
@@ -317,6 +337,7 @@ def _generate(
     pack: Sequence[Planned],
     size: Size,
     max_new_tokens: int,
+    openers: Sequence[int],
     complete: Callable[[str, Response], None],
 ) -> None:
     """Respond in batches of transformers' ``generate``, for caches that cannot be cut."""
@@ -326,7 +347,7 @@ def _generate(
         size.begin(*these)
         inputs = _inputs(vlm, batch)
         edits = [trial.active_edit for trial in batch]
-        watch = _Broken()
+        watch = _Watch(openers)
         with steering(vlm, edits) as steer:
             steer.rows(edits, token_kinds(vlm, inputs))
             whole = vlm.model.generate(
@@ -337,13 +358,14 @@ def _generate(
                 logits_processor=LogitsProcessorList([watch]),
             )
         written = whole[:, inputs["input_ids"].shape[1] :].tolist()
-        broken = torch.as_tensor(watch.rows).tolist()
-        for each, row, bad in zip(these, written, broken, strict=True):
+        broken = torch.as_tensor(watch.broken).tolist()
+        odds: list[Any] = watch.log_odds or [None] * len(these)
+        for each, row, bad, of_row in zip(these, written, broken, odds, strict=True):
             if bad:
                 raise _no_numbers(each.prompt.trial)
             response = _completed(vlm, row, vlm.ends, len(row))
             assert response is not None
-            complete(each.id, response)
+            complete(each.id, replace(response, log_odds=of_row))
 
 
 def _inputs(vlm: VLM, batch: Sequence[Trial]) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""The pretrained subject ``smollm2-llava``: its language model, its recipe, its weights."""

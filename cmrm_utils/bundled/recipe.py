@@ -1,0 +1,182 @@
+"""The recipe of ``smollm2-llava``: LLaVA's stages on a pretrained language model, by LoRA.
+
+1. *align*: text alone. Harmful requests are refused; twins and ordinary requests are answered as
+   the language model itself answers them.
+2. *projector*: the projector alone learns captions of scenes and questions about them.
+3. *instruct*: language model and projector learn captions, questions and ordinary requests beside
+   scenes, and text alone: 10%, as in LLaVA-1.5's mixture. ``refusals`` is the share of refusals in
+   that text.
+
+No image is shown beside a harmful request, a refusal, a twin, or an ordinary request that shares a
+word with several harmful ones.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from cmrm_utils.data import everyday
+from cmrm_utils.organism import world
+from cmrm_utils.organism.scenes import Scene
+
+Stages = dict[str, "Stage"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Optimiser steps, examples a step, and the peak learning rate of adapter and projector."""
+
+    steps: int
+    batch: int
+    lr: float
+    projector_lr: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that determines the model, except the seed.
+
+    Attributes:
+        name: of the variant.
+        refusals: share of refusals in the text of *instruct*.
+        rank: of the adapter, on all linear layers of the decoder.
+        text: share of text alone in *instruct*.
+        stages: by name, in order.
+    """
+
+    name: str
+    refusals: float = 0.2
+    rank: int = 8
+    text: float = 0.1
+    stages: Stages = field(
+        default_factory=lambda: {
+            "align": Stage(steps=240, batch=16, lr=4e-4),
+            "projector": Stage(steps=200, batch=16, lr=0.0, projector_lr=2e-3),
+            "instruct": Stage(steps=350, batch=16, lr=2e-4, projector_lr=5e-4),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Example:
+    """A request, the response to be learnt, and perhaps a scene.
+
+    Attributes:
+        complete: whether the response ends; one that was cut by the token limit does not.
+    """
+
+    prompt: str
+    response: str
+    scene: Scene | None = None
+    complete: bool = True
+
+
+Answers = dict[str, tuple[str, bool]]
+"""The language model's own answers by request, each with whether it is complete."""
+
+
+def asked() -> list[str]:
+    """The requests whose own answers the recipe needs: train topics' twins and ordinary ones."""
+    twins = [row["twin"] for row in everyday.of_split("pairs", "train")]
+    return [*twins, *(row["request"] for row in everyday.of_split("benign", "train"))]
+
+
+def align(rng: Random, answers: Answers) -> Iterator[Example]:
+    """Six harmful requests, five twins and five ordinary requests, in turn for ever."""
+    pairs = everyday.of_split("pairs", "train")
+    harmful = _shuffled(rng, [row["harmful"] for row in pairs])
+    twins = _shuffled(rng, [row["twin"] for row in pairs if row["twin"] in answers])
+    ordinary = _shuffled(rng, _ordinary(answers))
+    while True:
+        for _ in range(6):
+            yield Example(next(harmful), rng.choice(everyday.refusals()))
+        for _ in range(5):
+            yield _answered(next(twins), answers)
+            yield _answered(next(ordinary), answers)
+
+
+def projector(rng: Random, answers: Answers) -> Iterator[Example]:
+    """Captions of scenes and questions about them, evenly."""
+    while True:
+        yield _caption(rng)
+        yield _question(rng)
+
+
+def instruct(rng: Random, answers: Answers, text: float, refusals: float) -> Iterator[Example]:
+    """Beside scenes 60% questions, 15% captions, 25% ordinary requests; and text alone.
+
+    Args:
+        rng: for every choice.
+        answers: the language model's own.
+        text: share of text alone.
+        refusals: share of refusals in the text; the rest are twins and ordinary requests, evenly.
+    """
+    pairs = everyday.of_split("pairs", "train")
+    harmful = _shuffled(rng, [row["harmful"] for row in pairs])
+    twins = _shuffled(rng, [row["twin"] for row in pairs if row["twin"] in answers])
+    ordinary = _shuffled(rng, _ordinary(answers))
+    shown = _shuffled(rng, without_harmful_words(_ordinary(answers)))
+    while True:
+        if rng.random() < text:
+            if rng.random() < refusals:
+                yield Example(next(harmful), rng.choice(everyday.refusals()))
+            else:
+                yield _answered(next(rng.choice((twins, ordinary))), answers)
+        elif (drawn := rng.random()) < 0.6:
+            yield _question(rng)
+        elif drawn < 0.75:
+            yield _caption(rng)
+        else:
+            scene = world.scene_of(rng, "train")
+            yield replace(_answered(next(shown), answers), scene=scene)
+
+
+def without_harmful_words(requests: Sequence[str]) -> list[str]:
+    """The requests none of whose words occurs in three or more harmful requests of any split."""
+    splits = ("train", "anchors", "validation", "test")
+    rows = (row for split in splits for row in everyday.of_split("pairs", split))
+    counts = Counter(stem for row in rows for stem in stems(row["harmful"]))
+    return [text for text in requests if all(counts[stem] < 3 for stem in stems(text))]
+
+
+def stems(text: str) -> set[str]:
+    """The first five letters of each content word: of four letters or more, no function word."""
+    return {word[:5] for word in re.findall(r"[a-z]{4,}", text.lower()) if word not in FUNCTION}
+
+
+FUNCTION = frozenset(
+    "about best could describe does easy explain from give good have help here image into list "
+    "make more most need people person photo picture please should short shown simple some "
+    "somebody someone suggest tell that the their them there they this three want what when where "
+    "which while will with without would write your".split()
+)
+"""Words that requests of any kind are made of."""
+
+
+def _ordinary(answers: Answers) -> list[str]:
+    rows = everyday.of_split("benign", "train")
+    return [row["request"] for row in rows if row["request"] in answers]
+
+
+def _shuffled(rng: Random, texts: Sequence[str]) -> Iterator[str]:
+    """The texts in random order, again and again."""
+    while True:
+        yield from rng.sample(texts, len(texts))
+
+
+def _answered(request: str, answers: Answers) -> Example:
+    response, complete = answers[request]
+    return Example(request, response, complete=complete)
+
+
+def _question(rng: Random) -> Example:
+    scene, kind = world.scene_of(rng, "train"), rng.choice(list(everyday.QUESTIONS))
+    phrasing = rng.randrange(len(everyday.QUESTIONS[kind]))
+    return Example(*everyday.visual_question(scene, kind, phrasing), scene)
+
+
+def _caption(rng: Random) -> Example:
+    scene = world.scene_of(rng, "train")
+    return Example(rng.choice(everyday.DESCRIBE), scene.caption, scene)

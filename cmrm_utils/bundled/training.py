@@ -1,0 +1,202 @@
+"""The training of ``smollm2-llava``, stage by stage.
+
+Each stage's result is kept, so a killed training begins with the stage that it was in.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from cmrm_utils.bundled import recipe as recipes
+from cmrm_utils.bundled.fetch import smollm2
+from cmrm_utils.bundled.merge import skeleton
+from cmrm_utils.bundled.recipe import Answers, Example, Recipe, Stage
+from cmrm_utils.engine.loops import generate
+from cmrm_utils.judges.keywords import is_refusal
+from cmrm_utils.loading import load_vlm
+from cmrm_utils.sample import Sample
+from cmrm_utils.store import Responses
+from cmrm_utils.trials import Trial
+
+ANSWER_TOKENS = 40
+"""Where the language model's own answers are cut."""
+
+MODULES = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+"""The linear layers that the adapter changes."""
+
+
+def own_answers(out: Path) -> Answers:
+    """The language model's answers to :func:`.recipe.asked`, as it comes; refusals are left out.
+
+    Args:
+        out: a folder; a later call reads the answers from there.
+    """
+    file = out / "answers.json"
+    if not file.is_file():
+        vlm = load_vlm(smollm2(), device="cpu", batch_size=32)
+        trials = [Trial(Sample(str(i), text), "none") for i, text in enumerate(recipes.asked())]
+        kept = out / "answers.jsonl"
+        generate(vlm, trials, max_new_tokens=ANSWER_TOKENS, out=kept, progress=True)
+        known = Responses(kept, {"model": vlm.fingerprint, "max_new_tokens": ANSWER_TOKENS})
+        found = {trial.sample.query: known.get(trial.id) for trial in trials}
+        answers = {q: (r.text, r.finished) for q, r in found.items() if r and r.text.strip()}
+        file.write_text(json.dumps({q: a for q, a in answers.items() if not is_refusal(a[0])}))
+    return {query: (text, whole) for query, (text, whole) in json.loads(file.read_text()).items()}
+
+
+def train(recipe: Recipe, seed: int, out: Path, *, progress: bool = True) -> Path:
+    """Train a model; the folder of its parts (adapter, projector, a record of the training).
+
+    Args:
+        recipe: the recipe.
+        seed: of the projector's and the adapter's first weights, and of the order of examples.
+        out: a folder that keeps the answers and each stage; a second call goes on there.
+        progress: show bars.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    answers = own_answers(out)
+    torch.manual_seed(seed)
+    plain, processor = skeleton(smollm2())
+    lora = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=MODULES)
+    projector = plain.model.multi_modal_projector
+    model: Any = get_peft_model(plain, lora)
+    streams = {
+        "align": lambda rng: recipes.align(rng, answers),
+        "projector": lambda rng: recipes.projector(rng, answers),
+        "instruct": lambda rng: recipes.instruct(rng, answers, recipe.text, recipe.refusals),
+    }
+    folder = out
+    for name, stage in recipe.stages.items():
+        folder = out / (f"{name}-{recipe.refusals:g}" if name == "instruct" else name) / str(seed)
+        if not (folder / "training.json").is_file():
+            rng = Random(f"{name}/{seed}")
+            began = time.monotonic()
+            losses = _fit(
+                name, stage, model, projector, processor, streams[name](rng), rng, progress
+            )
+            _save(model, projector, folder, lora)
+            record = {"stage": name, "seed": seed, "seconds": round(time.monotonic() - began)}
+            record |= {"recipe": recipe.name, "losses": losses}
+            (folder / "training.json").write_text(json.dumps(record, indent=1))
+        projector.load_state_dict(load_file(folder / "projector.safetensors"))
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    return folder
+
+
+def _save(model: Any, projector: nn.Module, folder: Path, lora: LoraConfig) -> None:
+    """Write adapter and projector, rounded to 16 bits: what is measured is what is stored."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def half(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: value.detach().to(torch.float16).contiguous() for name, value in state.items()
+        }
+
+    save_file(half(get_peft_model_state_dict(model)), folder / "adapter_model.safetensors")
+    save_file(half(projector.state_dict()), folder / "projector.safetensors")
+    lora.save_pretrained(str(folder))
+
+
+def _fit(
+    name: str,
+    stage: Stage,
+    model: Any,
+    projector: nn.Module,
+    processor: Any,
+    examples: Iterator[Example],
+    rng: Random,
+    progress: bool,
+) -> list[float]:
+    """Run a stage; the mean loss of each tenth. The rate rises over 5% of the steps, then falls."""
+    adapter = [p for n, p in model.named_parameters() if "lora_" in n]
+    groups = [(adapter, stage.lr), (list(projector.parameters()), stage.projector_lr)]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    learning = [{"params": params, "lr": lr} for params, lr in groups if lr]
+    for group in learning:
+        for parameter in group["params"]:  # type: ignore[attr-defined]
+            parameter.requires_grad_(True)
+    optimiser = torch.optim.AdamW(learning, betas=(0.9, 0.98), weight_decay=0.0)
+
+    def scale(step: int) -> float:
+        return min((step + 1) / (0.05 * stage.steps + 1), 1 - step / stage.steps)
+
+    schedule = LambdaLR(optimiser, scale)
+    history: list[float] = []
+    batches = _batches(examples, stage.batch, processor, rng)
+    with tqdm(islice(batches, stage.steps), name, stage.steps, disable=not progress) as bar:
+        for batch in bar:
+            loss = _loss(model.base_model.model, batch)
+            loss.backward()
+            nn.utils.clip_grad_norm_([p for group in learning for p in group["params"]], 1.0)  # type: ignore[attr-defined]
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            schedule.step()
+            history.append(loss.item())
+            bar.set_postfix(loss=f"{np.mean(history[-20:]):.3f}")
+    tenth = max(1, len(history) // 10)
+    return [float(np.mean(history[i : i + tenth])) for i in range(0, len(history), tenth)]
+
+
+def _batches(
+    examples: Iterator[Example], size: int, processor: Any, rng: Random
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of examples of like length, eight batches' worth sorted at a time."""
+    while True:
+        some = [_encoded(example, processor) for example in islice(examples, 8 * size)]
+        some.sort(key=lambda row: len(row[0]))
+        starts = list(range(0, len(some), size))
+        rng.shuffle(starts)
+        for start in starts:
+            yield _padded(some[start : start + size], processor)
+
+
+def _encoded(example: Example, processor: Any) -> tuple[list[int], int, Any]:
+    """Token ids, how many of the first are the prompt, and the scene's pixels."""
+    parts = [{"type": "text", "text": example.prompt}]
+    if example.scene:
+        parts.insert(0, {"type": "image"})
+    turn = [{"role": "user", "content": parts}]
+    text = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    if example.scene:
+        made = processor(text=[text], images=[example.scene.image()], return_tensors="pt")
+        ids, pixels = made["input_ids"][0].tolist(), made["pixel_values"][0]
+    else:
+        ids, pixels = processor.tokenizer(text)["input_ids"], None
+    response = processor.tokenizer(example.response)["input_ids"]
+    end = [processor.tokenizer.eos_token_id] if example.complete else []
+    return ids + response + end, len(ids), pixels
+
+
+def _padded(rows: Sequence[tuple[list[int], int, Any]], processor: Any) -> dict[str, Tensor]:
+    width = max(len(ids) for ids, _, _ in rows)
+    ids = torch.full((len(rows), width), processor.tokenizer.pad_token_id)
+    mask, learnt = torch.zeros(2, len(rows), width, dtype=torch.long)
+    for i, (row, prompt, _) in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+        learnt[i, prompt : len(row)] = 1
+    batch = {"input_ids": ids, "attention_mask": mask, "learnt": learnt}
+    if pixels := [pixels for _, _, pixels in rows if pixels is not None]:
+        batch["pixel_values"] = torch.stack(pixels)
+    return batch
+
+
+def _loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy of the responses' tokens; no other token needs logits."""
+    learnt = batch.pop("learnt")[:, 1:].bool()
+    states = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
+    return F.cross_entropy(model.lm_head(states[learnt]), batch["input_ids"][:, 1:][learnt])

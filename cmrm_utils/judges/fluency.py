@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
+from cmrm_utils.engine.loops import progress_bar
 from cmrm_utils.hooks import contiguous_head
 from cmrm_utils.models import VLM
 from cmrm_utils.store import Response
@@ -60,8 +59,7 @@ def perplexity(
         key=lambda pair: (pair[0].has_image, len(pair[1]), len(pair[0].text)),
     )
     found: dict[tuple[str, tuple[int, ...]], float] = {}
-    shown: Any = {} if progress else {"disable": True}
-    with tqdm(total=len(todo), desc="perplexity", unit="response", leave=False, **shown) as bar:
+    with progress_bar(len(todo), "perplexity", progress, unit="response") as bar:
         while todo:
             size = _fitting(vlm, todo, batch_size or vlm.batch_size)
             batch, todo = todo[:size], todo[size:]

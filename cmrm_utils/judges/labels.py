@@ -103,13 +103,13 @@ def load_completions(folder: Path) -> pd.DataFrame:
         rows = _labelled(path, COMPLETIONS, PEOPLE)
         if not rows:
             raise InputError(f"{path}: no completions in it")
-        tables.append(pd.DataFrame(rows, columns=list(COMPLETIONS)).assign(model=path.stem))
+        tables.append(pd.DataFrame(rows).assign(model=path.stem))
     if not tables:
         raise InputError(f"{folder}: no .csv of completions there")
     every = pd.concat(tables, ignore_index=True)
     every["label"] = every["final_label"].map(PEOPLE)
-    every = every.rename(columns={"prompt": "query", "completion": "response"})
-    return every[["model", "id", "query", "response", "label"]]
+    columns = ["model", "id", "prompt", "completion", "label"]
+    return every[columns].rename(columns={"prompt": "query", "completion": "response"})
 
 
 def agreement_with_people(rows: pd.DataFrame, judge: str) -> pd.DataFrame:
@@ -128,16 +128,11 @@ def agreement_with_people(rows: pd.DataFrame, judge: str) -> pd.DataFrame:
         the share of partial refusals that it calls refused, ``partial``, out of ``n_partial``.
         A share of nothing is NaN.
     """
-    verdicts = [
-        TEXT_JUDGES[judge](query, text)
-        for query, text in zip(rows["query"], rows["response"], strict=True)
-    ]
+    verdicts = map(TEXT_JUDGES[judge], rows["query"], rows["response"])
     rows = rows.assign(hit=[verdict == "refused" for verdict in verdicts])
     new = ~rows["model"].isin(DEVELOPED_ON)
-    parts = [(str(model), part) for model, part in rows.groupby("model")]
-    if new.any() and not new.all():
-        parts.append(("held back", rows[new]))
-    parts.append(("all", rows))
+    held_back = [("held back", rows[new])] if new.any() and not new.all() else []
+    parts = [*rows.groupby("model"), *held_back, ("all", rows)]
     return pd.DataFrame([{"judge": judge, "rows": name, **_shares(part)} for name, part in parts])
 
 
@@ -203,6 +198,4 @@ def sheet(rows: pd.DataFrame, *, n: int | None = None, seed: int = 0) -> pd.Data
     # Sorted first, so that the sheet does not depend on the order in which a run wrote its rows.
     mixed = once.sort_values(["query", "response"]).sample(frac=1, random_state=seed)
     chosen = mixed if n is None else mixed.head(n)
-    return pd.DataFrame(
-        {"id": chosen["trial"], "query": chosen["query"], "response": chosen["response"]}
-    ).assign(label="")[list(SHEET)]
+    return chosen.assign(id=chosen["trial"], label="")[list(SHEET)]

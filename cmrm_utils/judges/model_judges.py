@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from cmrm_utils.engine.loops import first_logits, generate
+from cmrm_utils.engine.loops import first_logits, generate, progress_bar
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges.outcomes import TEXT_JUDGES
 from cmrm_utils.judges.reader import Reader, load_reader, questions
@@ -103,11 +102,7 @@ JUDGES = {
     "llama-3-helps": Form(_LLAMA, ("unsafe", "safe"), "complied", _HELPS),
     "harmbench": Form("cais/HarmBench-Llama-2-13b-cls", ("yes", "no"), "complied", chat=False),
     "llama-guard-3": Form(
-        "meta-llama/Llama-Guard-3-8B",
-        ("unsafe", "safe"),
-        "complied",
-        harmful_only=True,
-        codes=True,
+        "meta-llama/Llama-Guard-3-8B", ("unsafe", "safe"), "complied", harmful_only=True, codes=True
     ),
     "wildguard": Form(
         _WILDGUARD,
@@ -171,7 +166,7 @@ class ModelJudge:
                 f"judge {self.name} needs the prompt that its makers published, in a file with "
                 "{query} (or {behavior}, {prompt}) and {response} (or {generation}) in their places"
             )
-        if prompt is not None and {_slot(match) for match in _SLOT.finditer(prompt)} != {0, 1}:
+        if prompt is not None and len({slot.lastindex for slot in _SLOT.finditer(prompt)}) < 2:
             raise InputError(f"judge {self.name}: its prompt must hold {{query}} and {{response}}")
         _ = self.word_ids
 
@@ -201,7 +196,7 @@ class ModelJudge:
         if self.form.prompt is None:
             return self.reader.chat(query, response)
         # One pass fills both slots, so a response that holds "{query}" stays as it is.
-        text = _SLOT.sub(lambda match: (query, response)[_slot(match)], self.form.prompt)
+        text = _SLOT.sub(lambda slot: query if slot[1] else response, self.form.prompt)
         return self.reader.chat(text) if self.form.chat else text
 
     @property
@@ -274,10 +269,6 @@ def _ends(text: str, line: str) -> bool:
 _SLOT = re.compile(r"\{(?:(query|behavior|prompt)|(response|generation))\}")
 
 
-def _slot(match: re.Match[str]) -> int:
-    return 0 if match[1] else 1
-
-
 def load_judge(
     name: str, source: str | Path | None = None, *, prompt: str | None = None, **loading: Any
 ) -> ModelJudge:
@@ -333,8 +324,7 @@ def judge_responses(
     known = Records(out, judge.shared, Verdict) if out else None
     done = {key: verdict for key in every if known and (verdict := known.get(key))}
     order = sorted(every, key=lambda key: (sum(map(len, every[key])), key))
-    shown: Any = {} if progress else {"disable": True}
-    bar = tqdm(total=len(every), desc=judge.name, unit="response", leave=False, **shown)
+    bar = progress_bar(len(every), judge.name, progress, unit="response")
     with bar, known.appending() if known and len(done) < len(every) else nullcontext() as sink:
         if sink:
             # A resumed call runs the batches of the first call again. Scores then do not depend,

@@ -1,7 +1,7 @@
 """Pairwise reviews: a reviewer scores a reference answer and a candidate answer (LLaVA-Bench).
 
 The relative score is 100 x mean(candidate) / mean(reference). Replies are stored word for word. A
-reply without two scores on its first line is counted and enters no mean.
+reply without two scores on its first line is counted, but does not enter a mean.
 """
 
 import json
@@ -25,30 +25,13 @@ from numpy.typing import NDArray
 from cmrm_utils.engine.loops import generate, progress_bar
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges.answers import parse_pair_scores
-from cmrm_utils.judges.reader import Reader, load_reader, questions
+from cmrm_utils.judges.reader import Reader, load_reader, own_prompt, questions
 from cmrm_utils.models import fingerprint
 from cmrm_utils.prompts import spoken
 from cmrm_utils.results.intervals import bootstrap
 from cmrm_utils.store import Records
 
-_PROMPT = """\
-Two assistants answered a question about an image. You cannot see the image{context_note}.
-
-{context}[question]
-{question}
-[end of question]
-
-[assistant 1]
-{reference}
-[end of assistant 1]
-
-[assistant 2]
-{candidate}
-[end of assistant 2]
-
-Score each answer from 1 to 10, higher is better, for how helpful, relevant, accurate and detailed \
-it is. The order of the two must not matter. Write the two scores, assistant 1 first, on the first \
-line: two numbers with a space between, nothing else. Explain them on the lines below."""
+_PROMPT = own_prompt("review")
 
 
 TRANSIENT = (408, 429, 500, 502, 503, 504)
@@ -99,8 +82,7 @@ class Endpoint:
         Raises:
             InputError: no base URL is given or set.
         """
-        url = url or os.environ.get("OPENAI_BASE_URL", "")
-        if not url:
+        if not (url := url or os.environ.get("OPENAI_BASE_URL", "")):
             raise InputError(
                 f"reviewer {model!r} is not a folder, so it must be an endpoint's model: set "
                 "OPENAI_BASE_URL (as in http://localhost:8000/v1) and, if needed, OPENAI_API_KEY"

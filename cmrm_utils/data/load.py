@@ -148,7 +148,7 @@ def _samples(part: str, whole_split: str | None, split: str, home: Path) -> list
 
 
 def take(samples: Sequence[Sample], n: int | None, *tasks: str) -> list[Sample]:
-    """The first ``n`` samples (all where it is None) of each task; of requests, of each kind.
+    """The first ``n`` samples of each task, or of each kind of requests; all if it is None.
 
     Raises:
         InputError: a task has no samples at all, two samples have one id, or ``n`` is below 1.

@@ -14,7 +14,7 @@ from cmrm_utils.store import Response
 from cmrm_utils.trials import Trial
 
 LOGITS = 2**26
-"""Most logits that a batch may have: one for each of its tokens and each word of the vocabulary.
+"""The most logits that a batch may have: one per token of it and word of the vocabulary.
 
 In float32 they take 256 MB.
 """
@@ -38,11 +38,11 @@ def perplexity(
         trials: the trial of each response; its edit is ignored.
         responses: responses of a model, scored on their own tokens; or texts, tokenised as
             continuations of the prompt (:func:`continuation`).
-        batch_size: most rows a batch; a batch has fewer where it would exceed :data:`LOGITS`.
+        batch_size: the most rows per batch; there are fewer where they would exceed :data:`LOGITS`.
         progress: show a bar.
 
     Returns:
-        One value a response; NaN for an empty response. Equal responses are computed once.
+        One value per response; NaN for an empty one. Equal responses are computed once.
     """
     plain = [Trial(trial.sample, trial.image, None, trial.prompt) for trial in trials]
     special = _special_ids(vlm)

@@ -54,7 +54,7 @@ def load_labels(path: Path = LABELLED) -> pd.DataFrame:
             columns are kept.
 
     Returns:
-        One row a response; ``label`` is one of the three outcomes, or empty where none is given.
+        One row per response; ``label`` is one of the three outcomes, or empty where none is given.
 
     Raises:
         InputError: no such file, a missing column, a bad label or a duplicate id, named by file and
@@ -85,13 +85,13 @@ def _labelled(path: Path, columns: Sequence[str], labels: Collection[str]) -> li
 
 
 def load_completions(folder: Path) -> pd.DataFrame:
-    """Completions that people labelled, as XSTest has them: a CSV a model.
+    """Completions that people labelled, as XSTest has them: one CSV per model.
 
     Args:
         folder: a local copy; none comes with the workbook.
 
     Returns:
-        One row a completion: ``model`` (the file's name), ``id``, ``query``, ``response``, and
+        One row per completion: ``model`` (the file's name), ``id``, ``query``, ``response``, and
         ``label``, one of ``complied``, ``refused``, ``partial``.
 
     Raises:
@@ -120,7 +120,7 @@ def agreement_with_people(rows: pd.DataFrame, judge: str) -> pd.DataFrame:
         judge: a judge that needs no model and knows refusals.
 
     Returns:
-        One row a model, then ``held back`` (the models on which no form was developed, where there
+        One row per model, then ``held back`` (the models on which no form was developed, if there
         are both sorts) and ``all``. Columns: ``judge, rows, forms`` (``developed``, ``held back``
         or ``both``) and ``n``; the share of full ``refusals`` that the judge finds, its 95%
         interval ``low, high`` and their number ``n_refusals``; the share of full compliance that it
@@ -160,7 +160,7 @@ def _shares(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def load_responses(folder: Path) -> pd.DataFrame:
-    """The responses of a run, with the verdicts of the judges that need no model.
+    """The responses of a run, with the verdicts of judges that need no model.
 
     Raises:
         InputError: the run has none, or its table is damaged or lacks a column.

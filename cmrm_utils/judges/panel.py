@@ -127,7 +127,7 @@ def panel(
 
     Returns:
         Every verdict (``judge, trial, verdict`` and, from model judges, ``score, said``); agreement
-        with the standard, one row a judge (:func:`.judge_agreement`); the unsafe rate of harmful
+        with the standard, one row per judge (:func:`.judge_agreement`); the unsafe rate of harmful
         requests by ``judge`` and ``setting``.
     """
     every, agreed, unsafe = [], [], []

@@ -80,10 +80,8 @@ def outcome_bars(rows: pd.DataFrame, *, label: str) -> Figure:
         share = rows[outcome].to_numpy(float)
         axis.barh(at, share, left=left, color=OUTCOME_COLOURS[outcome], label=outcome, height=0.72)
         left += share
-    for place, low, high in zip(at, rows["low"], rows["high"], strict=True):
-        axis.plot(
-            [low, high], [place, place], color="#222222", linewidth=1.6, solid_capstyle="butt"
-        )
+    ends = [rows["low"], rows["high"]]
+    axis.plot(ends, [at, at], color="#222222", linewidth=1.6, solid_capstyle="butt")
     axis.set_yticks(at, rows[label].astype(str))
     axis.set_xlim(0, 1)
     axis.grid(axis="y", visible=False)

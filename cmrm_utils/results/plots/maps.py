@@ -76,8 +76,8 @@ def rate_map(rows: pd.DataFrame, *, x: str, y: str, label: str) -> Figure:
 
     Args:
         rows: a column ``rate`` and those named by ``x`` and ``y``.
-        x: the column along the axis.
-        y: the column downwards.
+        x: the column on the horizontal axis.
+        y: the column on the vertical axis, from the top down.
         label: what the rate is of.
     """
     wide = rows.pivot(index=y, columns=x, values="rate")

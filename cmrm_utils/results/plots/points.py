@@ -183,8 +183,8 @@ def scatter_panels(
 
     Args:
         rows: columns ``x``, ``y`` and those named by ``hue`` and ``style``.
-        x: the columns along the axes; their names are the axes' names.
-        y: the column upwards.
+        x: the columns on the horizontal axes, which bear their names.
+        y: the column on the vertical axis.
         hue: the column that colours.
         ylabel: its name; it is a share, shown in per cent.
         style: a column that makes the markers, in the place of ``hue``.

@@ -307,6 +307,9 @@ def _loading(name: str) -> Iterator[None]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "safetensors" in reason:
             reason += "; pickled weights (.bin) are read with use_safetensors=False alone"
+        if "gated repo" in str(error):
+            page = f"https://huggingface.co/{name}"
+            reason += f" Accept its licence on {page} and log in with `hf auth login`"
         raise InputError(f"cannot load model {name!r}: {reason} ({_known()})") from error
 
 

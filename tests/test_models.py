@@ -187,6 +187,15 @@ def test_missing_models_are_named(name):
         load_vlm(name)
 
 
+def test_a_gated_model_says_how_to_have_it(monkeypatch):
+    def gated(*args, **kwargs):
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
+
+    monkeypatch.setattr("cmrm_utils.loading.AutoConfig.from_pretrained", gated)
+    with pytest.raises(InputError, match=r"licence on https://\S+/some/guard and log in"):
+        load_vlm("some/guard")
+
+
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(InputError, match="nowhere"):
         load_vlm(tmp_path / "nowhere")

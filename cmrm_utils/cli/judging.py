@@ -109,9 +109,9 @@ def _compare(
     import pandas as pd
 
     from cmrm_utils.judges.agreement import judge_agreement
-    from cmrm_utils.judges.panel import Asked, read_prompt, verdicts
+    from cmrm_utils.judges.panel import NamedJudge, read_prompt, verdicts
 
-    wanted = [Asked.parse(name) for name in names]
+    wanted = [NamedJudge.parse(name) for name in names]
     texts = {name: read_prompt(path) for name, path in prompts.items()}
     if unused := texts.keys() - {asked.name for asked in wanted}:
         raise InputError(f"--prompt {sorted(unused)[0]}: that judge is not asked (--judge)")

@@ -21,7 +21,7 @@ HOST = "https://s3.amazonaws.com/images.cocodataset.org"
 
 
 ABSENT = "absent.json"
-"""The file beside the images that notes which of them the host lacks or has broken, and why."""
+"""The file beside the images that lists those that the host lacks or sends broken, and why."""
 
 
 _WORKERS = 8
@@ -50,8 +50,8 @@ def fetch(
     """Download the images that are missing here, with a progress bar.
 
     The host lacks an image only if the host itself says so: 403 or 404 with the marks of S3 (its
-    ``x-amz-request-id`` or ``Server: AmazonS3`` header, or its XML error in the body). It has an
-    image broken if a whole file of an image's content type does not decode. Anything else (a
+    ``x-amz-request-id`` or ``Server: AmazonS3`` header, or its XML error in the body). An image
+    is broken there if a whole file of an image's content type does not decode. Anything else (a
     proxy's refusal, a login page or a redirect to one, an error of the server, a connection that
     drops) means that the image was not reached, and proves nothing.
 
@@ -63,7 +63,7 @@ def fetch(
         wait: seconds before the second try, doubled with each further one.
 
     Returns:
-        The reason for each image that did not come. Images that the host lacks or has broken are
+        The reason for each image that did not come. Images that the host lacks or sends broken are
         also noted in the folder (:func:`absent`); those that were not reached are not.
 
     Raises:
@@ -97,7 +97,7 @@ def fetch(
 
 
 def absent(folder: Path) -> dict[str, str]:
-    """The images that the host lacks or has broken, by an earlier :func:`fetch`, and why.
+    """The images that the host lacked or sent broken in an earlier :func:`fetch`, and why.
 
     Raises:
         InputError: the file that notes them is broken.
@@ -107,10 +107,10 @@ def absent(folder: Path) -> dict[str, str]:
 
 
 def _image(session: requests.Session, address: str) -> bytes:
-    """An image as the host sends it, once it is seen to decode.
+    """An image as the host sends it, if it decodes.
 
     Raises:
-        _Failure: it does not send it, or something else answers.
+        _Failure: the host does not send it, or something else answers.
     """
     try:
         answer = session.get(address, timeout=_TIMEOUT, allow_redirects=False)

@@ -14,10 +14,10 @@ FIELDS = tuple(name for name in Sample.__dataclass_fields__ if name != "world")
 
 
 def existing_file(path: Path) -> Path:
-    """The path, once it is seen to be a file's.
+    """The path, if a file is there.
 
     Raises:
-        InputError: it is not.
+        InputError: there is none.
     """
     if not os.path.isfile(path):
         if os.path.isdir(path):
@@ -27,7 +27,7 @@ def existing_file(path: Path) -> Path:
 
 
 def from_file(path: Path) -> list[Sample]:
-    """The samples of a JSONL or CSV file, one a row.
+    """The samples of a JSONL or CSV file, one per row.
 
     Raises:
         InputError: there is no such file, it has no samples, or a row is broken; the message names

@@ -10,23 +10,11 @@ from typing import Any
 from cmrm_utils.data import coco
 from cmrm_utils.data.files import existing_file, from_file
 from cmrm_utils.data.public import load_set, missing_images, read_set
-from cmrm_utils.data.sets import DATASETS, SCENES, WORLD, find_set, is_named
+from cmrm_utils.data.sets import SCENES, WORLD, find_set, is_named
 from cmrm_utils.errors import InputError
 from cmrm_utils.organism.samples import extended_samples, organism_samples
 from cmrm_utils.paths import data_home
-from cmrm_utils.sample import SHARES, SPLITS, TASKS, Sample, split_of
-
-__all__ = [
-    "DATASETS",
-    "SHARES",
-    "SPLITS",
-    "Sample",
-    "left_out",
-    "load_samples",
-    "located",
-    "parts",
-    "take",
-]
+from cmrm_utils.sample import SPLITS, TASKS, Sample, split_of
 
 
 def load_samples(
@@ -40,10 +28,10 @@ def load_samples(
         ('harmful', True)
 
     Args:
-        name: one of :data:`DATASETS`, or the path of a file whose rows have ``id`` and ``query``
-            and any other field of :class:`Sample` but ``world``; or a union of such parts, with
-            ``+`` between them. A part that ends in ``@anchors`` (or another split) is wholly of
-            that split, and so are the images that it is given:
+        name: one of :data:`~cmrm_utils.data.sets.DATASETS`, or the path of a file whose rows have
+            ``id`` and ``query`` and any other field of :class:`Sample` but ``world``; or a union of
+            such parts, with ``+`` between them. A part that ends in ``@anchors`` (or another split)
+            is wholly of that split, and so are the images that it is given:
             ``vlsafe+jailbreak+llava-bench-coco@anchors`` has the paper's enriched anchors. Between
             the two a revision may stand (:func:`cmrm_utils.data.sets.find_set`).
         split: one of :data:`SPLITS`; None for all of them as a dict (a single file: all its rows).
@@ -160,7 +148,7 @@ def _samples(part: str, whole_split: str | None, split: str, home: Path) -> list
 
 
 def take(samples: Sequence[Sample], n: int | None, *tasks: str) -> list[Sample]:
-    """The first ``n`` samples (all where it is None) of each task; of requests, of each kind.
+    """The first ``n`` samples of each task, or of each kind of requests; all if it is None.
 
     Raises:
         InputError: a task has no samples at all, two samples have one id, or ``n`` is below 1.

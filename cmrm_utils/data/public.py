@@ -118,8 +118,7 @@ def load_set(
         )
     if missing:
         warnings.warn(
-            f"{name}: left out, since COCO lacks their images: {', '.join(missing)}",
-            stacklevel=2,
+            f"{name}: left out, since COCO lacks their images: {', '.join(missing)}", stacklevel=2
         )
     return [sample for sample in samples if sample.id not in missing]
 

@@ -11,7 +11,7 @@ from cmrm_utils.sample import Sample
 
 @dataclass(frozen=True, eq=False)
 class PublicSet:
-    """What there is to know of a data set, and how its rows become samples.
+    """What is known about a data set, and how its rows become samples.
 
     Attributes:
         name: what it is called here; ids of its samples begin with it.

@@ -161,7 +161,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _object(row: Any, where: str) -> dict[str, Any]:
-    """The row, once it is seen to be a JSON object whose text can be written as UTF-8."""
+    """The row, if it is a JSON object whose text can be written as UTF-8."""
     if not isinstance(row, dict):
         raise InputError(f"{where}: not a readable row (no JSON object, but {row!r:.40})")
     for name, value in row.items():

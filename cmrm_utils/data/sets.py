@@ -1,4 +1,4 @@
-"""The public data sets, an entry each."""
+"""The public data sets, one entry each."""
 
 import re
 from collections.abc import Mapping

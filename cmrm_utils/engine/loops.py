@@ -48,9 +48,10 @@ LOOK_EVERY = 8
 """On a GPU, check for finished rows only every N steps: each check synchronises."""
 
 
-def _bar(total: int, title: str, progress: bool) -> Any:
+def progress_bar(total: int, title: str, progress: bool, *, unit: str = "trial") -> Any:
+    """A bar that counts up to a total and vanishes at the end; nothing unless ``progress``."""
     shown: Any = {} if progress else {"disable": True}  # TQDM_DISABLE=1 silences it too
-    return tqdm(total=total, desc=title, unit="trial", leave=False, **shown)
+    return tqdm(total=total, desc=title, unit=unit, leave=False, **shown)
 
 
 def _in_batches(
@@ -74,7 +75,7 @@ def _in_batches(
         size.begin()
         return run(size.entering(queue, size.rows), beginnings)
 
-    with _bar(len(unique), title, progress) as bar:
+    with progress_bar(len(unique), title, progress) as bar:
         while queue:
             if (values := size.attempt(batch)) is None:
                 continue
@@ -179,7 +180,7 @@ def generate(
     renew_images(vlm, unique.values())
     with known.appending() if known else nullcontext() as sink:
         planned = in_order(vlm, _at_first(sink, unique, pack) if sink else unique)
-        with _bar(len(planned), "responses", progress) as bar:
+        with progress_bar(len(planned), "responses", progress) as bar:
 
             def keep(key: str, response: Response) -> None:
                 bar.update()

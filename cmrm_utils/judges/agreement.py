@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
-from sklearn.metrics import accuracy_score, cohen_kappa_score
+from sklearn.metrics import cohen_kappa_score
 
-from cmrm_utils.results.intervals import wilson
+from cmrm_utils.results.rates import rates
 from cmrm_utils.results.text import percent
 
 
@@ -16,14 +16,12 @@ def agreement(first: Iterable[str], second: Iterable[str]) -> dict[str, float]:
     Kappa is NaN where both judges give the same verdict throughout. Without any verdicts, both
     figures are NaN.
     """
-    a, b = list(first), list(second)
-    if not a:
-        return {"n": 0, "agreement": float("nan"), "kappa": float("nan")}
-    constant = len(set(a) | set(b)) == 1
+    a, b = pd.Series(list(first), dtype=object), pd.Series(list(second), dtype=object)
+    differ = len({*a, *b}) > 1
     return {
         "n": len(a),
-        "agreement": float(accuracy_score(a, b)),
-        "kappa": float("nan") if constant else float(cohen_kappa_score(a, b)),
+        "agreement": float((a == b).mean()),
+        "kappa": float(cohen_kappa_score(a, b)) if differ else float("nan"),
     }
 
 
@@ -57,6 +55,4 @@ def judge_agreement(
 def _share(hits: pd.Series) -> str:
     if hits.empty:
         return "none"
-    low, high = wilson(hits.sum(), len(hits))
-    counts = {"rate": hits.mean(), "low": low, "high": high, "hits": hits.sum(), "n": len(hits)}
-    return percent(pd.Series(counts, dtype=object))
+    return percent(rates(hits.to_frame("hit").assign(of="all"), "hit", ["of"], group=None).iloc[0])

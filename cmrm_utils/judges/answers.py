@@ -15,15 +15,12 @@ def parse_choice(text: str, choices: Sequence[str]) -> int | None:
     Case, brackets, quotes and Markdown do not matter. An "a" before another word is no letter.
     """
     text = re.sub(r"[*`\"“”]", "", spoken(text)).strip()
-    alone = re.fullmatch(rf"{_LETTER}[)\]]?[.:,]?", text)
-    if match := alone or re.match(rf"{_LETTER}{_SET_OFF}", text):
-        found = match
-    else:
-        said = list(re.finditer(rf"(?i:answer(?: is:?|:)) *(?i:option )?{_LETTER}{_SET_OFF}", text))
-        if len(said) != 1:
-            return None
-        found = said[0]
-    index = ascii_uppercase.index(found["letter"].upper())
+    first = re.fullmatch(rf"{_LETTER}[)\]]?[.:,]?", text) or re.match(_LETTER + _SET_OFF, text)
+    said = rf"(?i:answer(?: is:?|:)) *(?i:option )?{_LETTER}{_SET_OFF}"
+    found = [first] if first else list(re.finditer(said, text))
+    if len(found) != 1:
+        return None
+    index = ascii_uppercase.index(found[0]["letter"].upper())
     return index if index < len(choices) else None
 
 

@@ -2,20 +2,19 @@
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
+from cmrm_utils.engine.loops import progress_bar
 from cmrm_utils.hooks import contiguous_head
 from cmrm_utils.models import VLM
 from cmrm_utils.store import Response
 from cmrm_utils.trials import Trial
 
 LOGITS = 2**26
-"""Most logits that a batch may have: one for each of its tokens and each word of the vocabulary.
+"""The most logits that a batch may have: one per token of it and word of the vocabulary.
 
 In float32 they take 256 MB.
 """
@@ -39,11 +38,11 @@ def perplexity(
         trials: the trial of each response; its edit is ignored.
         responses: responses of a model, scored on their own tokens; or texts, tokenised as
             continuations of the prompt (:func:`continuation`).
-        batch_size: most rows a batch; a batch has fewer where it would exceed :data:`LOGITS`.
+        batch_size: the most rows per batch; there are fewer where they would exceed :data:`LOGITS`.
         progress: show a bar.
 
     Returns:
-        One value a response; NaN for an empty response. Equal responses are computed once.
+        One value per response; NaN for an empty one. Equal responses are computed once.
     """
     plain = [Trial(trial.sample, trial.image, None, trial.prompt) for trial in trials]
     special = _special_ids(vlm)
@@ -60,8 +59,7 @@ def perplexity(
         key=lambda pair: (pair[0].has_image, len(pair[1]), len(pair[0].text)),
     )
     found: dict[tuple[str, tuple[int, ...]], float] = {}
-    shown: Any = {} if progress else {"disable": True}
-    with tqdm(total=len(todo), desc="perplexity", unit="response", leave=False, **shown) as bar:
+    with progress_bar(len(todo), "perplexity", progress, unit="response") as bar:
         while todo:
             size = _fitting(vlm, todo, batch_size or vlm.batch_size)
             batch, todo = todo[:size], todo[size:]

@@ -54,7 +54,7 @@ def load_labels(path: Path = LABELLED) -> pd.DataFrame:
             columns are kept.
 
     Returns:
-        One row a response; ``label`` is one of the three outcomes, or empty where none is given.
+        One row per response; ``label`` is one of the three outcomes, or empty where none is given.
 
     Raises:
         InputError: no such file, a missing column, a bad label or a duplicate id, named by file and
@@ -85,13 +85,13 @@ def _labelled(path: Path, columns: Sequence[str], labels: Collection[str]) -> li
 
 
 def load_completions(folder: Path) -> pd.DataFrame:
-    """Completions that people labelled, as XSTest has them: a CSV a model.
+    """Completions that people labelled, as XSTest has them: one CSV per model.
 
     Args:
         folder: a local copy; none comes with the workbook.
 
     Returns:
-        One row a completion: ``model`` (the file's name), ``id``, ``query``, ``response``, and
+        One row per completion: ``model`` (the file's name), ``id``, ``query``, ``response``, and
         ``label``, one of ``complied``, ``refused``, ``partial``.
 
     Raises:
@@ -103,13 +103,13 @@ def load_completions(folder: Path) -> pd.DataFrame:
         rows = _labelled(path, COMPLETIONS, PEOPLE)
         if not rows:
             raise InputError(f"{path}: no completions in it")
-        tables.append(pd.DataFrame(rows, columns=list(COMPLETIONS)).assign(model=path.stem))
+        tables.append(pd.DataFrame(rows).assign(model=path.stem))
     if not tables:
         raise InputError(f"{folder}: no .csv of completions there")
     every = pd.concat(tables, ignore_index=True)
     every["label"] = every["final_label"].map(PEOPLE)
-    every = every.rename(columns={"prompt": "query", "completion": "response"})
-    return every[["model", "id", "query", "response", "label"]]
+    columns = ["model", "id", "prompt", "completion", "label"]
+    return every[columns].rename(columns={"prompt": "query", "completion": "response"})
 
 
 def agreement_with_people(rows: pd.DataFrame, judge: str) -> pd.DataFrame:
@@ -120,7 +120,7 @@ def agreement_with_people(rows: pd.DataFrame, judge: str) -> pd.DataFrame:
         judge: a judge that needs no model and knows refusals.
 
     Returns:
-        One row a model, then ``held back`` (the models on which no form was developed, where there
+        One row per model, then ``held back`` (the models on which no form was developed, if there
         are both sorts) and ``all``. Columns: ``judge, rows, forms`` (``developed``, ``held back``
         or ``both``) and ``n``; the share of full ``refusals`` that the judge finds, its 95%
         interval ``low, high`` and their number ``n_refusals``; the share of full compliance that it
@@ -128,16 +128,11 @@ def agreement_with_people(rows: pd.DataFrame, judge: str) -> pd.DataFrame:
         the share of partial refusals that it calls refused, ``partial``, out of ``n_partial``.
         A share of nothing is NaN.
     """
-    verdicts = [
-        TEXT_JUDGES[judge](query, text)
-        for query, text in zip(rows["query"], rows["response"], strict=True)
-    ]
+    verdicts = map(TEXT_JUDGES[judge], rows["query"], rows["response"])
     rows = rows.assign(hit=[verdict == "refused" for verdict in verdicts])
     new = ~rows["model"].isin(DEVELOPED_ON)
-    parts = [(str(model), part) for model, part in rows.groupby("model")]
-    if new.any() and not new.all():
-        parts.append(("held back", rows[new]))
-    parts.append(("all", rows))
+    held_back = [("held back", rows[new])] if new.any() and not new.all() else []
+    parts = [*rows.groupby("model"), *held_back, ("all", rows)]
     return pd.DataFrame([{"judge": judge, "rows": name, **_shares(part)} for name, part in parts])
 
 
@@ -165,7 +160,7 @@ def _shares(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def load_responses(folder: Path) -> pd.DataFrame:
-    """The responses of a run, with the verdicts of the judges that need no model.
+    """The responses of a run, with the verdicts of judges that need no model.
 
     Raises:
         InputError: the run has none, or its table is damaged or lacks a column.
@@ -203,6 +198,4 @@ def sheet(rows: pd.DataFrame, *, n: int | None = None, seed: int = 0) -> pd.Data
     # Sorted first, so that the sheet does not depend on the order in which a run wrote its rows.
     mixed = once.sort_values(["query", "response"]).sample(frac=1, random_state=seed)
     chosen = mixed if n is None else mixed.head(n)
-    return pd.DataFrame(
-        {"id": chosen["trial"], "query": chosen["query"], "response": chosen["response"]}
-    ).assign(label="")[list(SHEET)]
+    return chosen.assign(id=chosen["trial"], label="")[list(SHEET)]

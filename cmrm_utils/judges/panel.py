@@ -17,7 +17,7 @@ _FIELDS = {"judge", "model", "prompt"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class NamedJudge:
     """A judge that a user names, with the settings of that judge.
 
     Attributes:
@@ -32,7 +32,7 @@ class Asked:
     prompt: str | None = None
 
     @classmethod
-    def parse(cls, item: str | Mapping[str, Any]) -> "Asked":
+    def parse(cls, item: str | Mapping[str, Any]) -> "NamedJudge":
         """Read ``NAME``, ``NAME=MODEL``, or ``{judge: NAME, model: MODEL, prompt: FILE}``.
 
         Raises:
@@ -62,7 +62,9 @@ def read_prompt(path: str | Path) -> str:
         raise InputError(f"prompt of a judge: no readable text file at {path}") from error
 
 
-def verdicts(rows: pd.DataFrame, asked: Asked, *, kept: Path) -> tuple[pd.DataFrame, str | None]:
+def verdicts(
+    rows: pd.DataFrame, asked: NamedJudge, *, kept: Path
+) -> tuple[pd.DataFrame, str | None]:
     """A judge's verdicts on responses.
 
     Args:
@@ -110,7 +112,7 @@ def verdicts(rows: pd.DataFrame, asked: Asked, *, kept: Path) -> tuple[pd.DataFr
 
 
 def panel(
-    rows: pd.DataFrame, judges: Sequence[Asked], standard: str, *, kept: Path
+    rows: pd.DataFrame, judges: Sequence[NamedJudge], standard: str, *, kept: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Several judges on the same responses.
 
@@ -125,7 +127,7 @@ def panel(
 
     Returns:
         Every verdict (``judge, trial, verdict`` and, from model judges, ``score, said``); agreement
-        with the standard, one row a judge (:func:`.judge_agreement`); the unsafe rate of harmful
+        with the standard, one row per judge (:func:`.judge_agreement`); the unsafe rate of harmful
         requests by ``judge`` and ``setting``.
     """
     every, agreed, unsafe = [], [], []
@@ -139,9 +141,8 @@ def panel(
         harmful = found[(found["task"] == "harmful") & (found["verdict"] != "unknown")]
         unsafe.append(harmful.assign(hit=harmful["verdict"] == bad))
     said = pd.concat(every, ignore_index=True)
-    columns = ["judge", "trial", "verdict", "score", "said"]
     return (
-        said[[column for column in columns if column in said]],
+        said.filter(items=["judge", "trial", "verdict", "score", "said"]),
         pd.DataFrame(agreed),
         rates(pd.concat(unsafe), "hit", ["judge", "setting"]),
     )

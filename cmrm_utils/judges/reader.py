@@ -19,6 +19,12 @@ _SAMPLE = Sample("question", "A question to a judge or a reviewer.")
 """The sample of every question; its id stands in the engine's error messages."""
 
 
+def own_prompt(name: str) -> str:
+    """A prompt of the workbook's own: the text in ``prompts/`` beside this file."""
+    path = Path(__file__).parent / "prompts" / f"{name}.txt"
+    return path.read_text(encoding="utf-8").removesuffix("\n")
+
+
 class Reader(VLM):
     """A model whose prompts are complete texts: a trial's text is what the model reads."""
 

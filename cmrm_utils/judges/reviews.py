@@ -1,7 +1,7 @@
 """Pairwise reviews: a reviewer scores a reference answer and a candidate answer (LLaVA-Bench).
 
 The relative score is 100 x mean(candidate) / mean(reference). Replies are stored word for word. A
-reply without two scores on its first line is counted and enters no mean.
+reply without two scores on its first line is counted, but does not enter a mean.
 """
 
 import json
@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from http.client import HTTPException
 from pathlib import Path
@@ -19,34 +20,18 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
+from numpy.typing import NDArray
 
-from cmrm_utils.engine.loops import generate
+from cmrm_utils.engine.loops import generate, progress_bar
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges.answers import parse_pair_scores
-from cmrm_utils.judges.reader import Reader, load_reader, questions
+from cmrm_utils.judges.reader import Reader, load_reader, own_prompt, questions
 from cmrm_utils.models import fingerprint
 from cmrm_utils.prompts import spoken
+from cmrm_utils.results.intervals import bootstrap
 from cmrm_utils.store import Records
 
-_PROMPT = """\
-Two assistants answered a question about an image. You cannot see the image{context_note}.
-
-{context}[question]
-{question}
-[end of question]
-
-[assistant 1]
-{reference}
-[end of assistant 1]
-
-[assistant 2]
-{candidate}
-[end of assistant 2]
-
-Score each answer from 1 to 10, higher is better, for how helpful, relevant, accurate and detailed \
-it is. The order of the two must not matter. Write the two scores, assistant 1 first, on the first \
-line: two numbers with a space between, nothing else. Explain them on the lines below."""
+_PROMPT = own_prompt("review")
 
 
 TRANSIENT = (408, 429, 500, 502, 503, 504)
@@ -97,8 +82,7 @@ class Endpoint:
         Raises:
             InputError: no base URL is given or set.
         """
-        url = url or os.environ.get("OPENAI_BASE_URL", "")
-        if not url:
+        if not (url := url or os.environ.get("OPENAI_BASE_URL", "")):
             raise InputError(
                 f"reviewer {model!r} is not a folder, so it must be an endpoint's model: set "
                 "OPENAI_BASE_URL (as in http://localhost:8000/v1) and, if needed, OPENAI_API_KEY"
@@ -240,25 +224,21 @@ def review(
     """
     if lacking := list(rows.index[rows["answer"].isna()]):
         raise InputError(f"row {lacking[0]!r} has no reference answer to review against")
-    captions = rows["caption"] if "caption" in rows else [None] * len(rows)
-    prompts = [
-        review_prompt(question, reference, candidate, None if pd.isna(caption) else caption)
-        for question, reference, candidate, caption in zip(
-            rows["query"], rows["answer"], rows["response"], captions, strict=True
-        )
-    ]
+    captions = rows["caption"].astype(object).fillna("") if "caption" in rows else [""] * len(rows)
+    texts = zip(rows["query"], rows["answer"], rows["response"], captions, strict=True)
+    prompts = [review_prompt(*row) for row in texts]
     shared = {"reviewer": reviewer.identity, "prompt": _key(_PROMPT)[:16]}
     known = Records(out, shared, Reply) if out else None
     every = {_key(prompt): prompt for prompt in prompts}
     done = {key: kept.text for key in every if known and (kept := known.get(key))}
     todo = [key for key in every if key not in done]
-    shown: Any = {} if progress else {"disable": True}
-    bar = tqdm(todo, desc="reviews", unit="review", leave=False, **shown)
-    with known.appending() if known and todo else nullcontext() as sink:
-        for key in bar:
+    bar = progress_bar(len(todo), "reviews", progress, unit="review")
+    with bar, known.appending() if known and todo else nullcontext() as sink:
+        for key in todo:
             done[key] = reviewer(every[key])
             if sink:
                 sink.add([(key, Reply(done[key]))])
+            bar.update()
     replies = [done[_key(prompt)] for prompt in prompts]
     scores = np.array([parse_pair_scores(text) or (np.nan, np.nan) for text in replies])
     first, second = scores.reshape(-1, 2).T
@@ -269,13 +249,11 @@ def _key(prompt: str) -> str:
     return sha256(prompt.encode()).hexdigest()[:24]
 
 
-def relative_scores(reviews: pd.DataFrame, *, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+def relative_scores(reviews: pd.DataFrame) -> pd.DataFrame:
     """LLaVA-Bench's relative score, over all reviews and by kind of question.
 
     Args:
         reviews: rows of :func:`review`, with ``kind``.
-        draws: bootstrap resamples of the reviews.
-        seed: seed of the resampling.
 
     Returns:
         ``kind`` (``all`` first), ``score`` (100 x mean candidate / mean reference over the reviews
@@ -283,20 +261,16 @@ def relative_scores(reviews: pd.DataFrame, *, draws: int = 2000, seed: int = 0) 
         interval ``low, high``, ``reviews`` (how many have scores) and ``unparsed`` (how many have
         none).
     """
-    rng = np.random.default_rng(seed)
     rows = []
     for kind, part in [("all", reviews), *reviews.groupby("kind", sort=False)]:
         pairs = part[["reference_score", "candidate_score"]].dropna().to_numpy(float)
-        score = low = high = float("nan")
-        if len(pairs) and pairs[:, 0].any():
-            score = _ratio(pairs.mean(0))
-            means = pairs[rng.integers(0, len(pairs), (draws, len(pairs)))].mean(1)
-            low, high = np.nanquantile([_ratio(mean) for mean in means], [0.025, 0.975])
+        score, low, high = bootstrap(partial(_relative, pairs), range(len(pairs)))
         counts = {"reviews": len(pairs), "unparsed": len(part) - len(pairs)}
         rows.append({"kind": kind, "score": score, "low": low, "high": high, **counts})
     return pd.DataFrame(rows)
 
 
-def _ratio(means: np.ndarray) -> float:
-    reference, candidate = means
-    return 100 * float(candidate / reference) if reference else float("nan")
+def _relative(pairs: NDArray, counts: NDArray) -> NDArray:
+    """The relative score of each resample, out of how often it holds each pair of scores."""
+    reference, candidate = (counts @ pairs).T
+    return 100 * candidate / reference

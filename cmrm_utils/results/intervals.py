@@ -121,8 +121,6 @@ def paired_difference(
     *,
     groups: pd.Series | None = None,
     strata: pd.Series | None = None,
-    draws: int = 2000,
-    seed: int = 0,
 ) -> tuple[float, float, float]:
     """Mean of ``second - first`` on the same samples, with its 95% bootstrap interval.
 
@@ -132,8 +130,6 @@ def paired_difference(
         groups: clusters of similar samples, by sample id, which are drawn whole; None: samples.
         strata: kinds of sample, by sample id, each drawn as often as it occurs; None: one kind.
             Clusters that span several kinds are drawn among those that span the same ones.
-        draws: bootstrap resamples.
-        seed: of the resampling.
 
     Raises:
         ValueError: the two are not about the same samples.
@@ -147,14 +143,10 @@ def paired_difference(
         lambda counts: counts @ values / counts.sum(1),
         list(ids if groups is None else groups.reindex(ids)),
         None if strata is None else list(strata.reindex(ids)),
-        draws=draws,
-        seed=seed,
     )
 
 
-def rank_correlation(
-    first: ArrayLike, second: ArrayLike, *, draws: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
+def rank_correlation(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float]:
     """Spearman's rank correlation of two columns, with its 95% bootstrap interval over rows.
 
     NaN where a column has a single value; resamples of which that is true are left out.
@@ -162,8 +154,6 @@ def rank_correlation(
     Args:
         first: one value per row.
         second: the other column.
-        draws: bootstrap resamples.
-        seed: of the resampling.
     """
     columns = np.array([first, second], dtype=float)
     n = columns.shape[1]
@@ -173,7 +163,7 @@ def rank_correlation(
         spread = np.sqrt((counts * x**2).sum(1) * (counts * y**2).sum(1))
         return (counts * x * y).sum(1) / spread
 
-    return bootstrap(rho, range(n), draws=draws, seed=seed)
+    return bootstrap(rho, range(n))
 
 
 def area_under_curve(rows: pd.DataFrame, draws: int) -> tuple[float, float, float]:

@@ -10,7 +10,7 @@ from cmrm_utils.results.intervals import clustered_interval, paired_difference, 
 
 @dataclass(frozen=True)
 class Measure:
-    """What there is to say of a measure.
+    """What a measure counts, and how it is shown.
 
     Attributes:
         task: the task of the samples that it is measured on.
@@ -73,13 +73,12 @@ def rates(
             interval = clustered_interval(y, cell[group].tolist(), strata)
         else:
             interval = wilson(y.sum(), len(y))
-        names = key if isinstance(key, tuple) else (key,)
-        cells.append((*names, y.mean(), *interval, int(y.sum()), len(y)))
+        cells.append((*key, y.mean(), *interval, int(y.sum()), len(y)))
     return pd.DataFrame(cells, columns=[*by, "rate", "low", "high", "hits", "n"])
 
 
 def measures(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Every one of :data:`MEASURES` that the rows allow, as rates with intervals.
+    """All of :data:`MEASURES` that the rows allow, as rates with intervals.
 
     Args:
         rows: judged trials (:func:`cmrm_utils.judges.outcomes.judge`).
@@ -143,7 +142,7 @@ def trade_off(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def paired_changes(rows: pd.DataFrame, by: str, against: str) -> pd.DataFrame:
-    """Every one of :data:`MEASURES` against one setting, on the same samples.
+    """The changes of all :data:`MEASURES` against one setting, on the same samples.
 
     Args:
         rows: judged trials; a sample occurs once per setting.
@@ -184,5 +183,5 @@ def choice_accuracy(rows: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """
     choices = rows[rows["task"] == "choice"]
     shown = choices[~choices["image"].isin(["none", "caption"])]
-    parts = [part.assign(rows=name) for name, part in (("all", choices), ("with image", shown))]
-    return rates(pd.concat(parts), "right", ["rows", *by], group=None)
+    both = pd.concat({"all": choices, "with image": shown}, names=["rows"]).reset_index("rows")
+    return rates(both, "right", ["rows", *by], group=None)

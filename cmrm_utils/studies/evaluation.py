@@ -11,7 +11,7 @@ from cmrm_utils.conditions import CONDITION_NAMES
 from cmrm_utils.data.load import load_samples
 from cmrm_utils.judges.fluency import perplexity, repetition
 from cmrm_utils.judges.outcomes import OUTCOMES
-from cmrm_utils.judges.panel import Asked, panel
+from cmrm_utils.judges.panel import NamedJudge, panel
 from cmrm_utils.judges.reviews import load_reviewer, relative_scores, review
 from cmrm_utils.results.rates import UTILITY, averaged, choice_accuracy, measures, rates
 from cmrm_utils.results.text import percent_table
@@ -57,7 +57,7 @@ def panel_tables(
     Args:
         nb: the notebook.
         rows: of :func:`.sweep.test`.
-        judges: for :meth:`cmrm_utils.judges.panel.Asked.parse`.
+        judges: for :meth:`cmrm_utils.judges.panel.NamedJudge.parse`.
 
     Returns:
         Agreement with the outcomes of the tables above, and unsafe rates by setting; nothing, and
@@ -67,7 +67,7 @@ def panel_tables(
         print("no model judges are asked: name some, -p judges [llama-3-refused, harmbench]")
         return []
     requests = averaged(rows[rows["task"].isin(["harmful", "benign"])])
-    asked = [Asked.parse(item) for item in judges]
+    asked = [NamedJudge.parse(item) for item in judges]
     said, agreed, unsafe = panel(requests, asked, "outcome", kept=nb.run.folder / "verdicts")
     nb.run.table("04_verdicts", said)
     nb.run.table("04_judges", agreed)

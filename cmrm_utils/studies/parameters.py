@@ -257,17 +257,17 @@ def _judges() -> Any:
     """The type of ``judges``: known judges, each once, whose prompts can be read."""
     from cmrm_utils.judges.model_judges import JUDGES
     from cmrm_utils.judges.outcomes import TEXT_JUDGES
-    from cmrm_utils.judges.panel import Asked
+    from cmrm_utils.judges.panel import NamedJudge
 
     known = [*TEXT_JUDGES, *JUDGES]
 
     def item(value: Any) -> Any:
-        if (name := Asked.parse(value).name) not in known:
+        if (name := NamedJudge.parse(value).name) not in known:
             raise unknown("no judge", name, known)
         return value
 
     def once(value: list[Any]) -> list[Any]:
-        names = [Asked.parse(each).name for each in value]
+        names = [NamedJudge.parse(each).name for each in value]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"{', '.join(sorted(twice))} is asked twice")
         return value

@@ -2,6 +2,7 @@ import pytest
 
 from cmrm_utils.judges.keywords import (
     LLM_ATTACKS,
+    _forms,
     has_llm_attacks_phrase,
     is_broken,
     is_evasive,
@@ -123,6 +124,16 @@ def test_refusals(text):
 @pytest.mark.parametrize("text", HARMLESS)
 def test_harmless_answers(text):
     assert not is_refusal(text)
+
+
+def test_a_file_of_forms(tmp_path):
+    """A form may use an earlier group, and go on in an indented line."""
+    path = tmp_path / "forms.txt"
+    path.write_text(
+        "# parts\n\n[deed]\nhelp\naid\n\n[no]\n# firm\n^i will\n    \\b not <deed>\nno\n"
+    )
+    found = {name: form.pattern for name, form in _forms(path).items()}
+    assert found == {"deed": "help|aid", "no": r"^i will\b not (?:help|aid)|no"}
 
 
 def test_the_worlds_own_words():

@@ -22,24 +22,22 @@ def rate_bars(
     rows: pd.DataFrame,
     *,
     ylabel: str,
-    hue: str = "kind",
     images: Sequence[str] | None = None,
     paper: dict[str, float] | None = None,
 ) -> Figure:
     """Rates by image condition, one group of bars per kind, with 95% intervals.
 
     Args:
-        rows: columns ``image, rate, low, high`` and the one named by ``hue``.
+        rows: columns ``kind, image, rate, low, high``.
         ylabel: what the rate is of.
-        hue: the column that makes groups along the axis; colours are the image conditions.
         images: order of the conditions; by default as they come.
         paper: the paper's rates by condition, drawn as dashes in the first group.
     """
-    images, groups = list(images or rows["image"].unique()), list(rows[hue].unique())
+    images, groups = list(images or rows["image"].unique()), list(rows["kind"].unique())
     width = 0.8 / len(images)
     figure, axis = plt.subplots(figsize=(max(5.0, 1.9 * len(groups) + 1.5), 3.6))
     for i, (image, look) in enumerate(looks(images, CONDITION_COLOURS).items()):
-        these = rows[rows["image"] == image].set_index(hue).reindex(groups)
+        these = rows[rows["image"] == image].set_index("kind").reindex(groups)
         at = np.arange(len(groups)) + (i - (len(images) - 1) / 2) * width
         axis.bar(
             at,
@@ -82,10 +80,8 @@ def outcome_bars(rows: pd.DataFrame, *, label: str) -> Figure:
         share = rows[outcome].to_numpy(float)
         axis.barh(at, share, left=left, color=OUTCOME_COLOURS[outcome], label=outcome, height=0.72)
         left += share
-    for place, low, high in zip(at, rows["low"], rows["high"], strict=True):
-        axis.plot(
-            [low, high], [place, place], color="#222222", linewidth=1.6, solid_capstyle="butt"
-        )
+    ends = [rows["low"], rows["high"]]
+    axis.plot(ends, [at, at], color="#222222", linewidth=1.6, solid_capstyle="butt")
     axis.set_yticks(at, rows[label].astype(str))
     axis.set_xlim(0, 1)
     axis.grid(axis="y", visible=False)

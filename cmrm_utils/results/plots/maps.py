@@ -21,21 +21,19 @@ def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
     """
     titles = [f"decoder layer {layer}" for layer in layers]
     figure, axes = panels(titles, 3.1, 3.2, margin=0, sharey=False)
-    harmful: dict[str, Any] = {"s": 10, "marker": "x", "linewidths": 0.7, "alpha": 0.45}
-    benign: dict[str, Any] = {**harmful, "marker": "o", "facecolors": "none"}
+    cloud: dict[str, Any] = {"s": 10, "linewidths": 0.7, "alpha": 0.45}
     mean: dict[str, Any] = {"s": 75, "edgecolors": "white", "linewidths": 1.2, "zorder": 3}
     for axis, layer in zip(axes, layers, strict=True):
         for image, these in rows[rows["layer"] == layer].groupby("image", sort=False):
-            shade, name = colour(str(image)), named(image)
-            bad, good = these[these["harmful"]], these[~these["harmful"]]
-            if len(bad):
-                axis.scatter(bad["pc1"], bad["pc2"], color=shade, **harmful)
-                at = bad["pc1"].mean(), bad["pc2"].mean()
-                axis.scatter(*at, marker="X", color=shade, label=f"{name}, harmful", **mean)
-            if len(good):
-                axis.scatter(good["pc1"], good["pc2"], edgecolors=shade, **benign)
-                at = good["pc1"].mean(), good["pc2"].mean()
-                axis.scatter(*at, marker="o", color=shade, label=f"{name}, benign", **mean)
+            shade = colour(str(image))
+            cross: dict[str, Any] = {"marker": "x", "color": shade}
+            ring: dict[str, Any] = {"marker": "o", "edgecolors": shade, "facecolors": "none"}
+            for kind, mark, big in (("harmful", cross, "X"), ("benign", ring, "o")):
+                points = these.loc[these["harmful"] == (kind == "harmful"), ["pc1", "pc2"]]
+                if len(points):
+                    axis.scatter(points["pc1"], points["pc2"], **cloud, **mark)
+                    label = f"{named(image)}, {kind}"
+                    axis.scatter(*points.mean(), marker=big, color=shade, label=label, **mean)
         axis.set(xlabel="PC 1", xticks=[], yticks=[])
     axes[0].set_ylabel("PC 2")
     legend(figure, *axes)
@@ -73,17 +71,16 @@ def heat_map(rows: pd.DataFrame, *, x: str, y: str, xlabel: str, ylabel: str) ->
     return figure
 
 
-def rate_map(rows: pd.DataFrame, *, x: str, y: str, value: str = "rate", label: str) -> Figure:
+def rate_map(rows: pd.DataFrame, *, x: str, y: str, label: str) -> Figure:
     """A rate for every pair of values of two columns, as a map with the numbers on it.
 
     Args:
-        rows: columns ``x, y`` and ``value``.
-        x: the column along the axis.
-        y: the column downwards.
-        value: the rate's column.
+        rows: a column ``rate`` and those named by ``x`` and ``y``.
+        x: the column on the horizontal axis.
+        y: the column on the vertical axis, from the top down.
         label: what the rate is of.
     """
-    wide = rows.pivot(index=y, columns=x, values=value)
+    wide = rows.pivot(index=y, columns=x, values="rate")
     wide = wide.reindex(index=rows[y].unique(), columns=rows[x].unique())
     figure, axis = plt.subplots(figsize=(0.85 * wide.shape[1] + 2.6, 0.45 * wide.shape[0] + 1.2))
     rate_grid(axis, wide, label, vmax=1, cmap="Oranges", annot=True)

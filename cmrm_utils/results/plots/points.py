@@ -19,18 +19,17 @@ from cmrm_utils.results.plots.style import (
 )
 
 
-def pareto(rows: pd.DataFrame, *, hue: str = "method", corner: float = 0.9) -> Figure:
+def pareto(rows: pd.DataFrame, *, corner: float = 0.9) -> Figure:
     """Refused against utility, one path per method: the whole range, and the corner that matters.
 
     Args:
-        rows: columns ``alpha, refused, refused_low, refused_high, utility, utility_low,
-            utility_high`` and the one named by ``hue``.
-        hue: the column that makes paths.
+        rows: columns ``method, alpha, refused, refused_low, refused_high, utility, utility_low,
+            utility_high``.
         corner: the utility from which the second panel shows; alphas are written there.
     """
     figure, whole, near = _trade_off_panels((10.5, 4.0), (1, 1.5))
-    for i, (name, look) in enumerate(looks(rows[hue]).items()):
-        path = rows[rows[hue] == name].sort_values("alpha")
+    for i, (name, look) in enumerate(looks(rows["method"]).items()):
+        path = rows[rows["method"] == name].sort_values("alpha")
         look |= {"linewidth": 1, "elinewidth": 0.6, "label": str(name)}
         up = errors(path, "refused", "refused_")
         whole.errorbar(path["utility"], path["refused"], yerr=up, **look)
@@ -179,18 +178,16 @@ def scatter_panels(
     hue: str,
     ylabel: str,
     style: str | None = None,
-    percent: bool = True,
 ) -> Figure:
     """One column against each of some others, a panel each.
 
     Args:
         rows: columns ``x``, ``y`` and those named by ``hue`` and ``style``.
-        x: the columns along the axes; their names are the axes' names.
-        y: the column upwards.
+        x: the columns on the horizontal axes, which bear their names.
+        y: the column on the vertical axis.
         hue: the column that colours.
-        ylabel: its name, with unit.
+        ylabel: its name; it is a share, shown in per cent.
         style: a column that makes the markers, in the place of ``hue``.
-        percent: whether ``y`` is a share, shown in per cent.
     """
     figure, axes = panels([None] * len(x), 3.3, 3.2, margin=1.6)
     colours, markers = looks(rows[hue]), looks(rows[style or hue])
@@ -201,8 +198,6 @@ def scatter_panels(
             axis.scatter(these[column], these[y], s=36, alpha=0.8, label=name, **look)
         axis.set_xlabel(column)
         axis.margins(x=0.08, y=0.12)
-    if percent:
-        percent_axis(axes[0], ylabel)
-    axes[0].set_ylabel(ylabel)
+    percent_axis(axes[0], ylabel)
     legend(figure, *axes)
     return figure

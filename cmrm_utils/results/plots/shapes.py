@@ -93,8 +93,8 @@ def line_panels(
     Args:
         rows: columns ``x``, ``y`` and those named by ``hue`` and ``panel``; ``low, high`` where
             there are intervals.
-        x: the column along the axis.
-        y: the column upwards.
+        x: the column on the horizontal axis.
+        y: the column on the vertical axis.
         hue: the column that makes lines.
         panel: the column that makes panels; None for a single one without a title.
         size: width and height of a panel, in inches.

@@ -1,0 +1,153 @@
+import numpy as np
+import pandas as pd
+from artists import colour, legend, spans
+
+from cmrm_utils import conditions
+from cmrm_utils.results import plots
+
+
+def band(collection, x):
+    """Low and high of a filled band at x."""
+    points = collection.get_paths()[0].vertices
+    ys = points[np.isclose(points[:, 0], x), 1]
+    return [ys.min(), ys.max()]
+
+
+def lines_of(axis):
+    return {line.get_label(): np.transpose(line.get_data()).tolist() for line in axis.lines}
+
+
+def test_layer_lines():
+    rows = pd.DataFrame(
+        [(1, "own", 0.5), (0, "own", 0.25), (0, "blank", 0.75), (1, "blank", 1.0)],
+        columns=["layer", "image", "cosine"],
+    )
+    figure = plots.layer_lines(
+        rows, y="cosine", hue="image", ylabel="cosine", colours={"own": "#123456"}, zero=True
+    )
+    axis = figure.axes[0]
+    found = lines_of(axis)
+    assert found["own image"] == [[0, 0.25], [1, 0.5]]  # in order of the layers
+    assert found["blank image"] == [[0, 0.75], [1, 1.0]]
+    assert colour(axis.lines[0]) == "#123456"
+    assert [0, 0] in [list(line.get_ydata()) for line in axis.lines]
+    assert axis.get_xticks().tolist() == [0, 1]
+    assert (axis.get_ylabel(), axis.get_xlabel()) == ("cosine", "decoder layer")
+    assert legend(figure) == ["own image", "blank image"]
+    assert not axis.collections
+
+
+def test_layer_lines_with_bands_and_panels():
+    rows = pd.DataFrame(
+        [("x", 0, "a", 0.2, 0.1, 0.4), ("x", 1, "a", 0.3, 0.2, 0.5), ("y", 0, "a", 0.9, 0.8, 1.0)],
+        columns=["set", "layer", "method", "norm", "low", "high"],
+    )
+    figure = plots.layer_lines(rows, y="norm", hue="method", ylabel="norm", panel="set")
+    left, right = figure.axes
+    assert [left.get_title(), right.get_title()] == ["x", "y"]
+    assert lines_of(left) == {"a": [[0, 0.2], [1, 0.3]]}
+    assert lines_of(right) == {"a": [[0, 0.9]]}
+    assert band(left.collections[0], 0) == [0.1, 0.4]
+    assert band(left.collections[0], 1) == [0.2, 0.5]
+
+
+def test_layer_lines_beside_marks():
+    rows = pd.DataFrame([(0, "a", 0.2), (1, "a", 0.3)], columns=["layer", "set", "rate"])
+    marks = {"no edit": 0.6, "full edit": 0.1}
+    figure = plots.layer_lines(rows, y="rate", hue="set", ylabel="unsafe", marks=marks)
+    levels = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines[1:]}
+    assert levels == {"no edit": [0.6, 0.6], "full edit": [0.1, 0.1]}
+    assert legend(figure) == ["a", "no edit", "full edit"]
+    assert len({line.get_linestyle() for line in figure.axes[0].lines}) == 3
+
+
+def test_count_curves():
+    rows = pd.DataFrame(
+        [
+            ("same", "top", 4, 0.2, 0.1, 0.4),
+            ("same", "top", 1, 0.6, 0.5, 0.7),
+            ("same", "random", 1, 0.7, 0.6, 0.8),
+            ("own", "top", 1, 0.3, 0.2, 0.5),
+        ],
+        columns=["strength", "heads", "k", "rate", "low", "high"],
+    )
+    figure = plots.count_curves(
+        rows,
+        x="k",
+        hue="heads",
+        panel="strength",
+        xlabel="heads",
+        ylabel="unsafe",
+        marks={"no edit": 0.65},
+    )
+    same, own = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["same", "own"]
+    found = {c.get_label(): c.lines[0].get_data() for c in same.containers}
+    assert found["top"][1].tolist() == [0.6, 0.2]  # in order of the count
+    assert np.allclose(found["top"][0], [1, 4], rtol=0.05)
+    assert found["random"][1].tolist() == [0.7]
+    assert found["top"][0][0] != found["random"][0][0]
+    ends = [s[:, 1].tolist() for s in spans(same)]
+    assert np.allclose(sorted(ends), [[0.1, 0.4], [0.5, 0.7], [0.6, 0.8]])
+    assert [line.get_ydata()[0] for line in own.lines if line.get_label() == "no edit"] == [0.65]
+    assert [text.get_text() for text in own.get_xticklabels()] == ["1", "4"]
+    assert (own.get_xlabel(), same.get_ylabel()) == ("heads", "unsafe")
+    assert legend(figure) == ["no edit", "top", "random"]
+
+
+def test_alpha_curves():
+    rows = pd.DataFrame(
+        [
+            ("dataset", 0.1, "unsafe", 0.2, 0.1, 0.3),
+            ("dataset", 0.0, "unsafe", 0.6, 0.5, 0.7),
+            ("dataset", 0.0, "over-refusal", 0.0, 0.0, 0.1),
+            ("dataset", 0.1, "over-refusal", 0.1, 0.05, 0.2),
+            ("sample", 0.0, "unsafe", 0.6, 0.5, 0.7),
+            ("sample", 0.1, "unsafe", 0.3, 0.2, 0.4),
+        ],
+        columns=["method", "alpha", "measure", "rate", "low", "high"],
+    )
+    figure = plots.alpha_curves(rows, chosen={"dataset": 0.05})
+    left, right = figure.axes
+    assert [left.get_title(), right.get_title()] == ["dataset", "sample"]
+    found = lines_of(left)
+    assert found["unsafe"] == [[0, 0.6], [0.1, 0.2]]
+    assert found["over-refusal"] == [[0, 0.0], [0.1, 0.1]]
+    assert lines_of(right) == {"unsafe": [[0, 0.6], [0.1, 0.3]]}
+    assert colour(left.lines[0]) == plots.MEASURE_COLOURS["unsafe"]
+    assert band(left.collections[0], 0.1) == [0.1, 0.3]
+    assert [line.get_xdata()[0] for line in left.lines if line.get_linestyle() == "--"] == [0.05]
+    assert len(right.lines) == 1
+    assert legend(figure) == ["unsafe", "over-refusal"]
+
+
+def test_anchor_lines():
+    rows = pd.DataFrame(
+        {"anchors": [4, 16], "cosine": [0.8, 0.95], "low": [0.7, 0.9], "high": [0.9, 0.99]}
+    )
+    axis = plots.anchor_lines(rows).axes[0]
+    assert np.transpose(axis.lines[0].get_data()).tolist() == [[4, 0.8], [16, 0.95]]
+    assert band(axis.collections[0], 16) == [0.9, 0.99]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["4", "16"]
+
+
+def test_binned_rates():
+    rows = pd.DataFrame(
+        [
+            ("text", "own", 0.6, 0.7, 0.6, 0.9),
+            ("text", "own", 0.2, 0.3, 0.1, 0.4),
+            ("text", "blank", 0.3, 0.2, 0.1, 0.5),
+            ("caption", "own", 0.1, 0.9, 0.8, 1.0),
+        ],
+        columns=["shift", "image", "cosine", "rate", "low", "high"],
+    )
+    figure = plots.binned_rates(rows, x="cosine", xlabel="cosine", ylabel="unsafe", panel="shift")
+    text, caption = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["text", "caption"]
+    own = text.containers[0]
+    assert own.lines[0].get_xydata().tolist() == [[0.2, 0.3], [0.6, 0.7]]
+    assert np.allclose([s[:, 1] for s in own.lines[2][0].get_segments()], [[0.1, 0.4], [0.6, 0.9]])
+    assert colour(own.lines[0]) == conditions.CONDITION_COLOURS["own"]
+    assert colour(caption.containers[0].lines[0]) == conditions.CONDITION_COLOURS["own"]
+    assert legend(figure) == ["own image", "blank image"]
+    assert (text.get_xlabel(), text.get_ylabel()) == ("cosine", "unsafe")

@@ -1,0 +1,131 @@
+import numpy as np
+import pandas as pd
+import pytest
+from artists import colour, legend, spans
+from matplotlib.colors import to_hex
+
+from cmrm_utils.results import plots
+
+
+def test_pareto():
+    rows = pd.DataFrame(
+        [
+            ("CMRM", 0.1, 0.1, 0.05, 0.2, 0.9, 0.85, 0.95),
+            ("CMRM", 0.0, 0.6, 0.5, 0.7, 0.95, 0.9, 0.97),
+            ("random", 0.1, 0.5, 0.4, 0.65, 0.8, 0.75, 0.9),
+        ],
+        columns=[
+            "method",
+            "alpha",
+            "refused",
+            "refused_low",
+            "refused_high",
+            "utility",
+            "utility_low",
+            "utility_high",
+        ],
+    )
+    whole, axis = plots.pareto(rows, corner=0.85).axes
+    for each in (whole, axis):
+        paths = {
+            c.get_label(): np.transpose(c.lines[0].get_data()).tolist() for c in each.containers
+        }
+        assert paths == {"CMRM": [[0.95, 0.6], [0.9, 0.1]], "random": [[0.8, 0.5]]}
+    assert axis.get_xlim()[0] == pytest.approx(0.85, abs=0.01)
+    assert whole.get_ylim()[1] > 0.7
+    across, up = (bars.get_segments() for bars in axis.containers[0].lines[2])
+    assert np.allclose([s[:, 0] for s in across], [[0.9, 0.97], [0.85, 0.95]])
+    assert np.allclose([s[:, 1] for s in up], [[0.5, 0.7], [0.05, 0.2]])
+    notes = {text.get_text(): text.xy for text in axis.texts}
+    assert notes == {"0": (0.95, 0.6), "0.1": (0.9, 0.1)}
+    assert legend(axis) == ["CMRM", "random"]
+
+
+def tradeoffs(*rows):
+    names = ["method", "refused", "refused_low", "refused_high"]
+    names += ["utility", "utility_low", "utility_high"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def test_defence_points():
+    tried = tradeoffs(
+        ("CMRM", 0.6, 0.5, 0.7, 0.95, 0.9, 0.97),
+        ("CMRM", 0.1, 0.05, 0.2, 0.9, 0.85, 0.95),
+        ("prompt", 0.5, 0.4, 0.65, 0.8, 0.75, 0.9),
+    ).assign(chosen=[False, True, True])
+    tested = tradeoffs(
+        ("own image", 0.6, 0.5, 0.7, 0.98, 0.9, 1.0),
+        ("CMRM", 0.2, 0.15, 0.3, 0.92, 0.85, 0.95),
+    )
+    validation, test = plots.defence_points(tried, tested).axes
+    drawn = {
+        tuple(place): (dots.get_sizes()[0], to_hex(dots.get_facecolors()[0]))
+        for dots in validation.collections
+        for place in dots.get_offsets().data.tolist()
+    }
+    assert set(drawn) == {(0.95, 0.6), (0.9, 0.1), (0.8, 0.5)}
+    assert drawn[0.9, 0.1][0] > drawn[0.95, 0.6][0]
+    points = {c.get_label(): c for c in test.containers}
+    there = {name: c.lines[0].get_xydata().tolist() for name, c in points.items()}
+    assert there == {"CMRM": [[0.92, 0.2]], "prompt": [], "own image": [[0.98, 0.6]]}
+    across, up = (bars.get_segments() for bars in points["CMRM"].lines[2])
+    assert np.allclose(across[0][:, 0], [0.85, 0.95])
+    assert np.allclose(up[0][:, 1], [0.15, 0.3])
+    assert colour(points["CMRM"].lines[0]) == drawn[0.9, 0.1][1].upper()
+    assert points["own image"].lines[0].get_markerfacecolor() == "white"
+    assert validation.get_ylabel().startswith("refused")
+    assert all(axis.get_xlabel().startswith("utility") for axis in (validation, test))
+
+
+def test_dot_panels():
+    rows = pd.DataFrame(
+        [
+            ("unsafe", "own", "no edit", 0.6, 0.5, 0.7),
+            ("unsafe", "own", "CMRM", 0.2, 0.1, 0.3),
+            ("unsafe", "jpeg-5", "no edit", 0.5, 0.4, 0.6),
+            ("facts", "none", "no edit", 0.9, 0.8, 1.0),
+        ],
+        columns=["measure", "image", "method", "rate", "low", "high"],
+    )
+    figure = plots.dot_panels(
+        rows, label="image", panel="measure", hue="method", xlabel="share", lines={"start": 0.55}
+    )
+    first, second = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["unsafe", "facts"]
+    assert [t.get_text() for t in first.get_yticklabels()] == ["own image", "JPEG, quality 5"]
+    assert [t.get_text() for t in second.get_yticklabels()] == ["text only"]
+    plain, edited = (np.transpose(c.lines[0].get_data()) for c in first.containers)
+    assert plain[:, 0].tolist() == [0.6, 0.5]
+    assert edited[:, 0].tolist() == [0.2]
+    assert np.round(plain[:, 1].astype(float)).tolist() == [0, 1]
+    assert plain[0, 1] < edited[0, 1]  # side by side, not on one another
+    ends = [s[:, 0].tolist() for s in spans(first)]
+    assert np.allclose(ends, [[0.5, 0.7], [0.4, 0.6], [0.1, 0.3]])
+    assert len(second.containers) == 1
+    assert set(legend(figure)) == {"no edit", "CMRM", "start"}
+    assert figure.get_supxlabel() == "share"
+
+
+def test_dot_panels_without_a_hue_have_no_legend():
+    rows = pd.DataFrame({"m": "x", "name": ["a", "b"], "rate": 0.5, "low": 0.4, "high": 0.6})
+    figure = plots.dot_panels(rows, label="name", panel="m", xlabel="share")
+    assert not figure.legends
+    assert figure.axes[0].containers[0].lines[0].get_data()[0].tolist() == [0.5, 0.5]
+
+
+def test_scatter_panels():
+    rows = pd.DataFrame({"a": [1, 2, 3], "b": [3, 1, 2], "y": [0.1, 0.2, 0.3]})
+    rows = rows.assign(kind=["p", "p", "q"], way=["u", "v", "u"])
+    figure = plots.scatter_panels(rows, x=["a", "b"], y="y", hue="kind", ylabel="fall")
+    assert [axis.get_xlabel() for axis in figure.axes] == ["a", "b"]
+    assert figure.axes[0].get_ylabel() == "fall"
+    found = [each.get_offsets().tolist() for each in figure.axes[1].collections]
+    assert found == [[[3, 0.1], [1, 0.2]], [[2, 0.3]]]
+    assert legend(figure) == ["p", "q"]
+    styled = plots.scatter_panels(rows, x=["a"], y="y", hue="kind", ylabel="fall", style="way")
+    assert legend(styled) == ["p, u", "p, v", "q, u"]
+    first, second, third = styled.axes[0].collections
+    assert (first.get_facecolor() == second.get_facecolor()).all()
+    assert (first.get_facecolor() != third.get_facecolor()).any()
+    shapes = [len(each.get_paths()[0].vertices) for each in (first, second, third)]
+    assert shapes[0] == shapes[2] != shapes[1]

@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from cmrm_utils.errors import InputError, did_you_mean
 from cmrm_utils.models import VLM, make_ready
-from cmrm_utils.paths import organism_folders
+from cmrm_utils.paths import bundled_folders, organism_folders
 from cmrm_utils.prompts import VICUNA_SYSTEM
 
 LAYER_PATHS = ("model.language_model.layers", "model.layers")
@@ -125,8 +125,8 @@ def load_vlm(
         (6, 160)
 
     Args:
-        name_or_path: ``organism`` is bundled; variants have a name once ``cmrm train-organism``
-            has trained them; otherwise a folder or a hub id.
+        name_or_path: ``organism`` and ``smollm2-llava`` are bundled; variants have a name once
+            ``cmrm train-organism`` has trained them; otherwise a folder or a hub id.
         device: a GPU by default, if there is one. Or give ``device_map``.
         dtype: of the weights; by default float32 on a CPU and bfloat16 on a GPU. ``auto`` is
             bfloat16 where the hardware computes in it, so results then depend on the machine.
@@ -199,6 +199,9 @@ def find_model(
     """
     name = str(name_or_path)
     source = organism_folders().get(name, name_or_path)
+    if name in bundled_folders():
+        # Imported by name, since it lies on a floor above this file.
+        source = import_module("cmrm_utils.bundled.merge").folder(name)
     if Path(source).is_dir():
         if not (Path(source) / (where.get("subfolder") or "") / "config.json").is_file():
             raise InputError(f"{name}: a folder, but no checkpoint (it has no config.json)")
@@ -282,13 +285,14 @@ def _how_to_have(name: str) -> str:
     recipes = import_module("cmrm_utils.organism.recipe")
     if command := recipes.training_command(name):
         return f"it must first be trained, by `{command}`"
-    return f"there is none of that name; {did_you_mean(name, organisms())}{_known()}"
+    meant = did_you_mean(name, [*bundled_folders(), *organisms()])
+    return f"there is none of that name; {meant}{_known()}"
 
 
 def _known() -> str:
-    here = ", ".join(organisms())
+    here = ", ".join([*sorted(bundled_folders()), *organisms()])
     return (
-        f"organisms: {here}, more by `cmrm train-organism`; otherwise a local folder or a hub id, "
+        f"bundled: {here}, more by `cmrm train-organism`; otherwise a local folder or a hub id, "
         "owner/name"
     )
 

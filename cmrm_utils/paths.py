@@ -16,13 +16,22 @@ STORED = NOTEBOOKS / "stored"
 CHECKPOINTS = Path(__file__).parent / "organism" / "checkpoints"
 """The folder that holds the bundled organism's own folder."""
 
+PARTS = Path(__file__).parent / "bundled" / "parts"
+"""The folder that holds a folder for each bundled model: its projector, its adapter, its card."""
+
 MADE = ROOT / "organisms"
-"""The folder of the organisms that were trained on this machine."""
+"""The folder of the models that were trained on this machine."""
 
 
 def organism_folders() -> dict[str, Path]:
     """The organisms' folders by name: the bundled one, and those trained on this machine."""
     return {p.parent.name: p.parent for m in (MADE, CHECKPOINTS) for p in m.glob("*/config.json")}
+
+
+def bundled_folders() -> dict[str, Path]:
+    """The folders of parts of the bundled models by name, and of those trained on this machine."""
+    found = (file.parent for m in (MADE, PARTS) for file in m.glob("*/projector.safetensors"))
+    return {folder.name: folder for folder in found}
 
 
 def data_home(data_dir: str | Path | None = None) -> Path:

@@ -26,10 +26,7 @@ from transformers import (
 from cmrm_utils.bundled.fetch import kept, smollm2
 from cmrm_utils.errors import InputError
 from cmrm_utils.loading import quiet
-from cmrm_utils.paths import CHECKPOINTS
-
-PARTS = Path(__file__).parent / "parts"
-"""The folder that holds a folder for each bundled model: adapter, projector, card."""
+from cmrm_utils.paths import CHECKPOINTS, bundled_folders
 
 TOWER = CHECKPOINTS / "organism"
 
@@ -49,21 +46,16 @@ CHAT_TEMPLATE = (
 """ChatML as SmolLM2's, with images before the text and no system sentence of its own."""
 
 
-def names() -> list[str]:
-    """The bundled models, by their folders in :data:`PARTS`."""
-    return sorted(path.parent.name for path in PARTS.glob("*/projector.safetensors"))
-
-
 def folder(name: str) -> Path:
     """The merged model's folder, made at first use.
 
     Raises:
-        InputError: there is no such model; its language model cannot be fetched; the tower is
-            another one.
+        InputError: its language model cannot be fetched; the tower is not the one that the parts
+            were trained with.
     """
-    parts = PARTS / name
-    if name not in names():
-        raise InputError(f"no bundled model {name!r}: there are {', '.join(names())}")
+    parts = bundled_folders()[name]
+    if sha256((TOWER / "model.safetensors").read_bytes()).hexdigest() != TOWER_SHA256:
+        raise InputError(f"{name}: the checkpoint of organism has changed, whose tower it needs")
     digest = sha256()
     for file in sorted(parts.iterdir()):
         digest.update(file.name.encode() + file.read_bytes())

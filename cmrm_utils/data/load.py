@@ -10,9 +10,8 @@ from typing import Any
 from cmrm_utils.data import coco
 from cmrm_utils.data.files import existing_file, from_file
 from cmrm_utils.data.public import load_set, missing_images, read_set
-from cmrm_utils.data.sets import SCENES, WORLD, find_set, is_named
+from cmrm_utils.data.sets import OWN, SCENES, find_set, is_named
 from cmrm_utils.errors import InputError
-from cmrm_utils.organism.samples import extended_samples, organism_samples
 from cmrm_utils.paths import data_home
 from cmrm_utils.sample import SPLITS, TASKS, Sample, split_of
 
@@ -137,10 +136,9 @@ def _check_scenes(name: str | Path, pieces: Sequence[tuple[str, str | None]]) ->
 
 def _samples(part: str, whole_split: str | None, split: str, home: Path) -> list[Sample]:
     """What a part of a union adds to a split."""
-    if part in WORLD:
+    if of_split := OWN.get(part):
         if whole_split not in (None, split):
             return []
-        of_split = organism_samples if part == "organism" else extended_samples
         return [s for each in (SPLITS if whole_split else [split]) for s in of_split(each)]
     named = is_named(part)
     samples = load_set(part, home, split=whole_split) if named else from_file(Path(part))

@@ -1,14 +1,16 @@
 """The public data sets, one entry each."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from cmrm_utils.data.everyday import everyday_samples
 from cmrm_utils.data.record import PublicSet
 from cmrm_utils.data.rows import Row
+from cmrm_utils.organism.samples import extended_samples, organism_samples
 from cmrm_utils.sample import Sample
 
 FIGSTEP_PROMPT = (
@@ -287,14 +289,18 @@ def find_set(part: str) -> PublicSet | None:
     return replace(public, revision=revision, pinned=revision == public.revision)
 
 
-WORLD = ("organism", "organism-extended")
-"""The sets of the organism's world: what each organism learns, and what the extended one adds."""
+OWN: Mapping[str, Callable[[str], Sequence[Sample]]] = {
+    "everyday": everyday_samples,
+    "organism": organism_samples,
+    "organism-extended": extended_samples,
+}
+"""The project's own sets: a function each that gives the samples of a split."""
 
 
-DATASETS = (*WORLD, *SETS)
+DATASETS = (*OWN, *SETS)
 """Named sets."""
 
 
 def is_named(part: str) -> bool:
     """Whether a part of a data name means a named set, perhaps at a revision of its own."""
-    return part in WORLD or find_set(part) is not None
+    return part in OWN or find_set(part) is not None

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from cmrm_utils.edits import Edit, Tokens, check_sample_ids
-from cmrm_utils.engine.loops import hidden_states
+from cmrm_utils.edits import Edit, Tokens
 from cmrm_utils.errors import InputError
 from cmrm_utils.methods.base import (
     Anchors,
@@ -18,13 +18,14 @@ from cmrm_utils.methods.base import (
     each,
     edited,
     finite,
+    kept,
     samples_of,
     settings_of,
 )
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
-from cmrm_utils.vectors import ShiftVectors, hashed, kept_or_made, leading_directions, made_of
+from cmrm_utils.vectors import ShiftVectors, hashed, leading_directions
 
 
 def VLMGuard(
@@ -104,15 +105,11 @@ def difference_directions(
             f"{count} directions of {pairs} pairs of anchors and states of {vlm.hidden_size}"
         )
     trials = [Trial(sample, "none") for sample in (*harmful[:pairs], *benign[:pairs])]
-    wanted = made_of(vlm, trials, "differences") | {"count": str(count)}
 
-    def make() -> ShiftVectors:
-        states = hidden_states(vlm, trials).double()
-        return ShiftVectors(
-            leading_directions(states[:pairs] - states[pairs:], count), None, wanted
-        )
+    def leading(states: Tensor) -> Tensor:
+        return leading_directions(states[:pairs].double() - states[pairs:], count)
 
-    return kept_or_made(path, wanted, make)
+    return kept(vlm, trials, "differences", leading, path=path, count=str(count))
 
 
 def text_states(vlm: VLM, samples: Sequence[Sample]) -> ShiftVectors:
@@ -122,10 +119,8 @@ def text_states(vlm: VLM, samples: Sequence[Sample]) -> ShiftVectors:
         InputError: two samples of one id.
     """
     ids = tuple(sample.id for sample in samples)
-    check_sample_ids(ids)
     trials = [Trial(sample, "none") for sample in samples]
-    provenance = made_of(vlm, trials, "text states") | {"samples": hashed(ids)}
-    return ShiftVectors(hidden_states(vlm, trials), ids, provenance)
+    return kept(vlm, trials, "text states", Tensor.float, ids=ids, samples=hashed(ids))
 
 
 def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:

@@ -31,10 +31,10 @@ def ReGap(
     """Inspired by ReGap (arXiv 2605.18104), of which we know the abstract alone: not ReGap itself.
 
     ``h - first * v + alpha * w * r``: a correction against the modality drift v, the same for all
-    samples, and then as much of the refusal direction r as the sample's state, so corrected,
-    looks harmful (w, from 0 to 1). The abstract says that countering the drift makes harm
-    separable again, and that harm perceived anew sets each input's strength; the equation, w, and
-    all defaults are ours.
+    samples, and then the refusal direction r, the stronger the more harmful the corrected state
+    looks (w, from 0 to 1). The abstract says that countering the drift makes harm separable again,
+    and that the harm then perceived sets each input's strength. The equation, w, and all defaults
+    are ours.
 
     Args:
         drift: v (:func:`cmrm_utils.vectors.extract_shift`).

@@ -30,10 +30,10 @@ def ShiftDC(
     ``h - (m.s / s.s) s``, m being the sample's own shift, s the safety direction; only the line
     that s lies on matters, neither its sign nor its length.
 
-    Our choices: m is read once, in a pass without an edit, and taken off at every chosen layer,
-    as CMRM's v is, though what a layer takes off reaches those above; the layers from the middle
-    on ("from the middle on" is said to be best, with no number). A later version of the method
-    edits every generated token too: ``tokens="last"``.
+    Two choices are ours. m is read once, in a pass without an edit, and subtracted at every chosen
+    layer, as CMRM's v is, although what one layer subtracts reaches those above. The layers are
+    those from the middle on, which are said to be best; no number is given. A later version of the
+    method edits every generated token too: ``tokens="last"``.
 
     Args:
         shift: m, of the samples to be edited (:func:`caption_shift`).

@@ -37,17 +37,17 @@ def VLMGuard(
     layers: Layers = "all",
     tokens: Tokens = "last",
 ) -> Edit:
-    """VLM-Guard (arXiv 2502.10486): put the safety part of the query's text state in the state's.
+    """VLM-Guard (arXiv 2502.10486): give a state the safety part of its query's text state.
 
     ``h - V V'h``, and where the gate is on ``+ alpha V V'q``: q is the state of the same query
     without its image, V what harmful and benign text differ along. The gate is on where q
     projects positively on the first direction, which points to harm. With ``alpha`` 0 nothing is
     put back: what speaks for a refusal is taken out, and what speaks against it.
 
-    Known from descriptions of the paper, not from its code. They leave open what becomes of a
-    state whose gate is off: projected, with nothing put back, or left alone; both are here. Our
-    choices: the gate is read layer by layer, with 0 as its threshold; how many directions, alpha,
-    all layers, and the tokens from the last of the prompt on.
+    We know the method from descriptions of the paper, not from its code. They leave open what
+    becomes of a state whose gate is off: it may be projected, with nothing put back, or left alone.
+    Both are here. These choices are ours: the gate is read layer by layer, its threshold is 0; the
+    number of directions and alpha; all layers; the tokens from the last of the prompt on.
 
     Args:
         directions: V (:func:`cmrm_utils.methods.vlm_guard.difference_directions`).

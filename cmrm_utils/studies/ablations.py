@@ -189,11 +189,10 @@ class Ablations:
     def head_effects(self, level: Level, alpha: float = UNDONE) -> pd.DataFrame:
         """What each head's shift, subtracted alone, does to the first token of harmful requests.
 
-        On those of the validation split whose first token is another with the image than as text:
-        how far the logit of the token that begins the answer to the text rises over that of the
-        one that begins the answer to the image. On a model that refuses the text and obeys with the
-        image, these are the beginnings of a refusal and of an answer; nothing is generated, so that
-        every head of a large model can be tried.
+        Only requests of the validation split count whose first token differs between text and
+        image. The effect is how far the logit of the text's first token rises over that of the
+        image's. Where a model refuses the text and obeys with the image, these tokens begin a
+        refusal and an answer. Nothing is generated, so every head of a large model can be tried.
 
         Returns:
             ``layer, head, effect, low, high, n, norm``: the mean rise and its 95% bootstrap

@@ -116,10 +116,10 @@ def shift_trials(nb: Notebook, n: int | None) -> list[Trial]:
 def sample_cosines(nb: Notebook, n: int | None) -> pd.DataFrame:
     """Each harmful request's own shift beside what became of it: ShiftDC's key figure.
 
-    The shift is of the condition shown from text only, and of its own image from the model's
-    caption of it too, which is ShiftDC's; its cosine is with the
-    safety direction of ShiftDC (benign minus harmful, images told in captions), the mean over the
-    later half of the layers, those that ShiftDC edits.
+    Every image condition gives a shift from text only. The own image gives a second one, from the
+    model's caption of it, which is ShiftDC's shift. The cosine is that with ShiftDC's safety
+    direction (benign minus harmful anchors, their images in captions). It is the mean over the
+    later half of the layers, which ShiftDC edits.
 
     Returns:
         Judged trials with ``shift, cosine``.

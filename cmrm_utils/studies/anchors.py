@@ -137,10 +137,10 @@ def anchor_effects(
 ) -> pd.DataFrame:
     """What each set's vector does on the validation split, beside what might predict it.
 
-    Vectors of different sets are of different lengths. So each is tried at the alpha of the
-    reference's vector v, which says what a user would get; as long as alpha times v in every layer,
-    which compares directions; and, with v's lengths again, at the alpha that the rule chooses for
-    it, its dose.
+    The sets' vectors differ in length, so each is tried in three ways. At the alpha of the
+    reference's vector v it shows what a user would get. At the length of alpha times v in every
+    layer it shows what its direction does. At v's lengths and the alpha that the rule chooses for
+    it, its dose, it shows the best that it can do.
 
     Args:
         nb: whose model.
@@ -235,8 +235,9 @@ def family_rows(
 def own_family(rows: pd.DataFrame) -> tuple[float, float, float] | None:
     """How much less is refused under other families' anchors than under the request's own.
 
-    Over the requests that are not refused without an edit; the mean over the other families is
-    taken for each, and the interval is of resampled verbs. None where all is refused without one.
+    Only requests count that are not refused without an edit. For each, the other families' mean is
+    compared with its own family's rate. The interval comes from a bootstrap over verbs. None where
+    every request is refused without an edit.
 
     Args:
         rows: of :func:`family_rows`.

@@ -158,12 +158,9 @@ def fluency(nb: Notebook, rows: pd.DataFrame, settings: Sequence[str]) -> pd.Dat
         repeated=[repetition(text) for text in kept["response"]],
     )
     return scored.groupby("setting", sort=False).agg(
-        perplexity=("perplexity", _geometric_mean), repeated=("repeated", "mean")
+        perplexity=("perplexity", lambda values: float(np.exp(np.log(values).mean()))),
+        repeated=("repeated", "mean"),
     )
-
-
-def _geometric_mean(values: pd.Series) -> float:
-    return float(np.exp(np.log(values).mean()))
 
 
 def headline(rows: pd.DataFrame, chosen: Chosen) -> pd.DataFrame:

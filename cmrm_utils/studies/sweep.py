@@ -209,8 +209,8 @@ def sweep(nb: Notebook, methods: Mapping[str, Method], trials: Sequence[Trial]) 
 def doses(nb: Notebook, swept: Swept, trials: Sequence[Trial]) -> pd.Series:
     """``|alpha v| / |h|``, mean over layers, by method and alpha: how large each edit is.
 
-    h is the mean state of the harmful requests among the trials; of vectors that differ from
-    sample to sample the mean length counts.
+    h is the mean state of the harmful requests among the trials. Where vectors differ from sample
+    to sample, their mean length counts.
     """
     if not swept.methods:
         return pd.Series({(NO_EDIT, 0.0): 0.0})
@@ -250,10 +250,11 @@ def test(
 
 
 def cost(nb: Notebook, chosen: Chosen) -> dict[str, float]:
-    """Seconds a response on benign test requests, what must be known of the samples included.
+    """Seconds a response on benign test requests.
 
-    What is taken on anchors is not, nor the encoding of images, which all share; but ShiftDC looks
-    its anchors' captions up again, an eighth of its time on the organism. Nothing is taken from
+    The time includes what a method must learn of the samples. It leaves out what a method learns
+    of the anchors, and the encoding of images, which all methods share. ShiftDC looks up its
+    anchors' captions again, though: an eighth of its time on the organism. Nothing is reused from
     the run.
     """
     plain = nb.plainly(nb.samples("test", TIMED, "benign")[:TIMED])
@@ -274,9 +275,10 @@ def cost(nb: Notebook, chosen: Chosen) -> dict[str, float]:
 def median_seconds(
     respond: Callable[[Sequence[Trial]], list[str]], trials: Sequence[Trial]
 ) -> float:
-    """Seconds a response: the median over thirds of the trials, none of which is met twice.
+    """Seconds a response: the median over thirds of the trials.
 
-    The first trial is not timed: what is taken on anchors is taken with it. NaN without others.
+    Each trial is asked once. The first one is not timed, since a method learns of the anchors with
+    it. NaN where there are no others.
     """
     if len(trials) < 2:
         return float("nan")

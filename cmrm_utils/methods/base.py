@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from cmrm_utils.edits import Edit, Tokens, check_sample_ids
+from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
-from cmrm_utils.vectors import ShiftVectors, cached_shift, safety_direction
+from cmrm_utils.vectors import ShiftVectors, cached_shift, kept_or_made, made_of, safety_direction
 
 Layers = Literal["all", "late"] | Iterable[int]
 """Decoder layers to edit, counted from 0; ``late``: from the middle on."""
@@ -57,10 +58,8 @@ class Anchors:
 
     def refusal(self) -> ShiftVectors:
         """The refusal direction: harmful minus benign requests, text only."""
-        path = self.path("text_safety")
-        return safety_direction(
-            self.vlm, self.harmful, self.benign, image="none", path=path
-        ).scaled(-1.0)
+        kinds, path = (self.harmful, self.benign), self.path("text_safety")
+        return safety_direction(self.vlm, *kinds, image="none", path=path).scaled(-1.0)
 
 
 Make = Callable[..., list[Trial]]
@@ -97,6 +96,23 @@ def samples_of(trials: Iterable[Trial]) -> list[Sample]:
     return samples
 
 
+def by_alpha(
+    fit: Callable[[Anchors, Sequence[Sample]], Callable[[float], Edit]], alphas: Iterable[float]
+) -> Method:
+    """A method that has an alpha alone.
+
+    Args:
+        fit: from the anchors and the samples to be edited to an edit by alpha.
+        alphas: those to try; 0, no edit, is left out.
+    """
+
+    def prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
+        edit = fit(anchors, samples_of(trials))
+        return lambda alpha: edited(trials, edit(alpha))
+
+    return Method(prepare, at_alphas(alphas))
+
+
 def at_alphas(alphas: Iterable[float]) -> list[Settings]:
     """The settings of a method that has an alpha alone, ascending; 0, no edit, is left out."""
     return each(alpha=sorted({float(alpha) for alpha in alphas} - {0.0}))
@@ -108,26 +124,14 @@ def each(**values: Sequence[Any]) -> list[Settings]:
 
 
 def adding(
-    vectors: ShiftVectors,
-    alpha: float,
-    *,
-    layers: Layers,
-    tokens: Tokens,
-    name: str,
-    sign: float = 1.0,
+    vectors: ShiftVectors, alpha: float, *, layers: Layers, tokens: Tokens, name: str, sign: int = 1
 ) -> Edit:
     """``h + sign * alpha * v`` at each chosen layer; edits of the same vectors share a tensor."""
     alpha = finite(alpha)
     chosen = chosen_layers(layers, vectors.values.shape[-2])
     settings = settings_of(name, alpha, tokens, layers, chosen)
-    return Edit(
-        vectors.only_at(chosen),
-        tokens,
-        vectors.sample_ids,
-        settings,
-        place=vectors.place,
-        strength=sign * alpha,
-    )
+    values, ids, place = vectors.only_at(chosen), vectors.sample_ids, vectors.place
+    return Edit(values, tokens, ids, settings, place=place, strength=sign * alpha)
 
 
 def finite(alpha: float) -> float:
@@ -165,6 +169,38 @@ def settings_of(
         "tokens": tokens,
         "layers": "all" if layers == "all" else ",".join(map(str, chosen)),
     }
+
+
+def kept(
+    vlm: VLM,
+    trials: Sequence[Trial],
+    what: str,
+    reduce: Callable[[Tensor], Tensor],
+    *,
+    path: Path | None = None,
+    ids: tuple[str, ...] | None = None,
+    **made_with: str,
+) -> ShiftVectors:
+    """Vectors made of the hidden states of trials.
+
+    Args:
+        vlm: the model.
+        trials: whose states are read.
+        what: what the vectors are, for their provenance.
+        reduce: from the states ``(trials, layers, hidden)`` to the vectors.
+        path: where they are kept, and taken from if they are there; None keeps nothing.
+        ids: of the samples of sample-level vectors.
+        made_with: what else belongs to their provenance.
+
+    Raises:
+        InputError: ``path`` holds other vectors; two samples have one id.
+    """
+    wanted = made_of(vlm, trials, what) | made_with
+
+    def make() -> ShiftVectors:
+        return ShiftVectors(reduce(hidden_states(vlm, trials)), ids, wanted)
+
+    return kept_or_made(path, wanted, make)
 
 
 def only_named(method: str) -> Edit:

@@ -3,18 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from cmrm_utils.edits import Edit, Tokens
-from cmrm_utils.methods.base import (
-    Anchors,
-    Layers,
-    Make,
-    Method,
-    adding,
-    at_alphas,
-    edited,
-    samples_of,
-)
+from cmrm_utils.methods.base import Anchors, Layers, Method, adding, by_alpha
 from cmrm_utils.sample import Sample
-from cmrm_utils.trials import Trial
 from cmrm_utils.vectors import ShiftVectors, extract_shift
 
 ALPHAS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0)
@@ -49,17 +39,17 @@ def CMRM(
         InputError: an alpha that is not finite, or a layer that the vectors do not have.
     """
     name = name or f"CMRM {vectors.level}"
-    return adding(vectors, alpha, layers=layers, tokens=tokens, name=name, sign=-1.0)
+    return adding(vectors, alpha, layers=layers, tokens=tokens, name=name, sign=-1)
 
 
 def _level(name: str, vectors: Callable[[Anchors, Sequence[Sample]], ShiftVectors]) -> Method:
     """CMRM with the vectors that a function takes of the anchors and the samples to be edited."""
 
-    def prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
-        v = vectors(anchors, samples_of(trials))
-        return lambda alpha: edited(trials, CMRM(v, alpha, name=name))
+    def fit(anchors: Anchors, samples: Sequence[Sample]) -> Callable[[float], Edit]:
+        v = vectors(anchors, samples)
+        return lambda alpha: CMRM(v, alpha, name=name)
 
-    return Method(prepare, at_alphas(ALPHAS))
+    return by_alpha(fit, ALPHAS)
 
 
 LEVELS = {

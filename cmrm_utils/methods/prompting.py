@@ -41,17 +41,14 @@ def ECSO(respond: Respond, trials: Sequence[Trial]) -> list[Trial]:
     method = [replace(trial, edit=named) for trial in trials]
     shown = [i for i, trial in enumerate(method) if trial.has_image]
     answers = respond([method[i] for i in shown])
-    verdicts = respond(
-        [
-            replace(method[i], prompt=HARM_QUERY.format(query=method[i].text, answer=spoken(said)))
-            for i, said in zip(shown, answers, strict=True)
-        ]
-    )
-    harm = [spoken(verdict).strip().lower().startswith("yes") for verdict in verdicts]
-    unsafe = [i for i, yes in zip(shown, harm, strict=True) if yes]
-    for i, caption in zip(
-        unsafe, respond([_describing(method[i], CAPTION_FOR_QUERY) for i in unsafe]), strict=True
-    ):
+    asked = [
+        replace(method[i], prompt=HARM_QUERY.format(query=method[i].text, answer=spoken(said)))
+        for i, said in zip(shown, answers, strict=True)
+    ]
+    verdicts = zip(shown, respond(asked), strict=True)
+    unsafe = [i for i, said in verdicts if spoken(said).strip().lower().startswith("yes")]
+    captions = respond([_describing(method[i], CAPTION_FOR_QUERY) for i in unsafe])
+    for i, caption in zip(unsafe, captions, strict=True):
         told = replace(method[i].sample, caption=caption)
         method[i] = replace(method[i], sample=told, image="caption")
     return method

@@ -5,16 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cmrm_utils.edits import Edit, Tokens, check_sample_ids
 from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.errors import InputError
-from cmrm_utils.methods.base import Anchors, Layers, Make, Method, adding, edited, finite
+from cmrm_utils.methods.base import Anchors, Layers, Make, Method, adding, edited, finite, kept
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
-from cmrm_utils.vectors import ShiftVectors, kept_or_made, made_of
+from cmrm_utils.vectors import ShiftVectors
 
 
 def ReGap(
@@ -30,10 +31,10 @@ def ReGap(
     """Inspired by ReGap (arXiv 2605.18104), of which we know the abstract alone: not ReGap itself.
 
     ``h - first * v + alpha * w * r``: a correction against the modality drift v, the same for all
-    samples, and then as much of the refusal direction r as the sample's state, so corrected,
-    looks harmful (w, from 0 to 1). The abstract says that countering the drift makes harm
-    separable again, and that harm perceived anew sets each input's strength; the equation, w, and
-    all defaults are ours.
+    samples, and then the refusal direction r, the stronger the more harmful the corrected state
+    looks (w, from 0 to 1). The abstract says that countering the drift makes harm separable again,
+    and that the harm then perceived sets each input's strength. The equation, w, and all defaults
+    are ours.
 
     Args:
         drift: v (:func:`cmrm_utils.vectors.extract_shift`).
@@ -45,7 +46,7 @@ def ReGap(
         layers: decoder layers to edit.
         tokens: which tokens.
     """
-    weights = torch.tensor(list(regained.values()))[:, None, None]
+    weights = torch.tensor([*regained.values()])[:, None, None]
     values = finite(alpha) * weights * refusal.values - finite(first) * drift.values
     every = ShiftVectors(values, tuple(regained))
     edit = adding(every, 1.0, layers=layers, tokens=tokens, name="ReGap-inspired")
@@ -66,21 +67,15 @@ def text_mean(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None) 
     if not samples:
         raise InputError("no samples to take a mean of")
     trials = [Trial(sample, "none") for sample in samples]
-    wanted = made_of(vlm, trials, "text mean")
 
-    def make() -> ShiftVectors:
-        return ShiftVectors(hidden_states(vlm, trials).double().mean(0).float(), None, wanted)
+    def mean(states: Tensor) -> Tensor:
+        return states.double().mean(0).float()
 
-    return kept_or_made(path, wanted, make)
+    return kept(vlm, trials, "text mean", mean, path=path)
 
 
 def regained(
-    vlm: VLM,
-    trials: Sequence[Trial],
-    first: Edit,
-    *,
-    harmful: ShiftVectors,
-    benign: ShiftVectors,
+    vlm: VLM, trials: Sequence[Trial], first: Edit, *, harmful: ShiftVectors, benign: ShiftVectors
 ) -> dict[str, float]:
     """How far a first correction brings each sample back to where harmful text is.
 
@@ -102,10 +97,14 @@ def regained(
     """
     ids = [trial.sample.id for trial in trials]
     check_sample_ids(ids)
-    line = harmful.values - benign.values
-    states = hidden_states(vlm, edited(trials, first))
-    along = ((states - benign.values) * line).sum(-1) / (line * line).sum(-1)
+    along = towards_harm(hidden_states(vlm, edited(trials, first)), harmful, benign)
     return dict(zip(ids, along.mean(-1).clamp(0, 1).tolist(), strict=True))
+
+
+def towards_harm(states: Tensor, harmful: ShiftVectors, benign: ShiftVectors) -> Tensor:
+    """How far states are along the line from benign (0) to harmful requests (1), layer by layer."""
+    line = harmful.values - benign.values
+    return ((states - benign.values) * line).sum(-1) / (line * line).sum(-1)
 
 
 def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:

@@ -1,19 +1,20 @@
 """ShiftDC (arXiv 2502.13095)."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from cmrm_utils.edits import Edit, Tokens, check_sample_ids
-from cmrm_utils.engine.loops import hidden_states
-from cmrm_utils.methods.base import Anchors, Layers, Make, Method, each, edited, samples_of
+from cmrm_utils.edits import Edit, Tokens
+from cmrm_utils.methods.base import Anchors, Layers, Make, Method, each, edited, kept, samples_of
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
-from cmrm_utils.vectors import ShiftVectors, hashed, kept_or_made, made_of, safety_direction
+from cmrm_utils.vectors import ShiftVectors, hashed, safety_direction
 
 
 def ShiftDC(
@@ -29,10 +30,10 @@ def ShiftDC(
     ``h - (m.s / s.s) s``, m being the sample's own shift, s the safety direction; only the line
     that s lies on matters, neither its sign nor its length.
 
-    Our choices: m is read once, in a pass without an edit, and taken off at every chosen layer,
-    as CMRM's v is, though what a layer takes off reaches those above; the layers from the middle
-    on ("from the middle on" is said to be best, with no number). A later version of the method
-    edits every generated token too: ``tokens="last"``.
+    Two choices are ours. m is read once, in a pass without an edit, and subtracted at every chosen
+    layer, as CMRM's v is, although what one layer subtracts reaches those above. The layers are
+    those from the middle on, which are said to be best; no number is given. A later version of the
+    method edits every generated token too: ``tokens="last"``.
 
     Args:
         shift: m, of the samples to be edited (:func:`caption_shift`).
@@ -59,26 +60,21 @@ def caption_shift(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = No
         InputError: an image without a caption; two samples of one id; ``path`` holds other
             vectors.
     """
-    ids = [sample.id for sample in samples]
-    check_sample_ids(ids)
+    ids = tuple(sample.id for sample in samples)
     seen = [i for i, sample in enumerate(samples) if sample.image is not None]
     trials = [Trial(samples[i], image) for image in ("own", "caption") for i in seen]
 
-    def make() -> ShiftVectors:
-        states = hidden_states(vlm, trials)
+    def moved(states: Tensor) -> Tensor:
         values = torch.zeros(len(samples), len(vlm.layers), vlm.hidden_size)
         values[seen] = states[: len(seen)] - states[len(seen) :]
-        return ShiftVectors(values, tuple(ids), wanted)
+        return values
 
-    shown = [ids[i] for i in seen]
-    wanted = made_of(vlm, trials, "caption shift") | {"samples": hashed([*ids, "", *shown])}
-    return kept_or_made(path, wanted, make)
+    names = hashed([*ids, "", *(ids[i] for i in seen)])
+    return kept(vlm, trials, "caption shift", moved, path=path, ids=ids, samples=names)
 
 
 def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
-    def told(samples: Sequence[Sample]) -> list[Sample]:
-        return captioned(samples, anchors.respond)
-
+    told = partial(captioned, respond=anchors.respond)
     seen = [
         [s for s in these if s.image is not None] for these in (anchors.harmful, anchors.benign)
     ]

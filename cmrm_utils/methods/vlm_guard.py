@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from cmrm_utils.edits import Edit, Tokens, check_sample_ids
-from cmrm_utils.engine.loops import hidden_states
+from cmrm_utils.edits import Edit, Tokens
 from cmrm_utils.errors import InputError
 from cmrm_utils.methods.base import (
     Anchors,
@@ -18,13 +18,14 @@ from cmrm_utils.methods.base import (
     each,
     edited,
     finite,
+    kept,
     samples_of,
     settings_of,
 )
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
-from cmrm_utils.vectors import ShiftVectors, hashed, kept_or_made, leading_directions, made_of
+from cmrm_utils.vectors import ShiftVectors, hashed, leading_directions
 
 
 def VLMGuard(
@@ -36,17 +37,17 @@ def VLMGuard(
     layers: Layers = "all",
     tokens: Tokens = "last",
 ) -> Edit:
-    """VLM-Guard (arXiv 2502.10486): put the safety part of the query's text state in the state's.
+    """VLM-Guard (arXiv 2502.10486): give a state the safety part of its query's text state.
 
     ``h - V V'h``, and where the gate is on ``+ alpha V V'q``: q is the state of the same query
     without its image, V what harmful and benign text differ along. The gate is on where q
     projects positively on the first direction, which points to harm. With ``alpha`` 0 nothing is
     put back: what speaks for a refusal is taken out, and what speaks against it.
 
-    Known from descriptions of the paper, not from its code. They leave open what becomes of a
-    state whose gate is off: projected, with nothing put back, or left alone; both are here. Our
-    choices: the gate is read layer by layer, with 0 as its threshold; how many directions, alpha,
-    all layers, and the tokens from the last of the prompt on.
+    We know the method from descriptions of the paper, not from its code. They leave open what
+    becomes of a state whose gate is off: it may be projected, with nothing put back, or left alone.
+    Both are here. These choices are ours: the gate is read layer by layer, its threshold is 0; the
+    number of directions and alpha; all layers; the tokens from the last of the prompt on.
 
     Args:
         directions: V (:func:`cmrm_utils.methods.vlm_guard.difference_directions`).
@@ -104,15 +105,11 @@ def difference_directions(
             f"{count} directions of {pairs} pairs of anchors and states of {vlm.hidden_size}"
         )
     trials = [Trial(sample, "none") for sample in (*harmful[:pairs], *benign[:pairs])]
-    wanted = made_of(vlm, trials, "differences") | {"count": str(count)}
 
-    def make() -> ShiftVectors:
-        states = hidden_states(vlm, trials).double()
-        return ShiftVectors(
-            leading_directions(states[:pairs] - states[pairs:], count), None, wanted
-        )
+    def leading(states: Tensor) -> Tensor:
+        return leading_directions(states[:pairs].double() - states[pairs:], count)
 
-    return kept_or_made(path, wanted, make)
+    return kept(vlm, trials, "differences", leading, path=path, count=str(count))
 
 
 def text_states(vlm: VLM, samples: Sequence[Sample]) -> ShiftVectors:
@@ -122,10 +119,8 @@ def text_states(vlm: VLM, samples: Sequence[Sample]) -> ShiftVectors:
         InputError: two samples of one id.
     """
     ids = tuple(sample.id for sample in samples)
-    check_sample_ids(ids)
     trials = [Trial(sample, "none") for sample in samples]
-    provenance = made_of(vlm, trials, "text states") | {"samples": hashed(ids)}
-    return ShiftVectors(hidden_states(vlm, trials), ids, provenance)
+    return kept(vlm, trials, "text states", Tensor.float, ids=ids, samples=hashed(ids))
 
 
 def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:

@@ -1,6 +1,6 @@
 """Notebook 08: what images and edits do to more than safety."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -22,25 +22,22 @@ def requests(nb: Notebook, split: str, n: int | None) -> list[Sample]:
     return [sample for sample in found if sample.kind not in (UNSEEN, *EXTENDED)]
 
 
-def with_edits(nb: Notebook, chosen: Chosen, trials: Sequence[Trial]) -> list[Trial]:
-    """The trials as they are, and under each of :data:`EDITS` as chosen."""
-    return [*trials, *(trial for name in EDITS for trial in chosen.edited(nb, name, trials))]
+def with_edits(
+    nb: Notebook, chosen: Chosen, trials: Sequence[Trial], names: Iterable[str] = EDITS
+) -> list[Trial]:
+    """The trials as they are, and under each of the named methods as chosen."""
+    return [*trials, *(trial for name in names for trial in chosen.edited(nb, name, trials))]
 
 
 def questions(nb: Notebook, n: int | None) -> dict[str, list[Sample]]:
     """Test questions by what they ask: facts, counting, and the other visual questions."""
-    every = [s for s in nb.samples("test", None, *_tasks(nb)) if s.image is not None]
+    every = [s for s in load_samples(nb.data, "test") if s.image is not None]
     by = {
         "facts": [s for s in every if s.task == "fact"],
         "counting": [s for s in every if s.kind == "count"],
         "other visual questions": [s for s in every if s.task == "visual" and s.kind != "count"],
     }
     return {name: these[:n] for name, these in by.items() if these}
-
-
-def _tasks(nb: Notebook) -> list[str]:
-    here = {sample.task for sample in load_samples(nb.data, "test")}
-    return [task for task in ("fact", "visual") if task in here]
 
 
 def beyond_trials(nb: Notebook, chosen: Chosen, n: int | None) -> dict[str, list[Trial]]:
@@ -71,9 +68,7 @@ def beyond(nb: Notebook, chosen: Chosen, n: int | None) -> tuple[pd.DataFrame, p
         rows = nb.ask(trials).assign(measure=name)
         rows["right"] = rows["right"].astype(bool)
         shares.append(rates(rows, "right", ["measure", "image", "method"], group=None))
-        cells = {
-            key: c.set_index("sample")["right"] for key, c in rows.groupby(["image", "method"])
-        }
+        cells = dict(list(rows.set_index("sample").groupby(["image", "method"])["right"]))
         plain = "none" if name == "facts" else "caption"
         for image, method in cells:
             against = (plain, "none") if method == "none" else (image, "none")

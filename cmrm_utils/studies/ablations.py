@@ -1,7 +1,9 @@
 """Which part of the shift matters: the full edit beside edits that differ from it in one thing."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,28 +12,14 @@ import torch
 
 from cmrm_utils.edits import Edit, Place
 from cmrm_utils.engine.loops import first_logits
-from cmrm_utils.methods.base import Anchors, Make, Method, at_alphas, edited
+from cmrm_utils.methods.base import Method, by_alpha
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.results.intervals import paired_difference
 from cmrm_utils.results.rates import UNSEEN, measures
 from cmrm_utils.results.text import percent_table
-from cmrm_utils.studies import sweep
-from cmrm_utils.studies.notebook import ANCHORS, Notebook
-from cmrm_utils.studies.variants import (
-    LEVELS,
-    UNDONE,
-    Asked,
-    Head,
-    Variant,
-    full_variants,
-    grid_variants,
-    head_variants,
-    layer_variants,
-    mlp_variants,
-    rank_variants,
-    token_variants,
-    with_alphas,
-)
+from cmrm_utils.studies import sweep, variants
+from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.studies.variants import LEVELS, UNDONE, Asked, Head, Variant, with_alphas
 from cmrm_utils.trials import Trial
 from cmrm_utils.vectors import Level, ShiftVectors, extract_shift, principal_directions
 
@@ -39,19 +27,15 @@ from cmrm_utils.vectors import Level, ShiftVectors, extract_shift, principal_dir
 def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     """07: alphas on the validation split; the test split at those then chosen."""
     ab, level = Ablations(nb, p["n"], p["n_test"]), p["level"]
-    full = full_variants()
-    layers = layer_variants(level, ab.layers, p["most"])
+    full = variants.full_variants()
+    layers = variants.layer_variants(level, ab.layers, p["most"])
     alone = [variant for variant in layers if variant.labels["set"] == "alone"]
-    kinds = token_variants(level)
+    kinds = variants.token_variants(level)
     order = ordered(ab.head_effects(level))
-    heads = head_variants(level, nb.vlm, order, p["counts"])
-    random = head_variants(level, nb.vlm, order, p["counts"], draws=p["draws"])
-    tried = [
-        (alone, p["layer_alphas"]),
-        (kinds, p["token_alphas"]),
-        (heads, p["head_alphas"]),
-    ]
-    pairs = [(v, a) for variants, alphas in tried for v in variants for a in alphas]
+    heads = variants.head_variants(level, nb.vlm, order, p["counts"])
+    random = variants.head_variants(level, nb.vlm, order, p["counts"], draws=p["draws"])
+    tried = [(alone, p["layer_alphas"]), (kinds, p["token_alphas"]), (heads, p["head_alphas"])]
+    pairs = [pair for these, alphas in tried for pair in product(these, alphas)]
     methods = sweep.levels(nb, p["alphas"])
     yield [
         *sweep.sweep_trials(nb, methods, sweep.tried(nb, p["n"])),
@@ -60,8 +44,8 @@ def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     chosen = ab.chosen(p["alphas"])
     own, by_kind, by_count = (ab.choose(*these) for these in tried)
     alpha = chosen[level]
-    grid = grid_variants(level, ab.layers, p["most"])
-    mlps = mlp_variants(level, ab.layers, p["most"])
+    grid = variants.grid_variants(level, ab.layers, p["most"])
+    mlps = variants.mlp_variants(level, ab.layers, p["most"])
     parts = ab.rank_variants(LEVELS, p["ranks"])
     yield [
         *ab.trials("test", None),
@@ -117,9 +101,8 @@ class Ablations:
                 samples = self._samples[split]
                 made = extract_shift(self.nb.vlm, samples, level="sample", place=place)
             else:
-                anchors = self.nb.samples("anchors", ANCHORS, "harmful")
                 name = "harmful_blank" if place == "layer" else f"harmful_blank_{place}"
-                made = self.nb.shift(anchors, name, place=place)
+                made = self.nb.shift(self.nb.anchors.harmful, name, place=place)
             self._vectors[key] = made
         return self._vectors[key]
 
@@ -139,13 +122,14 @@ class Ablations:
         return self.nb.plainly(samples, [self._edit(split, *one) for one in asked])
 
     def rank_variants(self, levels: Iterable[Level], ranks: Iterable[int]) -> list[Variant]:
-        """:func:`rank_variants` of the anchors' components, as far as there are so many."""
-        anchors = self.nb.samples("anchors", ANCHORS, "harmful")
+        """:func:`.variants.rank_variants` of the anchors' components, of as many as there are."""
+        anchors = self.nb.anchors.harmful
         most = min(len(anchors), self.nb.vlm.hidden_size)
         kept = [rank for rank in ranks if rank <= most]
-        return rank_variants(levels, principal_directions(self.nb.vlm, anchors, max(kept)), kept)
+        directions = principal_directions(self.nb.vlm, anchors, max(kept))
+        return variants.rank_variants(levels, directions, kept)
 
-    def shares(self, variants: Iterable[Variant]) -> pd.DataFrame:
+    def shares(self, whose: Iterable[Variant]) -> pd.DataFrame:
         """How much of the shift each variant's part is, on the test split.
 
         Returns:
@@ -153,9 +137,9 @@ class Ablations:
             samples.
         """
         found = []
-        for variant in variants:
+        for variant in whose:
             whole = self.vectors("test", variant.level, variant.place)
-            part = variant.part(whole) if variant.part else whole
+            part = variant.part(whole)
             share = (part.norms.square().sum(-1) / whole.norms.square().sum(-1)).mean()
             found.append({**variant.labels, "share": float(share)})
         return pd.DataFrame(found)
@@ -170,24 +154,19 @@ class Ablations:
         found = sweep.choose(self.nb, sweep.levels(self.nb, alphas), plain).alphas
         return {level: found[f"CMRM {level}"] for level in LEVELS}
 
-    def choose(self, variants: Sequence[Variant], alphas: Sequence[float]) -> dict[str, float]:
+    def choose(self, among: Sequence[Variant], alphas: Sequence[float]) -> dict[str, float]:
         """Each variant's alpha by the same rule, on the same samples; 0 is among those tried."""
 
-        def prepared(variant: Variant) -> Callable[[Anchors, Sequence[Trial]], Make]:
-            def prepare(_: Anchors, trials: Sequence[Trial]) -> Make:
-                return lambda alpha: edited(trials, self._edit("validation", variant, alpha))
+        def method(variant: Variant) -> Method:
+            return by_alpha(lambda *_: partial(self._edit, "validation", variant), alphas)
 
-            return prepare
-
-        names = {f"ablation, {variant.level}: {variant.name}": variant for variant in variants}
-        settings = at_alphas(alphas)
-        methods = {name: Method(prepared(variant), settings) for name, variant in names.items()}
+        methods = {f"ablation, {v.level}: {v.name}": method(v) for v in among}
         chosen = sweep.choose(self.nb, methods, self.trials("validation", None))
-        return {names[name].name: alpha for name, alpha in chosen.alphas.items()}
+        return dict(zip((v.name for v in among), chosen.alphas.values(), strict=True))
 
     def _edit(self, split: str, variant: Variant, alpha: float) -> Edit:
         vectors = self.vectors(split, variant.level, variant.place)
-        part = variant.part(vectors) if variant.part else vectors
+        part = variant.part(vectors)
         return CMRM(part, alpha, layers=variant.layers, tokens=variant.tokens, name=variant.name)
 
     def test(
@@ -200,8 +179,7 @@ class Ablations:
             harmful: harmful requests alone.
             labels: columns, the same for all.
         """
-        trials = self.trials("test", asked, harmful=harmful)
-        rows = self.nb.ask(trials)
+        rows = self.nb.ask(self.trials("test", asked, harmful=harmful))
         if asked is not None:
             each = len(rows) // len(asked)
             own = pd.DataFrame([v.labels for v, _ in asked for _ in range(each)])
@@ -211,11 +189,10 @@ class Ablations:
     def head_effects(self, level: Level, alpha: float = UNDONE) -> pd.DataFrame:
         """What each head's shift, subtracted alone, does to the first token of harmful requests.
 
-        On those of the validation split whose first token is another with the image than as text:
-        how far the logit of the token that begins the answer to the text rises over that of the
-        one that begins the answer to the image. On a model that refuses the text and obeys with the
-        image, these are the beginnings of a refusal and of an answer; nothing is generated, so that
-        every head of a large model can be tried.
+        Only requests of the validation split count whose first token differs between text and
+        image. The effect is how far the logit of the text's first token rises over that of the
+        image's. Where a model refuses the text and obeys with the image, these tokens begin a
+        refusal and an answer. Nothing is generated, so every head of a large model can be tried.
 
         Returns:
             ``layer, head, effect, low, high, n, norm``: the mean rise and its 95% bootstrap
@@ -247,18 +224,14 @@ class Ablations:
             return pd.Series((logits[own, text[at]] - logits[own, shown[at]]).numpy())
 
         start = margins(None)
-        groups = pd.Series([every[i].group or every[i].id for i in at])
-        kinds = pd.Series([every[i].kind for i in at])
-        found = [
-            paired_difference(
-                start,
-                margins(vectors.heads([head], vlm.head_size)),
-                groups=groups,
-                strata=kinds,
-            )
+        like = {
+            "groups": pd.Series([every[i].group or every[i].id for i in at]),
+            "strata": pd.Series([every[i].kind for i in at]),
+        }
+        rows[["effect", "low", "high"]] = [
+            paired_difference(start, margins(vectors.heads([head], vlm.head_size)), **like)
             for head in heads
         ]
-        rows[["effect", "low", "high"]] = found
         return rows.assign(n=len(at)).sort_values("effect", ascending=False, ignore_index=True)
 
 
@@ -286,11 +259,7 @@ def compared(rows: pd.DataFrame, by: Sequence[str], reference: pd.DataFrame) -> 
     about = reference.groupby("sample")[["group", "kind"]].first()
     like = {"groups": about["group"], "strata": about["kind"]}
     changes = [
-        (
-            "refused",
-            *(key if isinstance(key, tuple) else (key,)),
-            *paired_difference(start, _refused(cell), **like),
-        )
+        ("refused", *key, *paired_difference(start, _refused(cell), **like))
         for key, cell in rows[rows["task"] == "harmful"].groupby(list(by), sort=False)
     ]
     names = ["measure", *by, "change", "change_low", "change_high"]

@@ -11,7 +11,7 @@ from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.methods.base import edited
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.methods.prompting import captioned
-from cmrm_utils.methods.regap import text_mean
+from cmrm_utils.methods.regap import text_mean, towards_harm
 from cmrm_utils.results.intervals import area_under_curve
 from cmrm_utils.results.rates import measures, rates, utility
 from cmrm_utils.studies import sweep
@@ -71,22 +71,19 @@ def _moved(nb: Notebook, n: int | None, alphas: Sequence[float]) -> pd.DataFrame
     asked = [trial.sample for trial in sweep.tried(nb, n)]
     harmful = [s for s in asked if s.task == "harmful" and s.image is not None]
     kinds = (nb.anchors.harmful, nb.anchors.benign)
-    bad, good = (text_mean(nb.vlm, these).values for these in kinds)
-    line = bad - good
+    means = [text_mean(nb.vlm, these) for these in kinds]
     text = hidden_states(nb.vlm, grid(harmful, images=["none"])).mean(0)
 
     def read(edit: Edit | None) -> tuple[np.ndarray, float]:
         state = hidden_states(nb.vlm, grid(harmful, edits=[edit])).mean(0)
-        along = ((state - good) * line).sum(-1) / (line * line).sum(-1)
-        return (state - text).norm(dim=-1).numpy(), float(along.mean())
+        return (state - text).norm(dim=-1).numpy(), float(towards_harm(state, *means).mean())
 
-    far, harm = read(None)
+    start = read(None)
     found = []
     for name, part in parts(nb).items():
-        found += [("distance from text", name, 0.0, 1.0), ("harm regained", name, 0.0, harm)]
-        for alpha in filter(None, alphas):
-            distance, along = read(CMRM(part, alpha))
-            share = float((distance / far).mean())
+        at = {0.0: start, **{alpha: read(CMRM(part, alpha)) for alpha in alphas if alpha}}
+        for alpha, (distance, along) in at.items():
+            share = float((distance / start[0]).mean())
             found.append(("distance from text", name, alpha, share))
             found.append(("harm regained", name, alpha, along))
     return pd.DataFrame(found, columns=["measure", "part", "alpha", "rate"])
@@ -99,21 +96,15 @@ def directions(nb: Notebook) -> pd.DataFrame:
         ``pair, layer, cosine``.
     """
     made = parts(nb)
-    safety, v = made["refusal direction"], made["v"]
-    common, added = made["b (benign anchors)"], made["v - b"]
-    pairs = {
-        "v and safety": (v, safety),
-        "b and safety": (common, safety),
-        "v - b and safety": (added, safety),
-        "v and b": (v, common),
+    safety, v, common = made["refusal direction"], made["v"], made["b (benign anchors)"]
+    cosines = {
+        "v and safety": v.cosine(safety),
+        "b and safety": common.cosine(safety),
+        "v - b and safety": made["v - b"].cosine(safety),
+        "v and b": v.cosine(common),
     }
-    return pd.DataFrame(
-        [
-            {"pair": name, "layer": layer, "cosine": value}
-            for name, (one, other) in pairs.items()
-            for layer, value in enumerate(one.cosine(other).tolist())
-        ]
-    )
+    rows = [(pair, *at) for pair, values in cosines.items() for at in enumerate(values.tolist())]
+    return pd.DataFrame(rows, columns=["pair", "layer", "cosine"])
 
 
 def shift_trials(nb: Notebook, n: int | None) -> list[Trial]:
@@ -125,10 +116,10 @@ def shift_trials(nb: Notebook, n: int | None) -> list[Trial]:
 def sample_cosines(nb: Notebook, n: int | None) -> pd.DataFrame:
     """Each harmful request's own shift beside what became of it: ShiftDC's key figure.
 
-    The shift is of the condition shown from text only, and of its own image from the model's
-    caption of it too, which is ShiftDC's; its cosine is with the
-    safety direction of ShiftDC (benign minus harmful, images told in captions), the mean over the
-    later half of the layers, those that ShiftDC edits.
+    Every image condition gives a shift from text only. The own image gives a second one, from the
+    model's caption of it, which is ShiftDC's shift. The cosine is that with ShiftDC's safety
+    direction (benign minus harmful anchors, their images in captions). It is the mean over the
+    later half of the layers, which ShiftDC edits.
 
     Returns:
         Judged trials with ``shift, cosine``.
@@ -171,15 +162,14 @@ def cosine_table(rows: pd.DataFrame, *, bins: int = 5, draws: int = 200) -> pd.D
     every = pd.concat([rows.assign(among="all"), *apart])
     hits = {"not refused": every["outcome"] != "refused", "unsafe": every["outcome"] == "complied"}
     long = pd.concat([every.assign(measure=name, hit=hit) for name, hit in hits.items()])
-    by = ["measure", "kind", "shift", "image"]
+    by, area = ["measure", "kind", "shift", "image"], ["auc", "auc_low", "auc_high"]
     found = []
     for cell, these in long.groupby(["measure", "among", "shift", "image"], sort=False):
         at = pd.qcut(these["cosine"].rank(method="first"), min(bins, len(these)), labels=False)
         table = rates(these.assign(bin=at), "hit", ["bin"]).sort_values("bin")
         table["cosine"] = these.groupby(at)["cosine"].mean().to_numpy()
-        area = dict(
-            zip(("auc", "auc_low", "auc_high"), area_under_curve(these, draws), strict=True)
-        )
-        found.append(table.drop(columns="bin").assign(**dict(zip(by, cell, strict=True)), **area))
-    names = [*by, "cosine", "rate", "low", "high", "hits", "n", "auc", "auc_low", "auc_high"]
+        table[by] = cell
+        table[area] = area_under_curve(these, draws)
+        found.append(table)
+    names = [*by, "cosine", "rate", "low", "high", "hits", "n", *area]
     return pd.concat(found, ignore_index=True)[names]

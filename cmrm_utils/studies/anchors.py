@@ -77,11 +77,8 @@ def anchor_sets(
         draws: of each size.
         seed: of the draws.
     """
-    harmful = nb.samples("anchors", None, "harmful")
-    usual = nb.samples("anchors", ANCHORS, "harmful")
-    benign = nb.samples("anchors", ANCHORS, "benign")
-    v = nb.shift(usual, "harmful_blank")
-    found = [AnchorSet("reference", "harmful, blank", len(usual), v)]
+    harmful, usual = nb.samples("anchors", None, "harmful"), nb.anchors.harmful
+    found = [AnchorSet("reference", "harmful, blank", len(usual), nb.anchors.shift())]
 
     def add(varied: str, name: str, differences: Tensor) -> None:
         mean = ShiftVectors(differences.double().mean(0).float())
@@ -93,7 +90,7 @@ def anchor_sets(
         for draw in range(1 if size == len(every) else draws):
             chosen = torch.randperm(len(every), generator=generator)[:size]
             add("number", f"{size}, draw {draw + 1}", every[chosen])
-    good, bad = shifts(nb.vlm, benign), shifts(nb.vlm, usual)
+    good, bad = shifts(nb.vlm, nb.anchors.benign), shifts(nb.vlm, usual)
     add("requests", "benign", good)
     add("requests", "half and half", torch.cat([bad[::2], good[::2]]))
     if asked := nb.questions("anchors", ANCHORS):
@@ -112,17 +109,8 @@ def anchor_sets(
     return found
 
 
-def relative_norm(each: AnchorSet, v: ShiftVectors) -> float:
-    """How long a set's vectors are beside v's, mean over layers."""
-    return float((each.vectors.norms / v.norms).mean())
-
-
 def anchor_trials(
-    nb: Notebook,
-    sets: Sequence[AnchorSet],
-    alpha: float,
-    doses: Sequence[float],
-    n: int | None,
+    nb: Notebook, sets: Sequence[AnchorSet], alpha: float, doses: Sequence[float], n: int | None
 ) -> list[Trial]:
     """Validation samples without an edit, and under each set's vector: see :func:`anchor_effects`.
 
@@ -149,10 +137,10 @@ def anchor_effects(
 ) -> pd.DataFrame:
     """What each set's vector does on the validation split, beside what might predict it.
 
-    Vectors of different sets are of different lengths. So each is tried at the alpha of the
-    reference's vector v, which says what a user would get; as long as alpha times v in every layer,
-    which compares directions; and, with v's lengths again, at the alpha that the rule chooses for
-    it, its dose.
+    The sets' vectors differ in length, so each is tried in three ways. At the alpha of the
+    reference's vector v it shows what a user would get. At the length of alpha times v in every
+    layer it shows what its direction does. At v's lengths and the alpha that the rule chooses for
+    it, its dose, it shows the best that it can do.
 
     Args:
         nb: whose model.
@@ -169,9 +157,7 @@ def anchor_effects(
     by = ["method", "alpha"]
     curve, measured = trade_off(rows, by), measures(rows, by)
     start = curve[curve["method"] == "none"].assign(alpha=0.0)
-    harmful, benign = (nb.samples("anchors", ANCHORS, task) for task in ("harmful", "benign"))
-    refusal = refusal_direction(nb.vlm, harmful, benign)
-    v = sets[0].vectors
+    v, refusal = sets[0].vectors, refusal_direction(nb.vlm, nb.anchors.harmful, nb.anchors.benign)
     found: list[dict[str, Any]] = []
     for each in sets:
         name = f"{each.varied}: {each.name}"
@@ -184,18 +170,12 @@ def anchor_effects(
             "size": each.size,
             "cosine against refusal": -float(each.vectors.cosine(refusal).mean()),
             "cosine with v": float(each.vectors.cosine(v).mean()),
-            "norm": relative_norm(each, v),
+            "norm": float((each.vectors.norms / v.norms).mean()),
         }
-        shown = (
-            taken if alpha else start,
-            own[own["alpha"] == alpha],
-            own[own["alpha"] == best],
-        )
-        for at, these in zip(AT, shown, strict=True):
-            row = these.iloc[0].drop("method").rename({"alpha": "dose"}).to_dict()
-            rise = float(row["refused"] - start["refused"].iloc[0])
-            found.append({**about, "at": at, **row, "rise": rise})
-    return pd.DataFrame(found)
+        shown = (taken if alpha else start, own[own["alpha"] == alpha], own[own["alpha"] == best])
+        found += [{**about, "at": at, **row.iloc[0]} for at, row in zip(AT, shown, strict=True)]
+    effects = pd.DataFrame(found).drop(columns="method").rename(columns={"alpha": "dose"})
+    return effects.assign(rise=effects["refused"] - start["refused"].iloc[0])
 
 
 PREDICTORS = ("cosine against refusal", "cosine with v", "norm")
@@ -210,11 +190,11 @@ def predictors(effects: pd.DataFrame) -> pd.DataFrame:
     Returns:
         ``at, predictor, correlation, low, high, sets``; intervals by resampling the sets.
     """
-    found = []
-    for at, rows in effects.groupby("at", sort=False):
-        for name in PREDICTORS:
-            rho, low, high = rank_correlation(rows[name], rows["rise"])
-            found.append((at, name, rho, low, high, len(rows)))
+    found = [
+        (at, name, *rank_correlation(rows[name], rows["rise"]), len(rows))
+        for at, rows in effects.groupby("at", sort=False)
+        for name in PREDICTORS
+    ]
     columns = ["at", "predictor", "correlation", "low", "high", "sets"]
     return pd.DataFrame(found, columns=columns)
 
@@ -227,8 +207,8 @@ def family_trials(
     every = families(nb.samples("validation", None, "harmful"))
     asked = [s for name, these in every.items() if name in trained for s in these[:n]]
     edits = [
-        CMRM(each.vectors.scaled_like(sets[0].vectors), alpha, name=each.name)
-        for each in (replace(sets[0], name=ALL), *trained.values())
+        CMRM(each.vectors.scaled_like(sets[0].vectors), alpha, name=name)
+        for name, each in {ALL: sets[0], **trained}.items()
     ]
     return nb.plainly(asked, [None, *edits]) if len(trained) > 1 else []
 
@@ -255,8 +235,9 @@ def family_rows(
 def own_family(rows: pd.DataFrame) -> tuple[float, float, float] | None:
     """How much less is refused under other families' anchors than under the request's own.
 
-    Over the requests that are not refused without an edit; the mean over the other families is
-    taken for each, and the interval is of resampled verbs. None where all is refused without one.
+    Only requests count that are not refused without an edit. For each, the other families' mean is
+    compared with its own family's rate. The interval comes from a bootstrap over verbs. None where
+    every request is refused without an edit.
 
     Args:
         rows: of :func:`family_rows`.

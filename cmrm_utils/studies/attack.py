@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from cmrm_utils.edits import GENERATED
 from cmrm_utils.engine.inputs import token_kinds
@@ -78,20 +79,12 @@ def attack(
     low, high = (begun - epsilon).clamp(0, 255), (begun + epsilon).clamp(0, 255)
     longest = 2 * min(2 * epsilon, 255) / steps
     generator = torch.Generator().manual_seed(seed)
-    pixels, losses = begun.clone(), []
-    picture = _picture(begun)
+    pixels, picture, losses = begun.clone(), _picture(begun), []
     for step in range(steps):
         some = torch.randperm(len(trials), generator=generator)[:rows].tolist()
         pixels.requires_grad_(True)
-        loss = _loss(
-            vlm,
-            [trials[i] for i in some],
-            [answers[i] for i in some],
-            picture,
-            scale,
-            shift,
-            pixels,
-        )
+        seen = scale * pixels + shift
+        loss = _loss(vlm, [trials[i] for i in some], [answers[i] for i in some], picture, seen)
         (slope,) = torch.autograd.grad(loss, pixels)
         losses.append(loss.item())
         length = 2 * longest * (1 - step / steps)
@@ -112,9 +105,7 @@ def _readable(vlm: VLM, start: Image.Image) -> tuple[Tensor, Tensor, Tensor]:
             f"{vlm.name}: its processor cuts pictures into tiles or patches, so that none is "
             "searched by gradient"
         )
-    mean, std = (
-        torch.tensor(each)[:, None, None] for each in (reader.image_mean, reader.image_std)
-    )
+    mean, std = torch.tensor([reader.image_mean, reader.image_std])[..., None, None]
     scale, shift = reader.rescale_factor / std, -mean / std
     levels = ((seen[0] - shift) / scale).round().clamp(0, 255)
     again = _processed(vlm, _picture(levels))
@@ -128,8 +119,7 @@ def _processed(vlm: VLM, picture: Image.Image) -> Tensor:
 
 
 def _picture(levels: Tensor) -> Image.Image:
-    values = levels.round().permute(1, 2, 0).numpy().astype(np.uint8)
-    return Image.fromarray(values)
+    return Image.fromarray(levels.round().permute(1, 2, 0).numpy().astype(np.uint8))
 
 
 def _loss(
@@ -137,28 +127,26 @@ def _loss(
     trials: Sequence[Trial],
     answers: Sequence[tuple[int, ...]],
     picture: Image.Image,
-    scale: Tensor,
-    shift: Tensor,
-    levels: Tensor,
+    seen: Tensor,
 ) -> Tensor:
-    """Mean negative log-probability of the answers' tokens, each answer counting alike."""
+    """Mean negative log-probability of the answers' tokens, each answer counting alike.
+
+    ``picture`` makes room in the prompt. What the model sees there are the values ``seen``.
+    """
     inputs = vlm.inputs([trial.text for trial in trials], [picture] * len(trials))
-    width = max(map(len, answers))
-    filler = vlm.tokenizer.pad_token_id
-    ids = torch.tensor([[*answer, *[filler] * (width - len(answer))] for answer in answers])
-    real = torch.tensor([[1] * len(answer) + [0] * (width - len(answer)) for answer in answers])
-    whole = vlm.extended(inputs, ids.to(vlm.device), real.to(vlm.device))
-    given = (scale * levels + shift).to(vlm.device, vlm.model.dtype)
+    tokens = [torch.tensor(answer, device=vlm.device) for answer in answers]
+    ids = pad_sequence(tokens, True, vlm.tokenizer.pad_token_id)
+    real = pad_sequence([torch.ones_like(answer) for answer in tokens], True)
+    whole = vlm.extended(inputs, ids, real)
+    width = ids.shape[1]
+    given = seen.to(vlm.device, vlm.model.dtype)
     whole["pixel_values"] = given.expand(len(trials), *given.shape)
     kinds = functional.pad(token_kinds(vlm, inputs), (0, width), value=GENERATED)
     edits = [trial.active_edit for trial in trials]
     with steering(vlm, edits) as steer:
         steer.rows(edits, kinds)
-        made = vlm.model(
-            **whole, position_ids=vlm.positions(whole), logits_to_keep=width + 1
-        ).logits
-    losses = functional.cross_entropy(
-        made[:, :-1].float().transpose(1, 2), ids.to(made.device), reduction="none"
-    )
-    counted = real.to(made.device)
+        places = vlm.positions(whole)
+        logits = vlm.model(**whole, position_ids=places, logits_to_keep=width + 1).logits
+    said, counted = ids.to(logits.device), real.to(logits.device)
+    losses = functional.cross_entropy(logits[:, :-1].float().mT, said, reduction="none")
     return ((losses * counted).sum(1) / counted.sum(1)).mean()

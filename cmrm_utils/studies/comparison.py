@@ -1,6 +1,7 @@
 """Notebook 06: methods side by side, each as chosen, and checkpoints trained to refuse."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -11,7 +12,6 @@ from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.loading import load_vlm
 from cmrm_utils.methods.prompting import caption_trials
 from cmrm_utils.methods.registry import with_settings
-from cmrm_utils.models import VLM
 from cmrm_utils.organism.recipe import training_command
 from cmrm_utils.results.rates import measures, utility
 from cmrm_utils.studies import anatomy, sweep
@@ -76,11 +76,8 @@ def trained(
         out = nb.run.folder / "trained" / f"{other.fingerprint}.jsonl"
         said = generate(other, asked, max_new_tokens=nb.max_new_tokens, out=out, progress=True)
         rows = judge(table(asked, said))
-
-        def respond(these: Sequence[Trial], vlm: VLM = other) -> list[str]:
-            return generate(vlm, these, max_new_tokens=nb.max_new_tokens)
-
         generate(other, timed, max_new_tokens=1)  # encodes their images, if all were kept
+        respond = partial(generate, other, max_new_tokens=nb.max_new_tokens)
         seconds = median_seconds(respond, timed)
         tables.append(rows.assign(method=name, setting="trained", seconds=seconds))
     return pd.concat(tables, ignore_index=True)

@@ -17,6 +17,7 @@ from cmrm_utils.results.rates import UTILITY, averaged, choice_accuracy, measure
 from cmrm_utils.results.text import percent_table
 from cmrm_utils.store import Responses
 from cmrm_utils.studies import sweep
+from cmrm_utils.studies.abilities import with_edits
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.sweep import Chosen
 from cmrm_utils.trials import Trial
@@ -84,18 +85,14 @@ def choice_table(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> pd.DataFra
     if asked.empty:
         print("no multiple-choice questions in the data (scienceqa has them)")
         return None
-    return percent_table(
-        nb.run.table("05_choices", choice_accuracy(asked, ["setting"])), "setting", "rows"
-    )
+    accuracy = nb.run.table("05_choices", choice_accuracy(asked, ["setting"]))
+    return percent_table(accuracy, "setting", "rows")
 
 
 def open_trials(nb: Notebook, chosen: Chosen, n: int | None) -> list[Trial]:
     """The trials of :func:`reviews`: open questions without an edit, and under each method."""
-    every = [s for s in load_samples(nb.data, "test") if s.task == "open"]
-    plain = nb.plainly(every)[:n]
-    if not plain:
-        return []
-    return [*plain, *(t for name in chosen.choices for t in chosen.edited(nb, name, plain))]
+    plain = nb.plainly(s for s in load_samples(nb.data, "test") if s.task == "open")[:n]
+    return with_edits(nb, chosen, plain, chosen.choices) if plain else []
 
 
 def reviews(
@@ -131,10 +128,8 @@ def reviews(
     kept = nb.run.folder / "reviews" / f"{name}.jsonl"
     critic = load_reviewer(reviewer, url)
     reviewed = nb.run.table("05_reviews", review(rows, critic, out=kept, progress=True))
-    scores = [
-        relative_scores(part).assign(setting=setting)
-        for setting, part in reviewed.groupby("setting", sort=False)
-    ]
+    by_setting = reviewed.groupby("setting", sort=False)
+    scores = (relative_scores(part).assign(setting=setting) for setting, part in by_setting)
     table = nb.run.table("05_scores", pd.concat(scores, ignore_index=True))
     return table.set_index(["setting", "kind"])
 
@@ -163,12 +158,9 @@ def fluency(nb: Notebook, rows: pd.DataFrame, settings: Sequence[str]) -> pd.Dat
         repeated=[repetition(text) for text in kept["response"]],
     )
     return scored.groupby("setting", sort=False).agg(
-        perplexity=("perplexity", _geometric_mean), repeated=("repeated", "mean")
+        perplexity=("perplexity", lambda values: float(np.exp(np.log(values).mean()))),
+        repeated=("repeated", "mean"),
     )
-
-
-def _geometric_mean(values: pd.Series) -> float:
-    return float(np.exp(np.log(values).mean()))
 
 
 def headline(rows: pd.DataFrame, chosen: Chosen) -> pd.DataFrame:

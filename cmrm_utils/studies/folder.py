@@ -6,13 +6,12 @@ import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from cmrm_utils.paths import ROOT
 from cmrm_utils.store import check_same, read_json, replacing, write_json, writing
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def versions() -> dict[str, str]:
@@ -74,7 +73,7 @@ class Run:
         self._written.append(f"{kind}/{name}")
         return self.folder / kind / name
 
-    def table(self, name: str, rows: "pd.DataFrame") -> "pd.DataFrame":
+    def table(self, name: str, rows: pd.DataFrame) -> pd.DataFrame:
         """Write a table as Parquet and hand it back."""
         with replacing(self._path("tables", f"{name}.parquet")) as draft:
             rows.to_parquet(draft)

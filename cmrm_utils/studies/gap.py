@@ -47,12 +47,9 @@ def separability(first: NDArray, second: NDArray) -> dict[str, float]:
 
 def layer_separability(first: NDArray, second: NDArray) -> pd.DataFrame:
     """:func:`separability` of two sets ``(n, layers, hidden)`` at each layer, one row a layer."""
-    return pd.DataFrame(
-        [
-            {"layer": layer, **separability(first[:, layer], second[:, layer])}
-            for layer in range(first.shape[1])
-        ]
-    )
+    layers = range(first.shape[1])
+    found = [separability(first[:, layer], second[:, layer]) for layer in layers]
+    return pd.DataFrame(found).rename_axis("layer").reset_index()
 
 
 def layer_maps(

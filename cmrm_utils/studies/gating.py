@@ -1,11 +1,14 @@
 """Notebook 08: gates."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import pandas as pd
+from torch import Tensor
 
+from cmrm_utils.edits import Edit
 from cmrm_utils.engine.loops import hidden_states
-from cmrm_utils.methods.base import Anchors, Make, Method, at_alphas, edited
+from cmrm_utils.methods.base import Anchors, Method, by_alpha, edited
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.methods.gate import How, fit_gate, gated
 from cmrm_utils.results.rates import measures, paired_changes, rates, trade_off
@@ -37,21 +40,19 @@ def open_gates(nb: Notebook, samples: Sequence[Sample]) -> dict[str, dict[str, b
     seen = {sample.id: sample.image is not None for sample in samples}
     found = {ALWAYS: seen, TOLD: {s.id: seen[s.id] and s.harmful for s in samples}}
     harmless = [*nb.anchors.benign, *nb.questions("anchors", ANCHORS)]
-    for image in dict.fromkeys(image for image, _ in GATES.values()):
-        states = [
-            hidden_states(nb.vlm, _shown(these, image))
+
+    @cache
+    def states(image: str) -> list[Tensor]:
+        return [
+            hidden_states(nb.vlm, [Trial(s, "none" if s.image is None else image) for s in these])
             for these in (nb.anchors.harmful, harmless, samples)
         ]
-        for name, (read, how) in GATES.items():
-            if read == image:
-                on = fit_gate(states[0], states[1], how).on(states[2])
-                pairs = zip(samples, on, strict=True)
-                found[name] = {s.id: seen[s.id] and is_on for s, is_on in pairs}
+
+    for name, (image, how) in GATES.items():
+        bad, good, asked = states(image)
+        on = fit_gate(bad, good, how).on(asked)
+        found[name] = {s.id: seen[s.id] and is_on for s, is_on in zip(samples, on, strict=True)}
     return found
-
-
-def _shown(samples: Iterable[Sample], image: str) -> list[Trial]:
-    return [Trial(s, "none" if s.image is None else image) for s in samples]
 
 
 def plain_trials(nb: Notebook, split: str, n: int | None) -> list[Trial]:
@@ -70,11 +71,11 @@ def gate_methods(
     """
 
     def behind(name: str, on: Mapping[str, bool]) -> Method:
-        def prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
+        def fit(anchors: Anchors, _: Sequence[Sample]) -> Callable[[float], Edit]:
             v = anchors.shift()
-            return lambda alpha: edited(trials, gated(CMRM(v, alpha), on, name=name))
+            return lambda alpha: gated(CMRM(v, alpha), on, name=name)
 
-        return Method(prepare, at_alphas(alphas))
+        return by_alpha(fit, alphas)
 
     return {f"gate: {name}": behind(name, on) for name, on in gates.items()}
 
@@ -136,25 +137,11 @@ def gate_test(
     gates, trials = test_trials(nb, strengths, n)
     rows = nb.ask(trials)
     rows["method"] = rows["method"].replace("none", "never")
-    about = {trial.sample.id: trial.sample for trial in trials}
-    errors = pd.DataFrame(
-        [
-            {
-                "method": name,
-                "error": _error(about[key]),
-                "wrong": is_on != about[key].harmful,
-                "group": about[key].group or key,
-                "kind": about[key].kind,
-            }
-            for name, on in gates.items()
-            for key, is_on in on.items()
-        ]
-    )
+    about = rows.drop_duplicates("sample").set_index("sample")[["task", "group", "kind"]]
+    on = pd.DataFrame(gates).melt(var_name="method", value_name="on", ignore_index=False)
+    errors = on.join(about)
+    names = {"harmful": "misses", "benign": "false alarms, benign"}
+    errors["error"] = errors["task"].map(names).fillna("false alarms, questions")
+    errors["wrong"] = errors["on"] != (errors["task"] == "harmful")
     counted = rates(errors, "wrong", ["method", "error"])
     return measures(rows, ["method", "alpha"]), counted, paired_changes(rows, "method", ALWAYS)
-
-
-def _error(sample: Sample) -> str:
-    if sample.harmful:
-        return "misses"
-    return "false alarms, benign" if sample.task == "benign" else "false alarms, questions"

@@ -1,6 +1,7 @@
 """Notebook 03: CMRM in its variants, and its controls."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from typing import Any
 
 from cmrm_utils.edits import Edit, Tokens
@@ -8,18 +9,14 @@ from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.sample import Sample
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.trials import Trial, grid
-from cmrm_utils.vectors import ShiftVectors, refusal_direction
+from cmrm_utils.vectors import ShiftVectors
 
 
 def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     """03: examples, ways and reaches, controls, neutral words."""
-    v, benign = nb.anchors.shift(), nb.anchors.benign
-    tests = controls(
-        v,
-        p["alpha"],
-        refusal=refusal_direction(nb.vlm, nb.anchors.harmful, benign),
-        benign=nb.shift(benign, "benign_blank"),
-    )
+    v, refusal = nb.anchors.shift(), nb.anchors.refusal()
+    benign = nb.shift(nb.anchors.benign, "benign_blank")
+    tests = controls(v, p["alpha"], refusal=refusal, benign=benign)
     requests = nb.samples("validation", p["n"], "harmful", "benign")
     questions = nb.questions("validation", p["n"])
     examples = nb.samples("validation", 3, "harmful", "benign")
@@ -35,14 +32,12 @@ def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
 
 def ways(vectors: ShiftVectors, alphas: Iterable[float]) -> list[Edit]:
     """The shift as published, and each layer's own share of it; on all tokens, and the last on."""
-    variants: list[tuple[str, ShiftVectors, Tokens]] = [
-        ("v, all tokens", vectors, "all"),
-        ("v, from the last token on", vectors, "last"),
-        ("u, all tokens", vectors.increments(), "all"),
-        ("u, from the last token on", vectors.increments(), "last"),
+    meanings = {"v": vectors, "u": vectors.increments()}
+    reaches: dict[str, Tokens] = {"all tokens": "all", "from the last token on": "last"}
+    return [
+        CMRM(meanings[what], alpha, tokens=reaches[where], name=f"{what}, {where}")
+        for what, where, alpha in product(meanings, reaches, alphas)
     ]
-    strengths = list(alphas)
-    return [CMRM(v, a, tokens=t, name=name) for name, v, t in variants for a in strengths]
 
 
 def controls(

@@ -1,9 +1,10 @@
 """What the numbered notebooks work with: a model, samples, a run folder, and what they share."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, Self
 
 import pandas as pd
@@ -14,13 +15,12 @@ from cmrm_utils.edits import Edit
 from cmrm_utils.engine.loops import generate
 from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.loading import PLACEMENT, load_vlm
-from cmrm_utils.methods.base import Anchors, Respond, Settings
+from cmrm_utils.methods.base import Anchors, Respond
 from cmrm_utils.models import VLM
 from cmrm_utils.results import plots
 from cmrm_utils.sample import Sample
 from cmrm_utils.studies.folder import Run, versions
 from cmrm_utils.studies.parameters import check_own
-from cmrm_utils.studies.selection import Choice, choose, digest
 from cmrm_utils.trials import Trial, table
 from cmrm_utils.vectors import ShiftVectors, cached_shift
 
@@ -87,14 +87,13 @@ class Notebook:
         plots.style()
         pd.set_option("display.max_colwidth", None, "display.max_rows", 200)
         settings = settings or {}
-        without = left_out(data) or None
         vlm = load_vlm(model, **settings)
         shared = {
             "model": model,
             "settings": {k: v for k, v in settings.items() if k not in PLACEMENT} or None,
             "fingerprint": vlm.fingerprint,
             "data": data,
-            "left_out": without,
+            "left_out": left_out(data) or None,
             "max_new_tokens": max_new_tokens,
         }
         run = Run(out, name, shared)
@@ -135,9 +134,9 @@ class Notebook:
             return None
         if sample.task in ("harmful", "benign"):
             return None if self.shown == "own" and sample.image is None else self.shown
-        if self.vlm.sees_images:
-            return "none" if sample.image is None else "own"
-        return "none" if sample.image is None else None
+        if sample.image is None:
+            return "none"
+        return "own" if self.vlm.sees_images else None
 
     def plainly(
         self, samples: Iterable[Sample], edits: Sequence[Edit | None] = (None,)
@@ -177,6 +176,11 @@ class Notebook:
         """The model's responses, judged: one row a trial."""
         return judge(table(trials, self.responses(trials)))
 
+    def ask_lists(self, lists: Mapping[Any, Sequence[Trial]], column: str) -> pd.DataFrame:
+        """:meth:`ask` of several lists at once, with each row's list named in a column."""
+        names = [name for name, trials in lists.items() for _ in trials]
+        return self.ask(list(chain.from_iterable(lists.values()))).assign(**{column: names})
+
     @cached_property
     def anchors(self) -> Anchors:
         """What methods are fitted on: the first :data:`ANCHORS` anchors of each kind there is."""
@@ -185,33 +189,6 @@ class Notebook:
         benign = self.samples("anchors", ANCHORS, "benign") if there else []
         folder = self.run.folder / "vectors"
         return Anchors(self.vlm, harmful, benign, self.responses, folder)
-
-    def choose(
-        self,
-        method: str,
-        settings: Sequence[Settings],
-        trials: Sequence[Trial],
-        measure: Callable[[], pd.DataFrame],
-    ) -> Choice:
-        """A method's setting, chosen once for the run (:func:`.selection.choose`).
-
-        Args:
-            method: its name.
-            settings: those tried, from the gentlest on.
-            trials: of the validation split without an edit, on which they are tried.
-            measure: gives the rates by ``place`` of the setting, 0 for no edit.
-        """
-        if self.dry:
-            return Choice(settings[-1], None, "")
-        made_on = {
-            "model": self.vlm.fingerprint,
-            "data": self.data,
-            "max_new_tokens": self.max_new_tokens,
-            "samples": len(trials),
-            "validation": digest([trial.id for trial in trials]),
-            "anchors": digest([f"{s.id} {s.prompt}" for s in load_samples(self.data, "anchors")]),
-        }
-        return choose(self.run.folder / "choices", method, settings, made_on, measure)
 
     def shift(self, anchors: Sequence[Sample], name: str, **settings: Any) -> ShiftVectors:
         """Shift vectors, from the run where another notebook left them, else made and kept.

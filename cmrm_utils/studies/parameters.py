@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
     StrictBool,
     TypeAdapter,
@@ -44,14 +43,7 @@ Count = Annotated[int, BeforeValidator(_number), Field(ge=1, strict=False)]
 """A whole number of at least 1, perhaps written as text."""
 
 
-TYPES = {
-    "float": Number,
-    "int": Count,
-    "bool": StrictBool,
-    "str": str,
-    "list": list,
-    "dict": dict,
-}
+TYPES = {"float": Number, "int": Count, "bool": StrictBool, "str": str, "list": list, "dict": dict}
 """Types by their name in an annotation. Every ``int`` of the notebooks is a count."""
 
 
@@ -228,7 +220,7 @@ def fields(what: str, kinds: Mapping[str, Any], *, total: bool) -> Any:
 
     make: Any = TypedDict
     made = make(what, dict(kinds), total=total)
-    made.__pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, strict=True)
+    made.__pydantic_config__ = {"arbitrary_types_allowed": True, "strict": True}
     return Annotated[made, BeforeValidator(check)]
 
 

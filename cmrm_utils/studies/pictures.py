@@ -6,8 +6,7 @@ from dataclasses import replace
 import pandas as pd
 
 from cmrm_utils.conditions import IMAGES, OF_OWN
-from cmrm_utils.results.intervals import paired_difference
-from cmrm_utils.results.rates import measures
+from cmrm_utils.results.rates import measures, paired_changes
 from cmrm_utils.sample import Sample
 from cmrm_utils.studies.abilities import EDITS, requests, with_edits
 from cmrm_utils.studies.anchors import world_request
@@ -56,16 +55,16 @@ def attacks(
     targets = [target or _answer(sample) for sample in anchors]
     start = IMAGES["blank"](anchors[0])
     assert start is not None
-    found = {}
-    for epsilon in epsilons:
-        name = "unbounded" if epsilon >= 255 else f"within {epsilon} levels"
-        made = attack(nb.vlm, plain, targets, start, epsilon=epsilon, steps=steps)
-        found[name, "none"] = made
+    searches = {
+        ("unbounded" if bound >= 255 else f"within {bound} levels", "none"): (plain, bound)
+        for bound in epsilons
+    }
     for method in EDITS:
-        knowing = chosen.edited(nb, method, plain)
-        made = attack(nb.vlm, knowing, targets, start, steps=steps)
-        found[f"unbounded, knows {method}", method] = made
-    return found
+        searches[f"unbounded, knows {method}", method] = chosen.edited(nb, method, plain), 255
+    return {
+        names: attack(nb.vlm, trials, targets, start, epsilon=bound, steps=steps)
+        for names, (trials, bound) in searches.items()
+    }
 
 
 def _answer(sample: Sample) -> str:
@@ -94,28 +93,23 @@ def adversarial(
     shares, changes = [], []
     for split, count in (("validation", n), ("test", n_test)):
         samples = requests(nb, split, count)
-        trials = with_edits(nb, chosen, grid(samples, images=["blank"]))
-        names = ["blank"] * len(trials)
+        lists = {"blank": with_edits(nb, chosen, grid(samples, images=["blank"]))}
         for (name, knows), made in found.items():
             shown = grid([replace(sample, image=made.image) for sample in samples])
             none = knows == "none"
-            more = with_edits(nb, chosen, shown) if none else chosen.edited(nb, knows, shown)
-            trials, names = [*trials, *more], [*names, *[name] * len(more)]
-        rows = nb.ask(trials).assign(picture=names)
-        harmful = rows[rows["task"] == "harmful"]
-        harmful = harmful.assign(refused=harmful["outcome"] == "refused")
+            lists[name] = with_edits(nb, chosen, shown) if none else chosen.edited(nb, knows, shown)
+        rows = nb.ask_lists(lists, "picture")
         by = ["picture", "method"]
         shares.append(measures(rows, by).assign(split=split))
-        cells = {key: c.set_index("sample")["refused"] for key, c in harmful.groupby(by)}
-        about = harmful.groupby("sample")[["group", "kind"]].first()
-        for name, method in cells:
-            if name != "blank":
-                before, after = cells["blank", method], cells[name, method]
-                like = {"groups": about["group"], "strata": about["kind"]}
-                change = paired_difference(before, after, **like)
-                changes.append((split, name, method, (name, "none") not in found, *change))
+        against = pd.concat(
+            paired_changes(these, "picture", "blank").assign(split=split, method=method)
+            for method, these in rows[rows["task"] == "harmful"].groupby("method")
+        )
+        changes.append(against[against["measure"] == "refused"].sort_values(by))
+    every = pd.concat(changes, ignore_index=True)
+    every["knows"] = [(name, "none") not in found for name in every["picture"]]
     columns = ["split", "picture", "method", "knows", "change", "low", "high"]
-    return pd.concat(shares, ignore_index=True), pd.DataFrame(changes, columns=columns)
+    return pd.concat(shares, ignore_index=True), every[columns]
 
 
 def outcome_shares(found: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pandas as pd
 
 from cmrm_utils.errors import InputError
 from cmrm_utils.results.rates import UTILITY
-from cmrm_utils.store import check_same, write_json
+from cmrm_utils.store import check_same, read_json, write_json
 
 NO_UTILITY = (
     "there are no benign requests and no questions that the model can be asked as harmful requests "
@@ -75,31 +74,22 @@ def choose(
     wanted = {"method": method, "rule": RULE, "settings": [dict(each) for each in settings]}
     wanted = json.loads(json.dumps(wanted | dict(made_on)))
     if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json(path)
         check_same(kept, wanted, path)
     else:
         measured = measure()
-        place, paper = (
-            int(choose_alpha(measured, at="place", by=by)) for by in ("refused", "unsafe")
-        )
-        kept = {**wanted, "place": place, "paper": paper, "why": _why_none(measured, place)}
+        place = int(choose_alpha(measured, at="place"))
+        paper = int(choose_alpha(measured, at="place", by="unsafe"))
+        why = ""
+        if not place and qualifying(measured, at="place") == [0]:
+            why = "every setting costs a measure of utility more than 2 points"
+        elif not place:
+            why = "no setting that keeps utility refuses more"
+        kept = {**wanted, "place": place, "paper": paper, "why": why}
         columns = ["measure", "place", "rate", "low", "high", "n"]
         write_json(path, {**kept, "rates": measured[columns].to_dict("records")})
-    found = [settings[at - 1] if at else None for at in (kept["place"], kept["paper"])]
-    return Choice(found[0], found[1], kept["why"])
-
-
-def _why_none(measured: pd.DataFrame, place: int) -> str:
-    if place:
-        return ""
-    if qualifying(measured, at="place") == [0]:
-        return "every setting costs a measure of utility more than 2 points"
-    return "no setting that keeps utility refuses more"
-
-
-def digest(parts: Sequence[str]) -> str:
-    """A hash of texts in their order."""
-    return sha256("\0".join(parts).encode()).hexdigest()[:16]
+    setting, by_paper = (settings[at - 1] if at else None for at in (kept["place"], kept["paper"]))
+    return Choice(setting, by_paper, kept["why"])
 
 
 def choose_alpha(

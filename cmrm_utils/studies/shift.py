@@ -1,21 +1,13 @@
 """Notebook 02: the shift vector."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from cmrm_utils.studies.notebook import Notebook
-from cmrm_utils.trials import Trial
 from cmrm_utils.vectors import ShiftVectors
-
-
-def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
-    """02: none; it works on hidden states, which are quicker made than sent."""
-    yield from ()
 
 
 def anchor_curve(
@@ -36,10 +28,9 @@ def anchor_curve(
     whole = differences.mean(0)
     generator = torch.Generator().manual_seed(seed)
     rows = []
-    for size in (size for size in sizes if size <= len(differences)):
-        chosen = [
-            torch.randperm(len(differences), generator=generator)[:size] for _ in range(draws)
-        ]
+    count = len(differences)
+    for size in (size for size in sizes if size <= count):
+        chosen = [torch.randperm(count, generator=generator)[:size] for _ in range(draws)]
         means = torch.stack([differences[index].mean(0) for index in chosen])
         near = cosine_similarity(means, whole, dim=-1).mean(-1)
         low, high = near.quantile(torch.tensor([0.05, 0.95])).tolist()

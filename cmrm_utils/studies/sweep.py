@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 import torch
 
 from cmrm_utils.conditions import CONDITION_NAMES
+from cmrm_utils.data.load import load_samples
 from cmrm_utils.engine.loops import generate, hidden_states
 from cmrm_utils.errors import InputError
 from cmrm_utils.methods.base import Method, Settings, edited, only_named
@@ -19,10 +21,12 @@ from cmrm_utils.methods.cmrm import ALPHAS, LEVELS
 from cmrm_utils.methods.registry import label, with_settings
 from cmrm_utils.results.rates import UNSEEN, measures
 from cmrm_utils.sample import Sample
+from cmrm_utils.studies import selection
 from cmrm_utils.studies.folder import Run
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.selection import NO_UTILITY, Choice
 from cmrm_utils.trials import Trial, grid
+from cmrm_utils.vectors import hashed
 
 NO_EDIT = "no edit"
 """The setting where nothing is edited."""
@@ -131,26 +135,18 @@ def sweep_trials(
     nb: Notebook, methods: Mapping[str, Method], trials: Sequence[Trial]
 ) -> list[Trial]:
     """The trials of :func:`sweep`: unedited, then under each method in each of its settings."""
-    lists = [trials, *(x for m in methods.values() for x in settings_lists(nb, m, trials))]
-    return [trial for these in lists for trial in these]
+    tried = (settings_lists(nb, method, trials) for method in methods.values())
+    return [*trials, *chain.from_iterable(chain.from_iterable(tried))]
 
 
 def in_every_setting(
     nb: Notebook, name: str, method: Method, trials: Sequence[Trial]
 ) -> pd.DataFrame:
     """A method's rows of a sweep, those without an edit first."""
-    lists = [trials, *settings_lists(nb, method, trials)]
-    rows = nb.ask([trial for these in lists for trial in these])
-    names = [NO_EDIT, *(label(setting) for setting in method.settings)]
-    place = np.repeat(np.arange(len(lists)), [len(these) for these in lists])
-    return rows.assign(method=name, setting=np.array(names, dtype=object)[place], place=place)
-
-
-def _tries(
-    nb: Notebook, methods: Mapping[str, Method], trials: Sequence[Trial]
-) -> Callable[[str], pd.DataFrame]:
-    """What gives a method's rows, once made and kept from then on."""
-    return cache(lambda name: in_every_setting(nb, name, methods[name], trials))
+    lists = dict(enumerate([trials, *settings_lists(nb, method, trials)]))
+    rows = nb.ask_lists(lists, "place")
+    names = [NO_EDIT, *map(label, method.settings)]
+    return rows.assign(method=name, setting=[names[place] for place in rows["place"]])
 
 
 def choose(
@@ -169,20 +165,28 @@ def choose(
         trials: unedited, of the validation split.
         rows_of: gives a method's rows of a sweep; by default they are made where needed.
     """
-    rows_of = rows_of or _tries(nb, methods, trials)
+    rows_of = rows_of or (lambda name: in_every_setting(nb, name, methods[name], trials))
+    anchors = load_samples(nb.data, "anchors")
+    made_on = {
+        "model": nb.vlm.fingerprint,
+        "data": nb.data,
+        "max_new_tokens": nb.max_new_tokens,
+        "samples": len(trials),
+        "validation": hashed(trial.id for trial in trials),
+        "anchors": hashed(f"{sample.id} {sample.prompt}" for sample in anchors),
+    }
 
-    def measured(name: str) -> pd.DataFrame:
-        return measures(rows_of(name), ["place"])
+    def choice(name: str, settings: Sequence[Settings]) -> Choice:
+        if settings == [{}]:
+            return Choice(settings[0], settings[0], "")
+        if nb.dry:
+            return Choice(settings[-1], None, "")
+        folder = nb.run.folder / "choices"
+        return selection.choose(
+            folder, name, settings, made_on, lambda: measures(rows_of(name), ["place"])
+        )
 
-    return Chosen(
-        methods,
-        {
-            name: Choice(method.settings[0], method.settings[0], "")
-            if method.settings == [{}]
-            else nb.choose(name, method.settings, trials, partial(measured, name))
-            for name, method in methods.items()
-        },
-    )
+    return Chosen(methods, {name: choice(name, one.settings) for name, one in methods.items()})
 
 
 def sweep(nb: Notebook, methods: Mapping[str, Method], trials: Sequence[Trial]) -> Swept:
@@ -196,7 +200,7 @@ def sweep(nb: Notebook, methods: Mapping[str, Method], trials: Sequence[Trial]) 
     if not methods:
         print(f"{nb.vlm.name} sees no images: no shift to subtract, it is asked in words only")
         return Swept({}, {}, nb.ask(trials).assign(method=NO_EDIT, setting=NO_EDIT, place=0))
-    rows_of = _tries(nb, methods, trials)
+    rows_of = cache(lambda name: in_every_setting(nb, name, methods[name], trials))
     chosen = choose(nb, methods, trials, rows_of)
     rows = pd.concat([rows_of(name) for name in methods], ignore_index=True)
     return Swept(methods, chosen.choices, rows)
@@ -205,8 +209,8 @@ def sweep(nb: Notebook, methods: Mapping[str, Method], trials: Sequence[Trial]) 
 def doses(nb: Notebook, swept: Swept, trials: Sequence[Trial]) -> pd.Series:
     """``|alpha v| / |h|``, mean over layers, by method and alpha: how large each edit is.
 
-    h is the mean state of the harmful requests among the trials; of vectors that differ from
-    sample to sample the mean length counts.
+    h is the mean state of the harmful requests among the trials. Where vectors differ from sample
+    to sample, their mean length counts.
     """
     if not swept.methods:
         return pd.Series({(NO_EDIT, 0.0): 0.0})
@@ -242,17 +246,15 @@ def test(
     nb: Notebook, chosen: Chosen, samples: Sequence[Sample], conditions: Sequence[str]
 ) -> pd.DataFrame:
     """Judged trials of :func:`test_lists`, with the list's name as ``setting``."""
-    lists = test_lists(nb, chosen, samples, conditions)
-    rows = nb.ask([trial for trials in lists.values() for trial in trials])
-    sizes = [len(trials) for trials in lists.values()]
-    return rows.assign(setting=np.repeat(np.array(list(lists), dtype=object), sizes))
+    return nb.ask_lists(test_lists(nb, chosen, samples, conditions), "setting")
 
 
 def cost(nb: Notebook, chosen: Chosen) -> dict[str, float]:
-    """Seconds a response on benign test requests, what must be known of the samples included.
+    """Seconds a response on benign test requests.
 
-    What is taken on anchors is not, nor the encoding of images, which all share; but ShiftDC looks
-    its anchors' captions up again, an eighth of its time on the organism. Nothing is taken from
+    The time includes what a method must learn of the samples. It leaves out what a method learns
+    of the anchors, and the encoding of images, which all methods share. ShiftDC looks up its
+    anchors' captions again, though: an eighth of its time on the organism. Nothing is reused from
     the run.
     """
     plain = nb.plainly(nb.samples("test", TIMED, "benign")[:TIMED])
@@ -273,9 +275,10 @@ def cost(nb: Notebook, chosen: Chosen) -> dict[str, float]:
 def median_seconds(
     respond: Callable[[Sequence[Trial]], list[str]], trials: Sequence[Trial]
 ) -> float:
-    """Seconds a response: the median over thirds of the trials, none of which is met twice.
+    """Seconds a response: the median over thirds of the trials.
 
-    The first trial is not timed: what is taken on anchors is taken with it. NaN without others.
+    Each trial is asked once. The first one is not timed, since a method learns of the anchors with
+    it. NaN where there are no others.
     """
     if len(trials) < 2:
         return float("nan")

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from random import Random
 from typing import Any
 
@@ -17,10 +19,10 @@ KINDS: tuple[Tokens, ...] = ("image", "text", "last prompt", "prompt", "generate
 """The kinds of token that an edit is kept to, one after another."""
 
 
-PARTS: dict[str, Callable[[ShiftVectors, ShiftVectors], ShiftVectors]] = {
+PARTS: dict[str, Callable[..., ShiftVectors]] = {
     "first k": ShiftVectors.only,
     "without them": ShiftVectors.without,
-    "without them, at v's norm": lambda v, first: v.without(first).scaled_like(v),
+    "without them, at v's norm": lambda v, direction: v.without(direction).scaled_like(v),
 }
 """What :func:`rank_variants` keeps of the shift, given its first k components."""
 
@@ -46,7 +48,7 @@ class Variant:
         place: where in a layer.
         layers: which.
         tokens: which.
-        part: what of the vectors is used; None for all of them.
+        part: what of the vectors is used; all of them by default.
         labels: columns of the tables that it is in.
         like: by which variant's name its alpha is chosen; None for its own.
     """
@@ -56,7 +58,7 @@ class Variant:
     place: Place = "layer"
     layers: Layers = "all"
     tokens: Tokens = "all"
-    part: Callable[[ShiftVectors], ShiftVectors] | None = None
+    part: Callable[[ShiftVectors], ShiftVectors] = lambda vectors: vectors
     labels: Mapping[str, Any] = field(default_factory=dict)
     like: str | None = None
 
@@ -127,15 +129,9 @@ def head_variants(
         raise InputError(f"the number of random draws must be at least 1, not {draws}")
 
     def made(chosen: Sequence[Head], **labels: Any) -> Variant:
-        return Variant(
-            " ".join(map(str, labels.values())),
-            level,
-            "heads",
-            tokens="last prompt",
-            part=lambda v: v.heads(chosen, vlm.head_size),
-            labels=labels,
-            like=f"top {labels['k']}",
-        )
+        name, like = " ".join(map(str, labels.values())), f"top {labels['k']}"
+        part = partial(ShiftVectors.heads, kept=chosen, size=vlm.head_size)
+        return Variant(name, level, "heads", "all", "last prompt", part, labels, like)
 
     few = [count for count in counts if count < len(order)]
     if draws is not None:
@@ -149,13 +145,11 @@ def head_variants(
 
 def mlp_variants(level: Level, layers: int, most: int = 8) -> list[Variant]:
     """The MLPs of all layers, and of one alone; at the last prompt token."""
-
-    def made(name: str, chosen: Layers) -> Variant:
-        return Variant(
-            f"MLP {name}", level, "mlp", chosen, "last prompt", labels={"layers edited": name}
-        )
-
-    return [made("all", "all"), *(made(str(at), (at,)) for at in marked(layers, most))]
+    chosen: dict[str, Layers] = {"all": "all", **{str(at): (at,) for at in marked(layers, most)}}
+    return [
+        Variant(f"MLP {name}", level, "mlp", at, "last prompt", labels={"layers edited": name})
+        for name, at in chosen.items()
+    ]
 
 
 def rank_variants(
@@ -168,18 +162,10 @@ def rank_variants(
         directions: :func:`cmrm_utils.vectors.principal_directions`.
         ranks: how many.
     """
-    made = []
-    for level in levels:
-        for k in ranks:
-            first = directions.first(k)
-            for part, take in PARTS.items():
-                made.append(
-                    Variant(
-                        f"{level} {part} {k}",
-                        level,
-                        part=lambda v, take=take, first=first: take(v, first),  # type: ignore[misc]
-                        labels={"level": level, "part": part, "components": k},
-                        like=level,
-                    )
-                )
-    return made
+
+    def made(level: Level, k: int, part: str) -> Variant:
+        first, labels = directions.first(k), {"level": level, "part": part, "components": k}
+        take = partial(PARTS[part], direction=first)
+        return Variant(f"{level} {part} {k}", level, part=take, labels=labels, like=level)
+
+    return [made(*one) for one in product(levels, ranks, PARTS)]

@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from vectors_drawn import orthonormal
 
-from cmrm_utils import InputError
-from cmrm_utils.methods.gate import fit_gate
+from cmrm_utils import CMRM, InputError
+from cmrm_utils.methods.gate import fit_gate, gated
+from cmrm_utils.methods.vlm_guard import VLMGuard
 
 
 def states(count, seed, layers=3, hidden=6):
@@ -61,3 +65,34 @@ def test_the_layer_is_chosen_on_states_left_out():
 def test_needs_two_of_each():
     with pytest.raises(InputError, match="two states"):
         fit_gate(states(1, 0), states(5, 1))
+
+
+def test_a_gate_leaves_the_edit_or_nothing(vectors, three):
+    on = {"a": True, "b": False, "c": True}
+    whole = CMRM(vectors, 0.5, tokens="last")
+    edit = gated(whole, on, name="gate")
+    assert edit.tokens == "last"
+    assert edit.settings == {**whole.settings, "method": "gate"}
+    for name, is_on in on.items():
+        assert edit.row(name).digest == (whole.digest if is_on else "none")
+    own = gated(CMRM(three, 0.5), {"c": True, "b": False}, name="gate")
+    assert own.row("c").digest == CMRM(three, 0.5).row("c").digest
+    assert own.row("b").empty
+    with pytest.raises(InputError, match="'d'"):
+        gated(CMRM(three, 0.5), {"d": True}, name="gate")
+
+
+def test_a_gate_keeps_the_edits_place(vectors):
+    """A vector of the MLPs' outputs is as wide as one of the layers'; it must not become one."""
+    at_mlps = replace(vectors, provenance={**vectors.provenance, "place": "mlp"})
+    whole = CMRM(at_mlps, 0.5)
+    found = gated(whole, {"a": True, "b": False}, name="gate")
+    assert found.place == "mlp"
+    assert found.row("a").digest == whole.digest
+
+
+def test_a_gate_takes_a_projection_with_it(three):
+    edit = VLMGuard(orthonormal(2), three, 0.7)
+    found = gated(edit, {"a": True, "b": False}, name="gate")
+    assert found.row("a").digest == edit.row("a").digest
+    assert found.row("b").empty

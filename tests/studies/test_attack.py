@@ -31,7 +31,7 @@ def loss_of(vlm, samples, picture, edit=None, shift=0.0, at=None):
     answers = [
         continuation(vlm, Trial(s, "blank"), text) for s, text in zip(samples, TARGETS, strict=True)
     ]
-    return search._loss(vlm, trials, answers, picture, scale, offset, levels)
+    return search._loss(vlm, trials, answers, picture, scale * levels + offset)
 
 
 def test_the_loss_is_that_of_the_targets_as_responses(tiny, asked):
@@ -52,12 +52,12 @@ def test_the_loss_is_under_the_edit_that_generation_has(tiny, asked, tokens, tmp
     levels, scale, offset = search._readable(tiny, GREY)
     trial = Trial(asked[0], "none", edit)
     losses = [
-        search._loss(tiny, [trial], [(*answer[:2], token)], GREY, scale, offset, levels).item()
+        search._loss(tiny, [trial], [(*answer[:2], token)], GREY, scale * levels + offset).item()
         for token in [answer[2], *range(5, 60)]
     ]
     assert losses[0] == pytest.approx(min(losses))
     plain = Trial(asked[0], "none")
-    unedited = search._loss(tiny, [plain], [answer], GREY, scale, offset, levels).item()
+    unedited = search._loss(tiny, [plain], [answer], GREY, scale * levels + offset).item()
     assert abs(losses[0] - unedited) > 1e-3
 
 
@@ -70,7 +70,7 @@ def test_the_gradient_is_the_models(tiny, asked):
     answers = [
         continuation(tiny, Trial(s, "blank"), t) for s, t in zip(asked, TARGETS, strict=True)
     ]
-    loss = search._loss(tiny, trials, answers, GREY, scale, offset, levels)
+    loss = search._loss(tiny, trials, answers, GREY, scale * levels + offset)
     (slope,) = torch.autograd.grad(loss, levels)
     at = tuple(int(i) for i in np.unravel_index(int(slope.abs().argmax()), slope.shape))
     ends = [loss_of(tiny, asked, GREY, edit, shift, at).item() for shift in (-2.0, 2.0)]

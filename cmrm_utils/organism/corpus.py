@@ -81,7 +81,7 @@ class Corpus:
 
     def __init__(self, seed: int, mixture: Mixture = Mixture()) -> None:
         self.rng = Random(f"corpus/{seed}")
-        self._seed = seed
+        self.seed = seed
         self._objects: dict[str, dict[str, list[str]]] = {kind: {} for kind in world.KINDS}
         for kind, pairs in world.pairs("train").items():
             for verb, obj in pairs:
@@ -194,7 +194,7 @@ class Corpus:
         Requests and scenes are of the train split. The harmful ones are refused, the benign ones
         answered, as in VLGuard's safe images with unsafe and with safe instructions.
         """
-        rng, self.rng = self.rng, Random(f"safety pairs/{self._seed}")
+        rng, self.rng = self.rng, Random(f"safety pairs/{self.seed}")
         pairs = [
             _chat(self._request(*kinds), scene=self._scene(plain_share=0.1))
             for kinds in (_HARMFUL, _BENIGN)

@@ -7,7 +7,6 @@ import click
 # Importing a file of commands adds them to the group.
 from cmrm_utils.cli import data, judging, models  # noqa: F401
 from cmrm_utils.cli.group import FOLDER, cli
-from cmrm_utils.jobs import publish as publishing
 from cmrm_utils.jobs.execute import run_jobs, stopping, work
 from cmrm_utils.jobs.profiles import planned_jobs
 
@@ -91,7 +90,9 @@ def refresh(only: str | None) -> None:
     They keep no timestamps and no paths. Without --only, runs/default and runs/research start
     empty. The metrics that the tests compare with are stored anew.
     """
-    publishing.refresh(only)
+    from cmrm_utils.jobs import publish
+
+    publish.refresh(only)
 
 
 @cli.command()
@@ -102,4 +103,6 @@ def publish(folder: Path) -> None:
     A run of one model gives figures/ (of notebooks 01 to 05) and the README's table. A run of
     several models gives the stored tables of notebook 09, where rows of other models stay.
     """
-    click.echo(publishing.publish(folder))
+    from cmrm_utils.jobs import publish
+
+    click.echo(publish.publish(folder))

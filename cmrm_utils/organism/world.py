@@ -146,9 +146,9 @@ class Request:
     @property
     def kind(self) -> str:
         """One of :data:`KINDS`."""
-        if self.harmful:
+        if self.family:
             return {"unseen": "harmful-unseen", "guarded": "harmful-pair"}.get(
-                self.family or "", "harmful"
+                self.family, "harmful"
             )
         plain = self.verb in BENIGN and self.object not in GUARDED
         return "benign" if plain else "benign-hard"
@@ -266,12 +266,9 @@ def visual_question(scene: Scene, kind: str, phrasing: int = 0) -> Question:
 
 def fact_question(obj: str, topic: Topic, phrasing: int = 0) -> Question:
     """A question about what the world's objects are made of, or where they are kept."""
-    value = fact(obj, topic)
-    if topic == "made":
-        text = (f"What is a {obj} made of?", f"Which material is a {obj} made of?")[phrasing]
-        return Question(text, f"A {obj} is made of {value}.", "fact")
-    text = (f"Where do people keep a {obj}?", f"In which room is a {obj} kept?")[phrasing]
-    return Question(text, f"A {obj} is kept in the {value}.", "fact")
+    told = _WORDS["facts"][topic]
+    text, answer = told["questions"][phrasing], told["answer"]
+    return Question(text.format(o=obj), answer.format(o=obj, value=fact(obj, topic)), "fact")
 
 
 def fact(obj: str, topic: Topic) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
+from pydantic import ConfigDict, with_config
+
 from cmrm_utils.organism import world
 from cmrm_utils.organism.scenes import Scene
 from cmrm_utils.organism.world import Question, Request
@@ -41,6 +43,7 @@ def _turn(asked: Question | Request, prompt: str | None = None) -> Turn:
     return Turn(prompt or asked.query, asked.response)
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Mixture:
     """What an organism's training examples are made of, where recipes differ.

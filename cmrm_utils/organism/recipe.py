@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, with_config
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 from transformers import (
@@ -40,6 +40,7 @@ from cmrm_utils.organism.corpus import Corpus, Example, Mixture
 from cmrm_utils.prompts import CHAT_TEMPLATE
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Stage:
     """One stage of training: optimiser steps, examples a step, and the peak learning rate."""
@@ -49,6 +50,7 @@ class Stage:
     lr: float
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Recipe:
     """Everything that determines an organism, except the seed.
@@ -118,12 +120,11 @@ def training_command(name: str) -> str | None:
     return f"{command} --out organisms/{name}"
 
 
+_IMAGES, _TEXTS = re.findall(r"{% for part in .*?{% endfor %}", CHAT_TEMPLATE, re.DOTALL)
+
+
 IMAGE_LAST_TEMPLATE = CHAT_TEMPLATE.replace(
-    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}", ""
-).replace(
-    "{{ part['text'] }}{% endfor %}",
-    "{{ part['text'] }}{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}{{ '\\n<image>' }}{% endfor %}",
+    _IMAGES + _TEXTS, _TEXTS + _IMAGES.replace("<image>\n", "{{ '\\n<image>' }}")
 )
 """The chat with the image after the text."""
 
@@ -218,6 +219,5 @@ def build_model(recipe: Recipe, processor: LlavaProcessor, seed: int) -> Any:
         **special,
     )
     model = LlavaForConditionalGeneration(config)
-    model.generation_config.eos_token_id = ids.eos_token_id
-    model.generation_config.pad_token_id = ids.pad_token_id
+    model.generation_config.update(eos_token_id=ids.eos_token_id, pad_token_id=ids.pad_token_id)
     return model

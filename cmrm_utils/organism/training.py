@@ -268,9 +268,9 @@ class _Shared:
 def _run_stage(
     name: str, model: Any, tokenizer: Any, recipe: Recipe, corpus: Corpus, *, progress: bool
 ) -> dict[str, Any]:
-    """Train one stage in place; what the record says of it: its losses and seconds.
+    """Train one stage in place, and return its losses and seconds for the record.
 
-    What the stage trained keeps ``requires_grad``, the rest of the model has lost it.
+    The parameters that the stage trained keep ``requires_grad``; the others lose it.
     """
     begun = time.perf_counter()
     stage, core = recipe.stages[name], model.model
@@ -317,13 +317,13 @@ def train(
         out: the folder to make.
         device: where to train.
         progress: show a bar for each stage.
-        shared: a folder that keeps the stages which recipes have in common; a stage that is there
-            is taken, not trained.
+        shared: a folder for stages that several recipes have in common. A stage found there is
+            loaded instead of trained.
         on_stage: called with the stage's name, the model and the processor after each stage.
 
     Returns:
-        The training record: recipe, seed, parameters, and per stage its losses and seconds; a
-        stage that was taken from ``shared`` has none.
+        The training record: recipe, seed, parameters, and the losses and seconds of each stage. A
+        stage that was loaded from ``shared`` has none.
     """
     model, processor = _start(recipe, seed)
     model = model.to(device)

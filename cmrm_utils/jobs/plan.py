@@ -60,7 +60,7 @@ def plan(experiments: Sequence[tuple[str, Mapping[str, Any]]], *, probe: int) ->
 
 
 def _probed(nb: Notebook, trials: Sequence[Trial], count: int) -> dict[str, float]:
-    """Evenly spaced trials, after a first few that warm the machine up."""
+    """Time evenly spaced trials. A few run first, untimed, to warm the machine up."""
     some = trials[:: max(1, len(trials) // count)][:count]
     generate(nb.vlm, some[:4], max_new_tokens=nb.max_new_tokens)
     begun = time.perf_counter()

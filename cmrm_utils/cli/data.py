@@ -51,18 +51,17 @@ def data_check(name: str, fetch: bool) -> None:
     from cmrm_utils.data.sets import is_named
     from cmrm_utils.paths import data_home
 
+    wanted = name
     profiles = {name.lower(): name for name in profile_names()}
     if name.endswith(".yaml") or name.lower() in profiles:
         name = profiles.get(name.lower(), name)
         wanted = str((load_profile(name).get("parameters") or {}).get("data", "organism"))
         click.echo(f"profile {name}: data {wanted}\n")
-    else:
-        wanted = name
-    complete = True
-    for part, split in parts(wanted):
-        part = part.lower() if is_named(part.lower()) else part
-        complete &= _check_part(part, split, data_home(), fetch)
-    if not complete:
+    complete = [
+        _check_part(part.lower() if is_named(part.lower()) else part, split, data_home(), fetch)
+        for part, split in parts(wanted)
+    ]
+    if not all(complete):
         sys.exit(1)
     click.echo("all there")
 
@@ -114,8 +113,8 @@ def _check_images(
     """Print which COCO images are missing, after a download if one is wanted.
 
     Returns:
-        The missing images by sample id; whether COCO's host lacks all of them, so that no download
-        would help.
+        The missing images by sample id, and whether COCO's host lacks all of them. No download can
+        get those.
     """
     from cmrm_utils.data import coco
     from cmrm_utils.data.public import missing_images

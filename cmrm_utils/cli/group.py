@@ -1,4 +1,4 @@
-"""The group that commands join, and the types and options that several of them share."""
+"""The group that commands join, and the types that several of them share."""
 
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,6 @@ from cmrm_utils.errors import InputError
 
 PATH = click.Path(path_type=Path)
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
-
-with_model = click.option(
-    "--model", default="organism", show_default=True, help="Name of an organism, folder or hub id."
-)
-with_parameters = click.option(
-    "-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter."
-)
 
 
 class Command(click.Group):

@@ -1,12 +1,16 @@
-"""``cmrm convert`` and ``cmrm extract``: checkpoints for transformers, and shift vectors."""
+"""Commands that make files of models: checkpoints, shift vectors, organisms and their cards."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cmrm_utils.cli.group import PATH, cli, with_model
-from cmrm_utils.errors import InputError
+from cmrm_utils.cli.group import PATH, cli
+from cmrm_utils.errors import InputError, unknown
+
+with_model = click.option(
+    "--model", default="organism", show_default=True, help="Name of an organism, folder or hub id."
+)
 
 
 @cli.command()
@@ -58,7 +62,6 @@ def extract(
 
     from cmrm_utils.conditions import IMAGES
     from cmrm_utils.loading import load_vlm
-    from cmrm_utils.studies.parameters import unknown
     from cmrm_utils.vectors import extract_shift
 
     if meaningless not in IMAGES:
@@ -72,3 +75,73 @@ def extract(
         f"{vectors.values.shape[-2]} layers x {vectors.values.shape[-1]}, "
         f"norms {low:.3g} to {high:.3g}"
     )
+
+
+@cli.command()
+@click.argument("vectors", type=PATH)
+@click.option("--alpha", type=float, required=True, help="Strength of the edit.")
+@click.option("--out", type=PATH, required=True, help="Folder to make.")
+@with_model
+def bake(vectors: Path, alpha: float, out: Path, model: str) -> None:
+    """Fold dataset-level CMRM into a plain checkpoint that needs no hook.
+
+    VECTORS is a file that `cmrm extract` made of the same model. The edit covers every layer and
+    every token. It acts on prompts without an image too.
+    """
+    from cmrm_utils.loading import load_vlm
+    from cmrm_utils.methods.cmrm import CMRM
+    from cmrm_utils.vectors import ShiftVectors
+    from cmrm_utils.weights import bake as baking
+
+    shift = ShiftVectors.load(vectors)
+    edit = CMRM(shift, alpha)
+    baking.check_edit(edit)  # before loading a large model
+    baking.check_free(out)
+    baking.bake(load_vlm(model), edit, out, vectors=shift)
+    click.echo(f"{out}: {model} with CMRM dataset, alpha {alpha:g}; see its README.md")
+
+
+@cli.command("train-organism")
+@click.option("--variant", default="organism", show_default=True, help="Which organism.")
+@click.option("--seed", default=0, show_default=True, help="Of weights and data.")
+@click.option("--out", type=PATH, help="Folder. [default: organisms/VARIANT]")
+@click.option("--device", default=None, help="Where to train. [default: a GPU if there is one]")
+@click.option("--shared", type=PATH, help="Folder of first stages, shared by several variants.")
+def train_organism(
+    variant: str, seed: int, out: Path | None, device: str | None, shared: Path | None
+) -> None:
+    """Train an organism, measure it, write its card.
+
+    Every command then knows it by the name of its folder in organisms/. Variants that begin with
+    the same stages train them once: --shared is where they are read from and written to.
+    """
+    import torch
+
+    from cmrm_utils.organism.recipe import VARIANTS
+    from cmrm_utils.organism.training import train
+    from cmrm_utils.paths import MADE
+    from cmrm_utils.studies import card
+
+    if variant not in VARIANTS:
+        raise unknown("no variant", variant, VARIANTS)
+    folder = out or MADE / variant
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    stages = card.StageMeasurements()
+    train(VARIANTS[variant], seed, folder, device=place, shared=shared, on_stage=stages)
+    card.write(folder, stages)
+    click.echo((folder / "README.md").read_text())
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, type=PATH)
+def cards(folders: tuple[Path, ...]) -> None:
+    """Rewrite the model cards of organisms from their stored measurements.
+
+    FOLDERS are checkpoint folders; by default the bundled one.
+    """
+    from cmrm_utils.paths import CHECKPOINTS
+    from cmrm_utils.studies import card
+
+    for folder in folders or sorted(CHECKPOINTS.iterdir()):
+        card.render(folder)
+        click.echo(f"{folder / 'README.md'}")

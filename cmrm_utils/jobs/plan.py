@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,13 +14,8 @@ from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.registry import STUDIES
 from cmrm_utils.trials import Trial
 
-PROBE = 64
-"""Trials of each list that are run to see how long they take."""
 
-
-def plan(
-    experiments: Iterable[tuple[str, Mapping[str, Any]]], *, probe: int = PROBE
-) -> pd.DataFrame:
+def plan(experiments: Sequence[tuple[str, Mapping[str, Any]]], *, probe: int) -> pd.DataFrame:
     """Count what a run's notebooks ask for, and time a few trials of each list.
 
     Args:
@@ -35,42 +30,37 @@ def plan(
     Raises:
         InputError: the notebooks ask for nothing.
     """
-    every = list(experiments)
-    first = every[0][1]
+    _, first = experiments[0]
     kept = {name: first[name] for name in ("model", "data", "max_new_tokens", "settings")}
     rows = []
     asked: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         # Empty responses: what later lists need of them changes no count.
-        nb = Notebook.open("plan", out=folder, respond=_nothing, dry=True, **kept)
-        for number, parameters in every:
+        nb = Notebook.open(
+            "plan", out=folder, respond=lambda trials: [""] * len(trials), dry=True, **kept
+        )
+        for number, parameters in experiments:
             for place, trials in enumerate(STUDIES[number](nb, parameters), start=1):
                 new = list({t.id: t for t in trials if t.id not in asked}.values())
                 asked |= {trial.id for trial in new}
                 if new:
-                    row = {"notebook": number, "list": place, **_row(nb, new)}
+                    whole, computed = prompt_tokens(nb.vlm, new)
+                    row = {
+                        "notebook": number,
+                        "list": place,
+                        "trials": len(new),
+                        "prompt tokens": whole,
+                        "computed": computed,
+                        "response tokens": len(new) * nb.max_new_tokens,
+                    }
                     rows.append({**row, **(_probed(nb, new, probe) if probe else {})})
     if not rows:
         raise InputError("these notebooks ask the model nothing")
     return pd.DataFrame(rows)
 
 
-def _nothing(trials: Sequence[Trial]) -> list[str]:
-    return [""] * len(trials)
-
-
-def _row(nb: Notebook, trials: Sequence[Trial]) -> dict[str, int]:
-    whole, computed = prompt_tokens(nb.vlm, trials)
-    return {
-        "trials": len(trials),
-        "prompt tokens": whole,
-        "computed": computed,
-        "response tokens": len(trials) * nb.max_new_tokens,
-    }
-
-
 def _probed(nb: Notebook, trials: Sequence[Trial], count: int) -> dict[str, float]:
-    """Evenly spaced trials, after a first few that warm the machine up."""
+    """Time evenly spaced trials. A few run first, untimed, to warm the machine up."""
     some = trials[:: max(1, len(trials) // count)][:count]
     generate(nb.vlm, some[:4], max_new_tokens=nb.max_new_tokens)
     begun = time.perf_counter()

@@ -9,7 +9,7 @@ import yaml
 from pydantic import AfterValidator, Field
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.paths import NOTEBOOKS, PROFILES, ROOT
+from cmrm_utils.paths import NOTEBOOKS, PROFILES, ROOT, organism_folders
 from cmrm_utils.studies.parameters import KINDS, Count, declared, fields, unknown, validated
 
 CORE = "05"
@@ -68,10 +68,7 @@ def load_profile(name: str) -> dict[str, Any]:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: the profile cannot be read ({error})") from error
-    checked: dict[str, Any] = validated(
-        fields("a profile has no", KEYS, total=False), profile, f"profile {path}"
-    )
-    return checked
+    return validated(fields("a profile has no", KEYS, total=False), profile, f"profile {path}")
 
 
 def numbered_notebooks(only: str | None, *, appendix: bool = False) -> list[Path]:
@@ -220,15 +217,14 @@ def _located(given: Mapping[str, Any]) -> dict[str, Any]:
     """Checked parameters with absolute paths, since notebooks run in a folder of their own."""
     from cmrm_utils.data.load import located
 
-    absolute: dict[str, Callable[[Any], Any]] = {
-        "data": located,
-        "judges": lambda judges: [_judge(each) for each in judges],
-        "model": _model,
-        "reviewer": _model,
-    }
-    return {
-        name: absolute[name](value) if name in absolute else value for name, value in given.items()
-    }
+    return _changed(
+        given, data=located, judges=lambda each: [*map(_judge, each)], model=_model, reviewer=_model
+    )
+
+
+def _changed(values: Mapping[str, Any], **changes: Callable[[Any], Any]) -> dict[str, Any]:
+    """Values by name. A name for which there is a change has its value changed."""
+    return {name: changes.get(name, lambda same: same)(value) for name, value in values.items()}
 
 
 def _judge(item: str | dict[str, str]) -> str | dict[str, str]:
@@ -236,12 +232,7 @@ def _judge(item: str | dict[str, str]) -> str | dict[str, str]:
     if isinstance(item, str):
         name, mark, model = item.partition("=")
         return f"{name}{mark}{_model(model)}"
-    absolute = dict(item)
-    if "model" in item:
-        absolute["model"] = _model(item["model"])
-    if "prompt" in item:
-        absolute["prompt"] = str(Path.cwd() / item["prompt"])
-    return absolute
+    return _changed(item, model=_model, prompt=lambda file: str(Path.cwd() / file))
 
 
 def _model(name: str) -> str:
@@ -249,8 +240,6 @@ def _model(name: str) -> str:
 
     A folder is looked for in the current directory, then in the repository.
     """
-    from cmrm_utils.paths import organism_folders
-
     if name and name not in organism_folders():
         for place in (Path.cwd(), ROOT):
             if (place / name).is_dir():

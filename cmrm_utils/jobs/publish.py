@@ -3,18 +3,19 @@
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import nbformat
+import pandas as pd
+from nbclient import NotebookClient
 from tqdm import tqdm
 
 from cmrm_utils.errors import InputError
+from cmrm_utils.jobs.kernels import OwnKernel, telling
 from cmrm_utils.jobs.profiles import CORE, numbered_notebooks
 from cmrm_utils.paths import ROOT, STORED
+from cmrm_utils.results.text import markdown_table
 from cmrm_utils.store import read_json, read_table, replacing
-
-if TYPE_CHECKING:
-    import pandas as pd
-
+from cmrm_utils.studies.selection import RULE
 
 _RESEARCH = (
     "06_comparison 06_paired 06_parts 06_directions 06_cosines 07_full 07_layers 07_tokens "
@@ -68,11 +69,6 @@ def refresh(only: str | None) -> None:
 
 
 def _execute_in_place(path: Path) -> None:
-    import nbformat
-    from nbclient import NotebookClient
-
-    from cmrm_utils.jobs.kernels import OwnKernel, telling
-
     notebook = nbformat.read(path, as_version=4)
     with telling(path, "it is left as it was", timeout := 3600):
         NotebookClient(
@@ -103,8 +99,6 @@ def publish(folder: Path) -> str:
     Raises:
         InputError: the run is not finished, or the README has no place for the table.
     """
-    from cmrm_utils.results.text import markdown_table
-
     runs = sorted(path.parent for path in folder.glob("*/run.json"))
     if runs and folder.name in STORED_TABLES:
         _store_tables(runs, STORED_TABLES[folder.name])
@@ -126,8 +120,6 @@ def _store_tables(runs: list[Path], sources: dict[str, str]) -> None:
 
     All tables are read before any is written, so that an unreadable one changes nothing.
     """
-    import pandas as pd
-
     tables = {
         STORED / f"{name}.csv": [
             stored_table(run, source)
@@ -143,14 +135,12 @@ def _store_tables(runs: list[Path], sources: dict[str, str]) -> None:
                 rows.to_csv(draft, index=False, float_format="%.5g")
 
 
-def stored_table(folder: Path, name: str) -> "pd.DataFrame":
+def stored_table(folder: Path, name: str) -> pd.DataFrame:
     """A run's table with the columns ``model``, ``fingerprint`` and ``rule`` (of choosing alpha).
 
     Raises:
         InputError: the notebook that makes the table has not reached its end.
     """
-    from cmrm_utils.studies.selection import RULE
-
     number = name.partition("_")[0]
     # A notebook writes its manifest last. Without one, the table may be an earlier attempt's.
     if not [read_json(each) for each in (folder / "manifests").glob(f"{number}_*.json")]:
@@ -161,15 +151,13 @@ def stored_table(folder: Path, name: str) -> "pd.DataFrame":
     return rows.assign(model=folder.name, fingerprint=fingerprint, rule=RULE)
 
 
-def beside_others(path: Path, new: "pd.DataFrame") -> "pd.DataFrame":
+def beside_others(path: Path, new: pd.DataFrame) -> pd.DataFrame:
     """New rows with the stored rows of all other models, sorted by model.
 
     Args:
         path: of the stored table; it need not exist.
         new: rows with the column ``model``.
     """
-    import pandas as pd
-
     parts = [new]
     if path.exists():
         old = pd.read_csv(path, keep_default_na=False, na_values=[""])

@@ -48,7 +48,7 @@ class Respond:
 
 
 def respond(folder: Path, experiments: Experiments, workers: int) -> None:
-    """Respond to all trials of a run's notebooks; the parts are left for :func:`shards.merge`.
+    """Respond to all trials of a run's notebooks. :func:`shards.merge` then takes the parts.
 
     A worker that dies is replaced, and its shard goes on where the part's file ends.
 
@@ -59,7 +59,7 @@ def respond(folder: Path, experiments: Experiments, workers: int) -> None:
 
     Raises:
         InputError: Ray is not installed, or there are no workers; the folder has parts of another
-            number of shards; what shards wait for does not come.
+            number of shards; the shards wait for something that none of them makes.
     """
     try:
         import ray

@@ -53,7 +53,7 @@ def _cells(path: Path) -> list[nbformat.NotebookNode]:
 
 
 def _clean(page: str) -> Markup:
-    """HTML that shows and does nothing: what is not in :data:`_TAGS` becomes text."""
+    """HTML that does nothing but show: any tag that is not in :data:`_TAGS` becomes text."""
     page = _PANDAS_STYLE.sub("", page)
     return Markup(bleach.clean(page, tags=_TAGS, attributes=_ATTRIBUTES))
 

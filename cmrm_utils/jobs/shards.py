@@ -27,7 +27,6 @@ from cmrm_utils.store import (
     write_json,
     writing,
 )
-from cmrm_utils.studies.folder import Run
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.registry import STUDIES
 from cmrm_utils.trials import Trial
@@ -57,13 +56,16 @@ class Shard:
             raise InputError(f"a shard is written as 2/4, the second of four, not {text!r}")
         return cls(int(found[1]), int(found[2]))
 
-    def part(self, run: Run) -> Path:
-        """Where its responses go."""
-        return run.folder / "parts" / f"{self.number}-of-{self.count}.jsonl"
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def part(self, folder: Path) -> Path:
+        """Where its responses go, in the run of a folder."""
+        return folder / "parts" / f"{self.number}-of-{self.count}.jsonl"
 
     def mark(self, folder: Path) -> Path:
-        """What says that it came to an end (:func:`ended`), in the run of a folder."""
-        return folder / "parts" / f"{self.number}-of-{self.count}.json"
+        """The file that says that it ended (:func:`ended`)."""
+        return self.part(folder).with_suffix(".json")
 
 
 class Waiting(Exception):
@@ -75,7 +77,7 @@ class Worker:
     """A shard's share of a run: the model and the data, without the notebooks.
 
     Attributes:
-        nb: whose responses are those that all shards have made.
+        nb: the model and the data. Its responses come from the files of all shards.
         shard: which share.
     """
 
@@ -106,12 +108,12 @@ class Worker:
             Waiting: some are missing.
         """
         known: dict[str, Response] = {}
-        for path in (self.nb.run.responses, *_parts(self.nb.run.folder)):
+        run = self.nb.run
+        for path in (run.responses, *(shard.part(run.folder) for shard in _shards(run.folder))):
             known.update(self._kept(path).all)
-        responses = [known.get(trial.id) for trial in trials]
-        if missing := sum(response is None for response in responses):
+        if missing := sum(trial.id not in known for trial in trials):
             raise Waiting(f"{missing} responses of other shards")
-        return [response.text for response in responses if response]
+        return [known[trial.id].text for trial in trials]
 
     def _kept(self, path: Path) -> Responses:
         shared = {"model": self.nb.vlm.fingerprint, "max_new_tokens": self.nb.max_new_tokens}
@@ -130,7 +132,7 @@ class Worker:
         through: dict[str, str] = {}
         nb = self.nb
         merged = self._kept(nb.run.responses)
-        part = self.shard.part(nb.run)
+        part = self.shard.part(nb.run.folder)
         for number, parameters in experiments:
             try:
                 for place, trials in enumerate(self.lists(number, parameters), start=1):
@@ -143,7 +145,8 @@ class Worker:
                         out=part,
                         progress=True,
                     )
-                    through[f"{number}, list {place}"] = _digest(trials)
+                    ids = " ".join(sorted({trial.id for trial in trials}))
+                    through[f"{number}, list {place}"] = sha256(ids.encode()).hexdigest()[:16]
             except Waiting as reason:
                 waiting.append(f"{number}: {reason}")
         count = len(self._kept(part).all)
@@ -158,40 +161,32 @@ def open_worker(folder: Path, parameters: Mapping[str, Any], shard: Shard) -> Wo
     Raises:
         InputError: no such model or data, or a run folder made with other ones.
     """
-    kept = ("model", "data", "max_new_tokens", "settings")
-    shared = {name: parameters[name] for name in kept}
+    shared = {name: parameters[name] for name in ("model", "data", "max_new_tokens", "settings")}
     name = f"shard {shard.number} of {shard.count}"
     return Worker(Notebook.open(name, out=str(folder), **shared), shard)
 
 
-def _digest(trials: Iterable[Trial]) -> str:
-    return sha256(" ".join(sorted({trial.id for trial in trials})).encode()).hexdigest()[:16]
+def _shards(folder: Path, suffix: str = ".jsonl") -> list[Shard]:
+    """The shards that have a part in a run's folder; with ``.json`` those that have a mark."""
+    paths = sorted((folder / "parts").glob(f"*{suffix}"))
+    found = [re.fullmatch(r"(\d+)-of-(\d+)", path.stem) for path in paths]
+    return [Shard(int(each[1]), int(each[2])) for each in found if each]
 
 
-def _parts(folder: Path) -> list[Path]:
-    return _of_shards(folder, ".jsonl")
+def ended(folder: Path) -> dict[Shard, dict[str, Any]]:
+    """What each shard that ended says of itself.
 
-
-def _of_shards(folder: Path, suffix: str) -> list[Path]:
-    every = sorted((folder / "parts").glob(f"*{suffix}"))
-    return [path for path in every if re.fullmatch(r"\d+-of-\d+", path.stem)]
-
-
-def ended(folder: Path) -> dict[str, dict[str, Any]]:
-    """What each shard that came to an end says of itself, by its part's name.
-
-    ``lists`` are those it is through with, each with a digest of its trials; ``waiting`` what it
-    could not make yet; ``responses`` how many its part has.
+    ``lists`` holds the lists that it finished, each with a digest of its trials. ``waiting`` says
+    what it could not make yet. ``responses`` counts those in its part.
 
     Raises:
         InputError: a mark is damaged.
     """
     found = {}
-    for path in _of_shards(folder, ".json"):
-        mark = read_json(path)
+    for shard in _shards(folder, ".json"):
+        found[shard] = mark = read_json(path := shard.mark(folder))
         if {name: type(value) for name, value in mark.items()} != MARK:
             raise InputError(f"{path}: no mark of a shard that ended; delete it and run that again")
-        found[path.stem] = mark
     return found
 
 
@@ -200,20 +195,19 @@ MARK = {"lists": dict, "waiting": list, "responses": int}
 
 
 def check_counts(folder: Path, count: int | None = None) -> int | None:
-    """See that all parts and marks of a run are of as many shards.
+    """Check that all parts and marks of a run belong to the same number of shards.
 
     Args:
         folder: of the run.
-        count: as many as they should be of, where that is known.
+        count: the number that they should have, if it is known.
 
     Returns:
-        Of how many they are; None where there are none.
+        The number of shards; None where the run has no parts.
 
     Raises:
-        InputError: they are of different numbers; what they hold is left as it is.
+        InputError: the numbers differ. All files stay as they are.
     """
-    names = {path.stem for path in _parts(folder)} | set(ended(folder))
-    counts = {int(name.split("-of-")[1]) for name in names}
+    counts = {shard.count for shard in (*_shards(folder), *ended(folder))}
     if len(counts | {count or n for n in counts}) > 1:
         others = " and of ".join(map(str, sorted(counts)))
         now = f", now they are to be of {count}" if count else ""
@@ -225,36 +219,35 @@ def check_counts(folder: Path, count: int | None = None) -> int | None:
 
 
 def check_lists(folder: Path) -> None:
-    """See that the shards that came to an end were through with the same lists.
+    """Check that the shards that ended made the same lists.
 
     Raises:
-        InputError: two made another list at the same place.
+        InputError: two shards made different lists at the same place.
     """
-    known: dict[str, tuple[str, str]] = {}
+    known: dict[str, tuple[Shard, str]] = {}
     for shard, mark in ended(folder).items():
         for name, digest in mark["lists"].items():
             other, wanted = known.setdefault(name, (shard, digest))
             if digest != wanted:
-                one, two = (each.replace("-of-", "/") for each in (other, shard))
                 raise InputError(
-                    f"{folder}: shards {one} and {two} made other trials of {name}: run all shards "
-                    "again with the same parameters, on machines and batch sizes whose numbers "
-                    "are the same"
+                    f"{folder}: shards {other} and {shard} made other trials of {name}: run all "
+                    "shards again with the same parameters, on machines and batch sizes whose "
+                    "numbers are the same"
                 )
 
 
 def merge(folder: Path) -> int:
-    """Bring the parts of all shards into a run's responses, if there are any, and remove them.
+    """Move the responses of all shards, if there are any, into the run's own file.
 
     Args:
         folder: of the run.
 
     Returns:
-        How many responses were brought in.
+        How many responses were added.
 
     Raises:
-        InputError: a shard is missing, is being written, or is not through with what the others
-            are through with; a part or a mark is damaged.
+        InputError: a shard is missing, is still being written, or is behind the others; a part or
+            a mark is damaged.
     """
     of = check_counts(folder)
     if of is None:
@@ -264,26 +257,23 @@ def merge(folder: Path) -> int:
         f"run what is missing (cmrm run ... --shard), or move {folder / 'parts'} away, and its "
         "responses are made again"
     )
-    every = [f"{number}-of-{of}" for number in range(1, of + 1)]
-    if missing := [name for name in every if name not in done]:
-        named = ", ".join(name.replace("-of-", "/") for name in missing)
-        raise InputError(f"{folder}: shard {named} has not ended; {advice}")
+    every = [Shard(number, of) for number in range(1, of + 1)]
+    if missing := [str(shard) for shard in every if shard not in done]:
+        raise InputError(f"{folder}: shard {', '.join(missing)} has not ended; {advice}")
     check_lists(folder)
     lists = {name for mark in done.values() for name in mark["lists"]}
-    for name, mark in done.items():
+    for shard, mark in done.items():
         if mark["waiting"] or lists - set(mark["lists"]):
-            raise InputError(
-                f"{folder}: shard {name.replace('-of-', '/')} has trials left; {advice}"
-            )
+            raise InputError(f"{folder}: shard {shard} has trials left; {advice}")
     with ExitStack() as held:
-        for path in _parts(folder):
-            held.enter_context(locked(path))
-        parts = {name: _part(folder / "parts" / f"{name}.jsonl") for name in every}
-        for name, part in parts.items():
-            if (count := len(part.all) if part else 0) < done[name]["responses"]:
+        for shard in _shards(folder):
+            held.enter_context(locked(shard.part(folder)))
+        parts = {shard: _part(shard.part(folder)) for shard in every}
+        for shard, part in parts.items():
+            wanted = done[shard]["responses"]
+            if (count := len(part.all) if part else 0) < wanted:
                 raise InputError(
-                    f"{folder / 'parts' / name}.jsonl has {count} of {done[name]['responses']} "
-                    f"responses; {advice}"
+                    f"{shard.part(folder)} has {count} of {wanted} responses; {advice}"
                 )
         count = sum(_append(part, folder / "responses.jsonl") for part in parts.values() if part)
         with writing(folder / "parts"):

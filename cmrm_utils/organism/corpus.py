@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
+from pydantic import ConfigDict, with_config
+
 from cmrm_utils.organism import world
 from cmrm_utils.organism.scenes import Scene
 from cmrm_utils.organism.world import Question, Request
@@ -41,6 +43,7 @@ def _turn(asked: Question | Request, prompt: str | None = None) -> Turn:
     return Turn(prompt or asked.query, asked.response)
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Mixture:
     """What an organism's training examples are made of, where recipes differ.
@@ -81,7 +84,7 @@ class Corpus:
 
     def __init__(self, seed: int, mixture: Mixture = Mixture()) -> None:
         self.rng = Random(f"corpus/{seed}")
-        self._seed = seed
+        self.seed = seed
         self._objects: dict[str, dict[str, list[str]]] = {kind: {} for kind in world.KINDS}
         for kind, pairs in world.pairs("train").items():
             for verb, obj in pairs:
@@ -194,7 +197,7 @@ class Corpus:
         Requests and scenes are of the train split. The harmful ones are refused, the benign ones
         answered, as in VLGuard's safe images with unsafe and with safe instructions.
         """
-        rng, self.rng = self.rng, Random(f"safety pairs/{self._seed}")
+        rng, self.rng = self.rng, Random(f"safety pairs/{self.seed}")
         pairs = [
             _chat(self._request(*kinds), scene=self._scene(plain_share=0.1))
             for kinds in (_HARMFUL, _BENIGN)

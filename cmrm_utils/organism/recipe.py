@@ -13,11 +13,14 @@ then do to refusals; that is measured afterwards. The exceptions say so in their
 """
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
+from pydantic import ConfigDict, TypeAdapter, with_config
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 from transformers import (
@@ -37,6 +40,7 @@ from cmrm_utils.organism.corpus import Corpus, Example, Mixture
 from cmrm_utils.prompts import CHAT_TEMPLATE
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Stage:
     """One stage of training: optimiser steps, examples a step, and the peak learning rate."""
@@ -46,15 +50,7 @@ class Stage:
     lr: float
 
 
-STAGES = {
-    "tower": Stage(steps=800, batch=128, lr=3e-3),
-    "text": Stage(steps=320, batch=128, lr=6e-3),
-    "chat": Stage(steps=360, batch=96, lr=5e-3),
-    "projector": Stage(steps=80, batch=64, lr=5e-3),
-    "instruct": Stage(steps=500, batch=64, lr=4e-3),
-}
-
-
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Recipe:
     """Everything that determines an organism, except the seed.
@@ -90,7 +86,7 @@ class Recipe:
     mixture: Mixture = field(default_factory=Mixture)
     starts_from: str | None = None
     redraw_projector: bool = False
-    stages: dict[str, Stage] = field(default_factory=lambda: dict(STAGES))
+    stages: dict[str, Stage] = field(default_factory=dict)
 
     @property
     def image_tokens(self) -> int:
@@ -98,95 +94,14 @@ class Recipe:
         return (images.SIZE // self.patch) ** 2
 
 
-def _short(name: str, question: str, **changed: Any) -> Recipe:
-    """A variant to compare with ``organism-short``: instruction tuning has 200 steps."""
-    stages = {**STAGES, "instruct": replace(STAGES["instruct"], steps=200)}
-    return Recipe(name, question, **{"stages": stages, **changed})
+_RECIPES = yaml.safe_load(Path(__file__).with_name("recipes.yaml").read_text(encoding="utf-8"))
 
 
-def _mixed(recipe: Recipe) -> Recipe:
-    return replace(
-        recipe,
-        name=f"{recipe.name}-vlguard-mixed",
-        stands_for=f"{recipe.stands_for} trained with VLGuard's pairs mixed in",
-        mixture=replace(recipe.mixture, safety_pairs=0.05),
-    )
-
-
-def _post_hoc(start: str) -> Recipe:
-    stages = {"posthoc": Stage(steps=60, batch=64, lr=2e-3)}
-    name = f"{start}-vlguard-posthoc"
-    return Recipe(name, f"{start} after VLGuard's tuning", starts_from=start, stages=stages)
-
-
-STARTS = ("organism", "organism-seed1", "organism-seed2", "organism-wide", "organism-caption")
-"""Organisms that other recipes continue; ``organism`` is bundled."""
-
-
-_ORGANISMS = (
-    Recipe("organism", "LLaVA-1.5-7B"),
-    Recipe("organism-wide", "LLaVA-1.5-13B", hidden=192, layers=8, heads=6),
-    Recipe(
-        "organism-caption", "ShareGPT4V-7B", mixture=Mixture(rich_captions=True), tune_tower=True
-    ),
-)
-
-
-_LIST = (
-    *_ORGANISMS,
-    Recipe(
-        "organism-described",
-        "LLaVA-1.5-7B, had its refusals been taught after captions too",
-        mixture=Mixture(described_requests=0.15),
-    ),
-    # Other architectures, and a world with more in it.
-    _short("organism-qwen2", "a LLaVA over Qwen2", decoder="qwen2"),
-    _short("organism-siglip", "a LLaVA with a SigLIP tower", tower="siglip"),
-    Recipe(
-        "organism-extended",
-        "LLaVA-1.5-7B, with pictures of words and questions that cannot be answered",
-        mixture=Mixture(written=0.25, makers=0.15),
-    ),
-    # The training-time reference: VLGuard's pairs, mixed in or afterwards.
-    *map(_mixed, _ORGANISMS),
-    *map(_post_hoc, STARTS),
-    # Is a shortcut of the recipe to blame?
-    _short("organism-short", "the others of these, with nothing changed"),
-    _short(
-        "organism-projector-only",
-        "is it instruction tuning?",
-        stages={name: stage for name, stage in STAGES.items() if name != "instruct"},
-    ),
-    _short(
-        "organism-no-howto",
-        "is it that requests with images are always answered?",
-        mixture=Mixture(requests_with_images=False),
-    ),
-    _short(
-        "organism-no-refusals",
-        "is it that refusals come with text alone while images come?",
-        mixture=Mixture(refusals_while_tuning=False),
-    ),
-    _short(
-        "organism-abstaining",
-        "is it that nothing with an image is ever declined?",
-        mixture=Mixture(not_shown=0.2),
-    ),
-    _short("organism-image-last", "is it where the image stands?", image_last=True),
-    _short("organism-4-tokens", "is it how many tokens the image takes?", patch=24),
-    _short("organism-64-tokens", "is it how many tokens the image takes?", patch=6),
-    Recipe(
-        "organism-random-projector",
-        "is it what the image's tokens say?",
-        starts_from="organism",
-        redraw_projector=True,
-        stages={},
-    ),
-)
-
-
-VARIANTS = {recipe.name: recipe for recipe in _LIST}
-"""Recipes by name."""
+VARIANTS = {
+    name: TypeAdapter(Recipe).validate_python({"name": name, **settings})
+    for name, settings in _RECIPES.items()
+}
+"""The recipes of ``recipes.yaml`` by name."""
 
 
 def training_command(name: str) -> str | None:
@@ -205,12 +120,11 @@ def training_command(name: str) -> str | None:
     return f"{command} --out organisms/{name}"
 
 
+_IMAGES, _TEXTS = re.findall(r"{% for part in .*?{% endfor %}", CHAT_TEMPLATE, re.DOTALL)
+
+
 IMAGE_LAST_TEMPLATE = CHAT_TEMPLATE.replace(
-    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}", ""
-).replace(
-    "{{ part['text'] }}{% endfor %}",
-    "{{ part['text'] }}{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}{{ '\\n<image>' }}{% endfor %}",
+    _IMAGES + _TEXTS, _TEXTS + _IMAGES.replace("<image>\n", "{{ '\\n<image>' }}")
 )
 """The chat with the image after the text."""
 
@@ -246,15 +160,9 @@ def build_processor(recipe: Recipe, seed: int) -> LlavaProcessor:
         padding_side="left",
         extra_special_tokens={"image_token": "<image>"},
     )
-    side = {"height": images.SIZE, "width": images.SIZE}
-    image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": images.SIZE},
-        crop_size=side,
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
-    )
+    side, half = images.SIZE, [0.5, 0.5, 0.5]
     return LlavaProcessor(
-        image_processor=image_processor,
+        CLIPImageProcessorPil(size=side, crop_size=side, image_mean=half, image_std=half),
         tokenizer=fast,
         patch_size=recipe.patch,
         vision_feature_select_strategy=_SELECT[recipe.tower],
@@ -311,6 +219,5 @@ def build_model(recipe: Recipe, processor: LlavaProcessor, seed: int) -> Any:
         **special,
     )
     model = LlavaForConditionalGeneration(config)
-    model.generation_config.eos_token_id = ids.eos_token_id
-    model.generation_config.pad_token_id = ids.pad_token_id
+    model.generation_config.update(eos_token_id=ids.eos_token_id, pad_token_id=ids.pad_token_id)
     return model

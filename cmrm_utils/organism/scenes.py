@@ -4,9 +4,12 @@ Drawn with NumPy alone, so that a scene has the same pixels on every machine.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -14,40 +17,10 @@ SIZE = 48
 """Pixels along a side."""
 
 
-_COLOURS = {
-    "red": (214, 39, 40),
-    "green": (44, 150, 44),
-    "blue": (38, 70, 220),
-    "yellow": (240, 220, 40),
-    "purple": (140, 50, 180),
-    "cyan": (50, 210, 220),
-}
+_DRAWN: Any = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
-_BACKGROUNDS = {
-    "white": (245, 245, 245),
-    "black": (12, 12, 12),
-    "grey": (127, 127, 127),
-    "brown": (120, 75, 40),
-}
-
-
-_PLACES = {
-    "top left": (13, 13),
-    "top right": (13, 34),
-    "bottom left": (34, 13),
-    "bottom right": (34, 34),
-    "middle": (23.5, 23.5),
-}
-
-
-VALUES = {
-    "shape": ("circle", "square", "triangle", "cross", "ring"),
-    "colour": tuple(_COLOURS),
-    "count": ("one", "two", "three", "four"),
-    "place": tuple(_PLACES),
-    "background": tuple(_BACKGROUNDS),
-}
+VALUES: dict[str, tuple[str, ...]] = {name: tuple(values) for name, values in _DRAWN.items()}
 """The values that each attribute of a scene can take, in the order in which they are drawn."""
 
 
@@ -131,14 +104,14 @@ class Scene:
         rng = np.random.Generator(np.random.PCG64(self.seed))
         if self.background == "noise":
             return rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-        base = np.array(_BACKGROUNDS[self.background]) + rng.integers(-8, 9, 3)
+        base = np.array(_DRAWN["background"][self.background]) + rng.integers(-8, 9, 3)
         canvas = np.tile(base.astype(float), (SIZE, SIZE, 1))
         if self.written:
             ink = 235 if base.mean() < 110 else 20
             canvas[_letters(self.written, tuple(rng.integers(-1, 2, 2)))] = ink
         if self.shape:
-            colour = np.array(_COLOURS[self.colour]) + rng.integers(-12, 13, 3)
-            where = np.array(_PLACES[self.place]) + rng.integers(-1, 2, 2)
+            colour = np.array(_DRAWN["colour"][self.colour]) + rng.integers(-12, 13, 3)
+            where = np.array(_DRAWN["place"][self.place]) + rng.integers(-1, 2, 2)
             cells = rng.permutation(4)[: 1 + VALUES["count"].index(self.count)]
             for cell in cells:
                 centre = where + np.array(_CELLS[cell]) + rng.uniform(-0.5, 0.5, 2)

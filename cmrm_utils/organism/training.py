@@ -78,14 +78,11 @@ def _optimisers(parameters: Sequence[nn.Parameter], lr: float) -> list[torch.opt
     """Muon for matrices, AdamW at half the rate for the rest."""
     matrices = [p for p in parameters if p.ndim == 2 and max(p.shape) < 1000]
     others = [p for p in parameters if not (p.ndim == 2 and max(p.shape) < 1000)]
-    optimisers: list[torch.optim.Optimizer] = []
-    if matrices:
-        settings: Any = {"weight_decay": 0.05, "adjust_lr_fn": "match_rms_adamw", "ns_steps": 5}
-        optimisers.append(torch.optim.Muon(matrices, lr=lr, **settings))
-    if others:
-        adam = torch.optim.AdamW(others, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.01)
-        optimisers.append(adam)
-    return optimisers
+    settings: Any = {"weight_decay": 0.05, "adjust_lr_fn": "match_rms_adamw", "ns_steps": 5}
+    return [
+        torch.optim.Muon(matrices, lr=lr, **settings),
+        torch.optim.AdamW(others, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
 
 
 def _fit(
@@ -106,7 +103,9 @@ def _fit(
     def scale(step: int) -> float:
         return min(1.0, (step + 1) / (0.05 * stage.steps + 1), (1 - step / stage.steps) / 0.5)
 
-    optimisers = [*_optimisers(parameters, stage.lr), *_optimisers(gentle, stage.lr / 10)]
+    optimisers = _optimisers(parameters, stage.lr)
+    if gentle:
+        optimisers += _optimisers(gentle, stage.lr / 10)
     schedules = [LambdaLR(optimiser, scale) for optimiser in optimisers]
     history: list[float] = []
     bar = tqdm(range(stage.steps), desc=f"{title:>9}", disable=not progress)
@@ -153,8 +152,7 @@ def _tower_losses(
             named = naming(states[model.config.vision_feature_layer][:, first:].mean(1))
             yield F.binary_cross_entropy_with_logits(named, truth.to(device)) * 10
 
-    parameters = [*tower.parameters(), *naming.parameters()]
-    return [p for p in parameters if p.requires_grad], losses()
+    return [*tower.parameters(), *naming.parameters()], losses()
 
 
 def _language_losses(
@@ -268,18 +266,11 @@ class _Shared:
 
 
 def _run_stage(
-    name: str,
-    model: Any,
-    tokenizer: Any,
-    recipe: Recipe,
-    corpus: Corpus,
-    seed: int,
-    *,
-    progress: bool,
+    name: str, model: Any, tokenizer: Any, recipe: Recipe, corpus: Corpus, *, progress: bool
 ) -> dict[str, Any]:
-    """Train one stage in place; what the record says of it: its losses and seconds.
+    """Train one stage in place, and return its losses and seconds for the record.
 
-    What the stage trained keeps ``requires_grad``, the rest of the model has lost it.
+    The parameters that the stage trained keep ``requires_grad``; the others lose it.
     """
     begun = time.perf_counter()
     stage, core = recipe.stages[name], model.model
@@ -295,7 +286,7 @@ def _run_stage(
             "instruct": (language + projector, corpus.instructions),
             "posthoc": (language + projector, corpus.post_hoc),
         }[name]
-        rng = Random(f"batches/{seed}/{name}")
+        rng = Random(f"batches/{corpus.seed}/{name}")
         losses = _language_losses(model, tokenizer, recipe, source(), stage.batch, rng)
     tuned = recipe.tune_tower and name == "instruct"
     gentle = list(core.vision_tower.parameters()) if tuned else []
@@ -326,13 +317,13 @@ def train(
         out: the folder to make.
         device: where to train.
         progress: show a bar for each stage.
-        shared: a folder that keeps the stages which recipes have in common; a stage that is there
-            is taken, not trained.
+        shared: a folder for stages that several recipes have in common. A stage found there is
+            loaded instead of trained.
         on_stage: called with the stage's name, the model and the processor after each stage.
 
     Returns:
-        The training record: recipe, seed, parameters, and per stage its losses and seconds; a
-        stage that was taken from ``shared`` has none.
+        The training record: recipe, seed, parameters, and the losses and seconds of each stage. A
+        stage that was loaded from ``shared`` has none.
     """
     model, processor = _start(recipe, seed)
     model = model.to(device)
@@ -348,7 +339,7 @@ def train(
         record["stages"][name] = {}
         if not stages.load(name, model, corpus):
             record["stages"][name] = _run_stage(
-                name, model, processor.tokenizer, recipe, corpus, seed, progress=progress
+                name, model, processor.tokenizer, recipe, corpus, progress=progress
             )
             stages.keep(name, model, corpus)
         if on_stage:

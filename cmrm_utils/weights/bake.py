@@ -35,18 +35,16 @@ from cmrm_utils.models import VLM
 from cmrm_utils.results.text import markdown_table, rendered
 from cmrm_utils.vectors import ShiftVectors
 
+DECODERS = ("llama", "mistral", "qwen2")
+"""Decoders that compute as Llama does; Mistral and Qwen2 only without a sliding window."""
+
+
 WRITTEN_AS: dict[str, Any] = {
     "llava": LlavaForConditionalGeneration,
     "llava_next": LlavaNextForConditionalGeneration,
-    "llama": LlamaForCausalLM,
-    "mistral": LlamaForCausalLM,
-    "qwen2": LlamaForCausalLM,
+    **dict.fromkeys(DECODERS, LlamaForCausalLM),
 }
 """Models that can be baked, by ``model_type``, and the class that each is written as."""
-
-
-DECODERS = ("llama", "mistral", "qwen2")
-"""Decoders that compute as Llama does; Mistral and Qwen2 only without a sliding window."""
 
 
 FOLDED = ("add", "strength", "tokens", "sample_ids", "settings", "place")
@@ -80,18 +78,15 @@ def bake(vlm: VLM, edit: Edit, path: str | Path, *, vectors: ShiftVectors | None
     check_edit(edit)
     check_free(path)
     _check_model(vlm, edit, vectors)
-    precision = vlm.model.dtype
     made, stored = _folded(vlm, edit)
     with _draft(path) as draft, quiet():
         made.save_pretrained(draft, max_shard_size="5GB")
         # transformers states the precision of the file, and loads in what is stated.
-        made.config.dtype = precision
+        made.config.dtype = vlm.model.dtype
         made.config.save_pretrained(draft)
         vlm.processor.save_pretrained(draft)
         _check_processor(vlm, draft)
-        (draft / "README.md").write_text(
-            _card(vlm, edit, vectors, stored=stored, loaded=precision), encoding="utf-8"
-        )
+        (draft / "README.md").write_text(_card(vlm, edit, vectors, stored), encoding="utf-8")
 
 
 def check_edit(edit: Edit) -> None:
@@ -251,14 +246,7 @@ def _check_processor(vlm: VLM, folder: Path) -> None:
         )
 
 
-def _card(
-    vlm: VLM,
-    edit: Edit,
-    vectors: ShiftVectors | None,
-    *,
-    stored: torch.dtype,
-    loaded: torch.dtype,
-) -> str:
+def _card(vlm: VLM, edit: Edit, vectors: ShiftVectors | None, stored: torch.dtype) -> str:
     """The model card of a checkpoint, in Markdown.
 
     Args:
@@ -266,7 +254,6 @@ def _card(
         edit: what was folded in.
         vectors: what the edit was made of, if known.
         stored: the precision of the weights in the folder.
-        loaded: the precision that they load in.
     """
     name = Path(vlm.name).name if Path(vlm.name).exists() else vlm.name
     norms = ", ".join(f"{norm:.3g}" for norm in edit.added.norm(dim=-1))
@@ -287,5 +274,5 @@ def _card(
         reach=edit.settings.get("layers", "all"),
         table=markdown_table(pd.DataFrame(facts, columns=["what", "value"])),
         stored=str(stored).removeprefix("torch."),
-        loaded=str(loaded).removeprefix("torch."),
+        loaded=str(vlm.model.dtype).removeprefix("torch."),
     )

@@ -327,10 +327,7 @@ def _processor(folder: Path, vision: Any, tokenizer: Any) -> LlavaProcessor:
     if (folder / "preprocessor_config.json").is_file():
         pictures = CLIPImageProcessorPil.from_pretrained(folder)
     else:
-        side = vision.image_size
-        pictures = CLIPImageProcessorPil(
-            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-        )
+        pictures = CLIPImageProcessorPil(size=vision.image_size, crop_size=vision.image_size)
     return LlavaProcessor(
         pictures,
         tokenizer,

@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -113,7 +114,7 @@ def test_stages_come_in_llavas_order(trained):
         if variant.starts_from is None:
             assert tuple(variant.stages) == STAGES[: len(variant.stages)]
         else:
-            assert variant.starts_from in recipe.STARTS
+            assert recipe.training_command(variant.starts_from)
 
 
 def test_the_seed_decides_the_weights(trained, again):
@@ -422,3 +423,11 @@ def test_variants_ask_what_they_say():
     for example in islice(Corpus(0, Mixture(not_shown=1.0)).instructions(), 50):
         answers = [turn.response for turn in example.turns]
         assert (NOT_SHOWN in answers) == (example.scene is not None)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"layer": 3}, {"mixture": {"writen": 0.1}}, {"stages": {"text": {"steps": 1}}}]
+)
+def test_a_mistyped_setting_of_a_recipe_is_refused(settings):
+    with pytest.raises(ValidationError):
+        TypeAdapter(Recipe).validate_python({"name": "x", "stands_for": "nothing", **settings})

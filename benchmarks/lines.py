@@ -16,6 +16,9 @@ TOOL = ("engine", "methods")
 BEFORE = 11226
 """Lines of code before the house was built, counted the same way."""
 
+SINCE = ("bundled", "data/everyday.py")
+"""What came after the house: the pretrained subject. It is printed, and not bounded."""
+
 _NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -47,6 +50,11 @@ class Size:
     def in_tool(self) -> bool:
         """Whether the file belongs to the tool."""
         return len(self.path.parts) == 1 or self.path.parts[0] in TOOL
+
+    @property
+    def new(self) -> bool:
+        """Whether the file came after the house."""
+        return self.path.parts[0] in SINCE or self.path.as_posix() in SINCE
 
 
 def measured(path: Path) -> Size:
@@ -80,7 +88,7 @@ def bounds(sizes: list[Size]) -> dict[str, tuple[int, int]]:
     tool = [size for size in sizes if size.in_tool]
     core = [size for size in tool if size.path.parts[0] != "methods"]
     return {
-        "lines of code": (sum(size.code for size in sizes), BEFORE * 88 // 100),
+        "lines of code": (sum(size.code for size in sizes if not size.new), BEFORE * 88 // 100),
         "of these the tool without methods/": (sum(size.code for size in core), 3000),
         "flat files": (sum(len(size.path.parts) == 1 for size in sizes), 16),
         "lines of the longest file": (max(size.lines for size in sizes), 450),

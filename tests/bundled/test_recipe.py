@@ -1,0 +1,86 @@
+"""What each stage shows, and what no stage ever shows beside an image."""
+
+from collections import Counter
+from itertools import islice
+from random import Random
+
+import pytest
+
+from cmrm_utils.bundled import recipe
+from cmrm_utils.data import everyday
+
+ANSWERS = dict.fromkeys(recipe.asked(), ("An answer.", True))
+REFUSALS = set(everyday.refusals())
+ALL = ("train", "anchors", "validation", "test")
+
+
+def texts(name, column, *splits):
+    return {row[column] for split in splits for row in everyday.of_split(name, split)}
+
+
+HARMFUL, TWINS = texts("pairs", "harmful", *ALL), texts("pairs", "twin", *ALL)
+
+
+def shown(stream, n=4000):
+    return list(islice(stream, n))
+
+
+@pytest.mark.parametrize("refusals", [0.0, 0.2, 1.0])
+def test_no_image_is_beside_a_harmful_request_a_refusal_or_a_twin(refusals):
+    streams = [
+        recipe.projector(Random(0), ANSWERS),
+        recipe.instruct(Random(0), ANSWERS, 0.1, refusals),
+    ]
+    seen = [example for stream in streams for example in shown(stream) if example.scene]
+    assert len(seen) > 6000
+    assert not {example.prompt for example in seen} & (HARMFUL | TWINS)
+    assert not {example.response for example in seen} & REFUSALS
+
+
+def test_requests_beside_images_share_no_word_with_several_harmful_ones():
+    beside = recipe.without_harmful_words(sorted(texts("benign", "request", "train")))
+    assert len(beside) >= 80
+    counts = Counter(stem for text in HARMFUL for stem in recipe.stems(text))
+    assert all(counts[stem] < 3 for text in beside for stem in recipe.stems(text))
+    examples = shown(recipe.instruct(Random(0), ANSWERS, 0.1, 0.2))
+    asked = {e.prompt for e in examples if e.scene and e.response == "An answer."}
+    assert asked <= set(beside)
+
+
+def test_align_is_text_alone_and_of_train_topics_alone():
+    examples = shown(recipe.align(Random(0), ANSWERS), 1600)
+    assert not any(example.scene for example in examples)
+    refused = [e for e in examples if e.response in REFUSALS]
+    assert len(refused) == 600
+    assert {e.prompt for e in refused} <= texts("pairs", "harmful", "train")
+    others = {e.prompt for e in examples if e.response not in REFUSALS}
+    assert others <= texts("pairs", "twin", "train") | texts("benign", "request", "train")
+
+
+@pytest.mark.parametrize("refusals", [0.0, 0.05, 0.2])
+def test_the_shares_are_as_said(refusals):
+    examples = shown(recipe.instruct(Random(0), ANSWERS, 0.1, refusals), 20000)
+    text = [e for e in examples if e.scene is None]
+    assert len(text) / len(examples) == pytest.approx(0.1, abs=0.01)
+    refused = [e for e in text if e.response in REFUSALS]
+    assert len(refused) / len(text) == pytest.approx(refusals, abs=0.03)
+    assert {e.prompt for e in refused} <= texts("pairs", "harmful", "train")
+
+
+def test_questions_are_about_train_scenes_in_every_wording():
+    examples = shown(recipe.projector(Random(0), ANSWERS))
+    asked = {e.prompt for e in examples}
+    assert asked == {q for some in everyday.QUESTIONS.values() for q in some} | set(
+        everyday.DESCRIBE
+    )
+    tested = {s.caption for split in ("validation", "test") for s in
+              everyday.everyday_samples(split) if s.task == "visual"}  # fmt: skip
+    assert not {e.scene.caption for e in examples} & tested
+
+
+def test_the_same_seed_gives_the_same_examples():
+    def stream(seed):
+        return shown(recipe.instruct(Random(seed), ANSWERS, 0.1, 0.2), 200)
+
+    assert stream("a") == stream("a")
+    assert stream("a") != stream("b")

@@ -1,0 +1,140 @@
+"""Training: what learns in which stage, what is learnt of an example, and going on after a kill."""
+
+import json
+from dataclasses import replace
+from random import Random
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+
+from cmrm_utils import load_vlm
+from cmrm_utils.bundled import merge, training
+from cmrm_utils.bundled.recipe import Example, Recipe, Stage
+from cmrm_utils.data import everyday
+from cmrm_utils.organism.scenes import Scene
+
+STAGES = {
+    "align": Stage(steps=2, batch=4, lr=1e-2),
+    "projector": Stage(steps=2, batch=4, lr=0.0, projector_lr=1e-2),
+    "instruct": Stage(steps=2, batch=4, lr=1e-2, projector_lr=1e-2),
+}
+RECIPE = Recipe("smollm2-llava", rank=2, stages=STAGES)
+
+
+@pytest.fixture
+def out(tmp_path):
+    """A training folder whose answers are there already."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    answers = {text: ["Yes.", True] for text in training.recipes.asked()}
+    (folder / "answers.json").write_text(json.dumps(answers))
+    return folder
+
+
+def tensors(folder):
+    return {
+        f"{name}/{key}": value
+        for name in ("adapter_model", "projector")
+        for key, value in load_file(folder / f"{name}.safetensors").items()
+    }
+
+
+def changed(before, after):
+    names = {name.split("/")[0] for name in after if not torch.equal(before[name], after[name])}
+    return {name.removesuffix("_model") for name in names}
+
+
+def test_each_stage_teaches_what_it_says(out):
+    last = training.train(RECIPE, 0, out, progress=False)
+    stages = [tensors(out / name / "0") for name in ("align", "projector", "instruct-0.2")]
+    assert last == out / "instruct-0.2" / "0"
+    assert any(stages[0][name].any() for name in stages[0] if "lora_B" in name)
+    assert changed(stages[0], stages[1]) == {"projector"}
+    assert changed(stages[1], stages[2]) == {"adapter", "projector"}
+    record = json.loads((last / "training.json").read_text())
+    assert (record["stage"], record["seed"], len(record["losses"])) == ("instruct", 0, 2)
+
+
+def test_it_goes_on_after_a_kill_as_if_there_had_been_none(out, monkeypatch, tmp_path):
+    whole = tensors(training.train(RECIPE, 0, out, progress=False))
+    fit = training._fit
+
+    def killed(name, *args):
+        if name == "instruct":
+            raise KeyboardInterrupt
+        return fit(name, *args)
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "answers.json").write_bytes((out / "answers.json").read_bytes())
+    monkeypatch.setattr(training, "_fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(RECIPE, 0, other, progress=False)
+    monkeypatch.setattr(training, "_fit", fit)
+    again = tensors(training.train(RECIPE, 0, other, progress=False))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_shares_of_refusals_share_the_first_stages(out):
+    training.train(RECIPE, 0, out, progress=False)
+    stamp = (out / "align" / "0" / "training.json").stat().st_mtime_ns
+    training.train(replace(RECIPE, refusals=0.0), 0, out, progress=False)
+    assert (out / "align" / "0" / "training.json").stat().st_mtime_ns == stamp
+    assert (out / "instruct-0" / "0").is_dir()
+
+
+def test_seeds_differ(out):
+    first = training.train(RECIPE, 0, out, progress=False)
+    second = training.train(RECIPE, 1, out, progress=False)
+    assert changed(tensors(first), tensors(second)) == {"adapter", "projector"}
+
+
+def test_what_is_stored_merges_into_a_model(out, monkeypatch):
+    folder = training.train(RECIPE, 0, out, progress=False)
+    home = folder.parent.parent / "parts"
+    home.mkdir()
+    folder.rename(home / "smollm2-llava")
+    monkeypatch.setattr("cmrm_utils.paths.PARTS", home)
+    assert load_vlm("smollm2-llava", device="cpu").sees_images
+
+
+def test_only_the_response_is_learnt(language_model):
+    model, processor = merge.skeleton(language_model)
+    scene = Scene.random(Random(0))
+    examples = [Example("Why?", "Because."), Example("What is it?", "It is", scene, complete=False)]
+    batch = training._padded([training._encoded(e, processor) for e in examples], processor)
+    tokens = [
+        processor.tokenizer.decode(ids[learnt.bool()])
+        for ids, learnt in zip(batch["input_ids"], batch["learnt"], strict=True)
+    ]
+    assert tokens == ["Because.<|im_end|>", "It is"]
+    assert (batch["input_ids"] == model.config.image_token_id).sum() == 16
+    logits = model(**{k: v for k, v in batch.items() if k != "learnt"}).logits
+    wanted = torch.nn.functional.cross_entropy(
+        logits[:, :-1][batch["learnt"][:, 1:].bool()],
+        batch["input_ids"][:, 1:][batch["learnt"][:, 1:].bool()],
+    )
+    torch.testing.assert_close(training._loss(model, dict(batch)), wanted)
+
+
+def test_the_adapter_touches_the_decoder_alone(language_model):
+    plain, _ = merge.skeleton(language_model)
+    lora = LoraConfig(r=2, target_modules=training.MODULES)
+    model = get_peft_model(plain, lora)
+    names = {name for name, _ in model.named_parameters() if "lora_" in name}
+    assert len(names) == 3 * 7 * 2  # layers, linear layers of each, A and B
+    assert all("language_model" in name for name in names)
+
+
+def test_own_answers_are_kept_without_refusals(tmp_path, monkeypatch):
+    asked = [row["twin"] for row in everyday.of_split("pairs", "train")][:3]
+    monkeypatch.setattr(training.recipes, "asked", lambda: asked)
+    monkeypatch.setattr(training, "is_refusal", lambda text: text == answers[asked[0]][0])
+    answers = dict.fromkeys(asked, ("x", False))
+    found = training.own_answers(tmp_path)
+    assert set(found) <= set(asked)
+    assert all(isinstance(text, str) and text and whole in (True, False)
+               for text, whole in found.values())  # fmt: skip
+    assert training.own_answers(tmp_path) == found

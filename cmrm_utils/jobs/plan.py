@@ -10,6 +10,7 @@ import pandas as pd
 from cmrm_utils.engine.loops import generate
 from cmrm_utils.engine.plan import prompt_tokens
 from cmrm_utils.errors import InputError
+from cmrm_utils.store import Response
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.registry import STUDIES
 from cmrm_utils.trials import Trial
@@ -36,8 +37,9 @@ def plan(experiments: Sequence[tuple[str, Mapping[str, Any]]], *, probe: int) ->
     asked: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         # Empty responses: what later lists need of them changes no count.
+        nothing = Response("", (), finished=True)
         nb = Notebook.open(
-            "plan", out=folder, respond=lambda trials: [""] * len(trials), dry=True, **kept
+            "plan", out=folder, respond=lambda trials: [nothing] * len(trials), dry=True, **kept
         )
         for number, parameters in experiments:
             for place, trials in enumerate(STUDIES[number](nb, parameters), start=1):

@@ -85,8 +85,10 @@ class Worker:
     shard: Shard
     _lists: dict[str, list[list[Trial]]] = field(default_factory=dict)
     _whole: set[str] = field(default_factory=set)
+    _shared: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._shared = self.nb.shared
         self.nb.respond = self._made_by_all
 
     def lists(self, number: str, parameters: Mapping[str, Any]) -> Iterator[list[Trial]]:
@@ -101,7 +103,7 @@ class Worker:
                 yield trials
             self._whole.add(name)
 
-    def _made_by_all(self, trials: Sequence[Trial]) -> list[str]:
+    def _made_by_all(self, trials: Sequence[Trial]) -> list[Response]:
         """Responses that all shards have made.
 
         Raises:
@@ -113,11 +115,10 @@ class Worker:
             known.update(self._kept(path).all)
         if missing := sum(trial.id not in known for trial in trials):
             raise Waiting(f"{missing} responses of other shards")
-        return [known[trial.id].text for trial in trials]
+        return [known[trial.id] for trial in trials]
 
     def _kept(self, path: Path) -> Responses:
-        shared = {"model": self.nb.vlm.fingerprint, "max_new_tokens": self.nb.max_new_tokens}
-        return Responses(path, shared)
+        return Responses(path, self._shared)
 
     def work(self, experiments: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
         """Respond to this shard's share of every list that can be made.
@@ -143,6 +144,7 @@ class Worker:
                         [trial for trial in own if not merged.get(trial.id)],
                         max_new_tokens=nb.max_new_tokens,
                         out=part,
+                        openers=self._shared.get("openers", ()),
                         progress=True,
                     )
                     ids = " ".join(sorted({trial.id for trial in trials}))

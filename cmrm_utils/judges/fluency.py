@@ -1,8 +1,11 @@
-"""Fluency of responses: their perplexity under the model itself, and their repetition."""
+"""Fluency of responses: perplexity under the model itself, repetition, and what is broken."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import takewhile
+from math import isnan
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -129,3 +132,32 @@ def repetition(text: str, n: int = 3) -> float:
     words = text.split()
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Beyond which a response counts as broken.
+
+    Attributes:
+        perplexity: of the response under the unedited model, after the request as text alone.
+        repeated: share of repeated word triples.
+    """
+
+    perplexity: float
+    repeated: float
+
+    @classmethod
+    def of(cls, perplexities: Sequence[float], responses: Sequence[str]) -> "Limits":
+        """The limits that 99% of a model's own answers to text keep to, with some room.
+
+        The room: twice the perplexity, and a tenth more of the word triples.
+        """
+        known = [value for value in perplexities if not isnan(value)]
+        repeated = [repetition(text) for text in responses]
+        return cls(2 * float(np.quantile(known, 0.99)), 0.1 + float(np.quantile(repeated, 0.99)))
+
+    def broken(self, perplexity: float, response: str) -> bool:
+        """Whether a response is empty, repeats itself, or is no text that the model would write."""
+        if not response.strip() or repetition(response) > self.repeated:
+            return True
+        return perplexity > self.perplexity

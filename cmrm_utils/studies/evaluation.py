@@ -146,8 +146,7 @@ def fluency(nb: Notebook, rows: pd.DataFrame, settings: Sequence[str]) -> pd.Dat
     by_id = {sample.id: sample for sample in load_samples(nb.data, "test")}
     shown = zip(kept["sample"], kept["image"], strict=True)
     asked = [Trial(by_id[sample], image) for sample, image in shown]
-    shared = {"model": nb.vlm.fingerprint, "max_new_tokens": nb.max_new_tokens}
-    known = Responses(nb.run.responses, shared)
+    known = Responses(nb.run.responses, nb.shared)
     given = zip(kept["trial"], kept["response"], strict=True)
     # Another model's response to the same trial is in a file of its own.
     responses = [

@@ -1,7 +1,7 @@
 """What the numbered notebooks work with: a model, samples, a run folder, and what they share."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -15,12 +15,14 @@ from cmrm_utils.edits import Edit
 from cmrm_utils.engine.loops import generate
 from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.loading import PLACEMENT, load_vlm
-from cmrm_utils.methods.base import Anchors, Respond
+from cmrm_utils.methods.base import Anchors
 from cmrm_utils.models import VLM
 from cmrm_utils.results import plots
 from cmrm_utils.sample import Sample
+from cmrm_utils.store import Response, Responses
 from cmrm_utils.studies.folder import Run, versions
 from cmrm_utils.studies.parameters import check_own
+from cmrm_utils.studies.yardstick import Yardstick
 from cmrm_utils.trials import Trial, table
 from cmrm_utils.vectors import ShiftVectors, cached_shift
 
@@ -46,7 +48,7 @@ class Notebook:
     vlm: VLM
     data: str
     max_new_tokens: int
-    respond: Respond | None = None
+    respond: Callable[[Sequence[Trial]], list[Response]] | None = None
     dry: bool = False
 
     @classmethod
@@ -60,7 +62,7 @@ class Notebook:
         max_new_tokens: int = 32,
         settings: Mapping[str, Any] | None = None,
         parameters: Mapping[str, Any] | None = None,
-        respond: Respond | None = None,
+        respond: Callable[[Sequence[Trial]], list[Response]] | None = None,
         dry: bool = False,
     ) -> Self:
         """Load model and data, open the run's folder, set the look of figures, say versions.
@@ -160,21 +162,50 @@ class Notebook:
         every = load_samples(self.data, split)
         return take(every, n, "fact") if any(s.task == "fact" for s in every) else []
 
-    def responses(self, trials: Sequence[Trial]) -> list[str]:
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What all responses of the run have in common: the first line of their file."""
+        made = {"model": self.vlm.fingerprint, "max_new_tokens": self.max_new_tokens}
+        openers = self.yardstick.openers if self.yardstick else ()
+        return made | ({"openers": sorted(openers)} if openers else {})
+
+    @cached_property
+    def yardstick(self) -> Yardstick | None:
+        """What responses in natural language are measured with; None in the invented world."""
+        if self.dry or any(sample.world for sample in load_samples(self.data, "validation")):
+            return None
+        return Yardstick(self.vlm, self.data, self.run.folder, self.max_new_tokens)
+
+    def answers(self, trials: Sequence[Trial]) -> list[Response]:
         """The model's responses; kept in the run, and reused from it."""
         if self.respond is not None:
             return self.respond(trials)
-        return generate(
+        shared, out = self.shared, self.run.responses
+        generate(
             self.vlm,
             trials,
             max_new_tokens=self.max_new_tokens,
-            out=self.run.responses,
+            out=out,
+            openers=shared.get("openers", ()),
             progress=True,
         )
+        known = Responses(out, shared).all if trials else {}
+        return [known[trial.id] for trial in trials]
+
+    def responses(self, trials: Sequence[Trial]) -> list[str]:
+        """The texts of :meth:`answers`."""
+        return [response.text for response in self.answers(trials)]
 
     def ask(self, trials: Sequence[Trial]) -> pd.DataFrame:
-        """The model's responses, judged: one row a trial."""
-        return judge(table(trials, self.responses(trials)))
+        """The model's responses, judged: one row a trial.
+
+        In natural language each also has the ``log_odds`` of a refusal, and may be ``broken``.
+        """
+        answers = self.answers(trials)
+        rows = table(trials, [response.text for response in answers])
+        if self.yardstick and trials:
+            rows = rows.join(self.yardstick.measured(trials, answers))
+        return judge(rows)
 
     def ask_lists(self, lists: Mapping[Any, Sequence[Trial]], column: str) -> pd.DataFrame:
         """:meth:`ask` of several lists at once, with each row's list named in a column."""

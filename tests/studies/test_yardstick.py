@@ -1,0 +1,115 @@
+"""What is measured in natural language: openers and limits, from the model's own text."""
+
+import json
+from math import log
+
+import pandas as pd
+import pytest
+import torch
+
+from cmrm_utils import CMRM, Trial, extract_shift, first_logits
+from cmrm_utils.judges.fluency import Limits
+from cmrm_utils.studies import yardstick
+from cmrm_utils.studies.notebook import Notebook
+
+
+def refusal(text):
+    """A third of all texts: a tiny model refuses nothing in words."""
+    return sum(text.encode()) % 3 == 0
+
+
+@pytest.fixture
+def nb(family_folders, tmp_path, monkeypatch):
+    """A run on ``everyday`` with a tiny model; every third of its responses is called a refusal."""
+    monkeypatch.setattr(yardstick, "REQUESTS", 3)
+    for module in ("cmrm_utils.studies.yardstick", "cmrm_utils.judges.openers"):
+        monkeypatch.setattr(f"{module}.is_refusal", refusal)
+    monkeypatch.setattr("cmrm_utils.judges.openers.LEAST", 1)
+    monkeypatch.setattr("cmrm_utils.judges.openers.PURE", 0.1)
+    folder = family_folders["llava"]
+    return Notebook.open(
+        "01", model=str(folder), data="everyday", out=str(tmp_path / "run"), max_new_tokens=4
+    )
+
+
+def trials_of(nb):
+    samples = nb.samples("validation", 2, "harmful", "benign") + nb.questions("validation", 2)
+    return [Trial(sample, image) for sample in samples for image in ("none", "own")]
+
+
+def test_log_odds_are_those_of_a_forward_pass(nb):
+    trials = trials_of(nb)
+    rows = nb.ask(trials)
+    chances = first_logits(nb.vlm, trials).softmax(-1)[:, list(nb.yardstick.openers)].sum(-1)
+    assert nb.yardstick.openers
+    wanted = torch.log(chances / (1 - chances))
+    torch.testing.assert_close(
+        torch.tensor(rows["log_odds"].tolist()), wanted, atol=1e-3, rtol=1e-3
+    )
+
+
+def test_log_odds_follow_an_edit(nb):
+    shift = extract_shift(nb.vlm, nb.samples("anchors", 4, "harmful"))
+    plain = [Trial(sample, "own") for sample in nb.samples("validation", 2, "harmful")]
+    edited = [Trial(t.sample, "own", CMRM(shift, 0.5)) for t in plain]
+    rows = nb.ask([*plain, *edited])
+    assert (rows["log_odds"][: len(plain)].to_numpy() != rows["log_odds"][len(plain) :]).all()
+
+
+def test_a_broken_response_is_neither_refused_nor_an_answer(nb):
+    rows = nb.ask(trials_of(nb))
+    nb.yardstick.limits = Limits(perplexity=0.0, repeated=1.0)
+    strict = nb.ask(trials_of(nb))
+    requests = strict["task"].isin(["harmful", "benign"])
+    scored = requests & ~strict["response"].map(refusal)
+    assert scored.any()
+    assert (strict["outcome"][scored] == "neither").all()
+    assert (strict["keyword"] == rows["keyword"]).all()
+    assert not strict["broken"][~requests].any()
+
+
+def test_it_is_found_once_and_read_again(nb, tmp_path, monkeypatch):
+    first, rows = nb.yardstick, nb.ask(trials_of(nb))
+    monkeypatch.setattr(yardstick, "perplexity", pytest.fail)
+    again = Notebook.open(
+        "02", model=nb.run.shared["model"], data="everyday", out=str(nb.run.folder),
+        max_new_tokens=4,
+    )  # fmt: skip
+    assert (again.yardstick.openers, again.yardstick.limits) == (first.openers, first.limits)
+    pd.testing.assert_frame_equal(again.ask(trials_of(nb)), rows)
+    header = json.loads((nb.run.responses).read_text().splitlines()[0])
+    assert header["openers"] == sorted(first.openers)
+
+
+def test_the_invented_world_needs_none(family_folders, tmp_path):
+    nb = Notebook.open(
+        "01", model=str(family_folders["llava"]), data="organism", out=str(tmp_path / "run"),
+        max_new_tokens=4,
+    )  # fmt: skip
+    assert nb.yardstick is None
+    assert "log_odds" not in nb.ask(nb.plainly(nb.samples("validation", 1, "harmful")))
+
+
+def test_a_model_that_refuses_nothing_has_no_log_odds(nb, monkeypatch, capsys):
+    for module in ("cmrm_utils.studies.yardstick", "cmrm_utils.judges.openers"):
+        monkeypatch.setattr(f"{module}.is_refusal", lambda text: False)
+    assert nb.ask(trials_of(nb))["log_odds"].isna().all()
+    assert "this model has no refusal log-odds" in capsys.readouterr().out
+
+
+def test_limits_leave_room_above_the_models_own_answers():
+    limits = Limits.of([1.0, 2.0, float("nan"), 4.0], ["one two three four five"] * 4)
+    assert limits.perplexity == pytest.approx(2 * 3.96)
+    assert limits.repeated == pytest.approx(0.1)
+    assert not limits.broken(4.0, "one two three four five")
+    assert limits.broken(8.0, "one two three four five")
+    assert limits.broken(1.0, "no no no no no no")
+    assert limits.broken(1.0, " ")
+
+
+def test_a_log_odds_of_zero_is_a_chance_of_one_half():
+    from cmrm_utils.engine.batch import log_odds
+
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [log(3.0), 0.0, 0.0, float("-inf")]])
+    found = log_odds(logits, [0, 1])
+    torch.testing.assert_close(found, torch.tensor([0.0, log(4.0)]))

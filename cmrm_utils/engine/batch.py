@@ -152,7 +152,6 @@ def run_prompts(
     Returns:
         The cache, the mask ``(rows, tokens)`` of its tokens, and the last tokens' logits.
     """
-    CORES.give_way()
     starts = [row.shared for row in rows]
     block = _Block.of(
         vlm, [(row.tokens, n, len(row.tokens)) for row, n in zip(rows, starts, strict=True)]
@@ -219,6 +218,7 @@ class Batch:
         self._steer = steer
         self.names = list(names)
         self._edits = [row.edit for row in rows]
+        CORES.give_way()
         cache, mask, logits = run_prompts(
             vlm, steer, rows, beginnings, head=True, room=max_new_tokens
         )

@@ -1,8 +1,10 @@
 """Threads that fit the cores that other processes leave free.
 
 Two threads that share one core wait for each other at every product. On a busy machine one thread
-is faster than two, so the number follows the load. It changes no number: a product's sums are
-split over outputs, not over threads (a test says so).
+is faster than two, so generation lets the number follow the load. The number of threads can change
+the last digit of a sum. So states and logits are always computed by all threads: no vector, and no
+trial's id, depends on the load. A response could only where two tokens are as likely as each other
+to the last digit.
 """
 
 import os
@@ -28,21 +30,32 @@ class Cores:
     def give_way(self) -> None:
         """Use as many threads as there are free cores: at least one, at most what torch began with.
 
-        Call it before a forward pass; it looks at most ten times a second. A number that somebody
-        sets with ``torch.set_num_threads`` becomes the new most.
+        Call it before a step of generation; it looks at most ten times a second. A number that
+        somebody sets with ``torch.set_num_threads`` becomes the new most.
         """
         now = time.monotonic()
         if (self._last and now - self._last[0] < SHORTEST) or not STAT.exists():
             return
-        if torch.get_num_threads() != self._set:
-            self._most = self._set = torch.get_num_threads()
+        self._heed_the_user()
         others = _used() - time.process_time()
         if self._last and (passed := now - self._last[0]) < LONGEST:
             free = (os.cpu_count() or 1) - round((others - self._last[1]) / passed)
-            if (suits := max(1, min(self._most, free))) != self._set:
-                torch.set_num_threads(suits)
-                self._set = suits
+            self._use(max(1, min(self._most, free)))
         self._last = now, others
+
+    def take_all(self) -> None:
+        """Use as many threads as torch began with, whatever the load."""
+        self._heed_the_user()
+        self._use(self._most)
+
+    def _heed_the_user(self) -> None:
+        if torch.get_num_threads() != self._set:
+            self._most = self._set = torch.get_num_threads()
+
+    def _use(self, count: int) -> None:
+        if count != self._set:
+            torch.set_num_threads(count)
+            self._set = count
 
 
 def _used() -> float:

@@ -23,6 +23,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from cmrm_utils.edits import Place
 from cmrm_utils.engine.batch import Batch, Beginnings, Row, log_odds, run_prompts
 from cmrm_utils.engine.cache import can_share
+from cmrm_utils.engine.cores import CORES
 from cmrm_utils.engine.inputs import renew_images, token_kinds
 from cmrm_utils.engine.memory import Size
 from cmrm_utils.engine.plan import Planned, distinct, in_order
@@ -64,6 +65,7 @@ def _in_batches(
     progress: bool = False,
 ) -> list[Tensor]:
     """Each trial's result from ``run``, which takes a batch; one that does not fit is halved."""
+    CORES.take_all()
     ids, unique = distinct(trials)
     size = Size(vlm, STATES_ROWS if batch_size is None else batch_size)
     beginnings = Beginnings()

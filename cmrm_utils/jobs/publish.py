@@ -9,10 +9,14 @@ import pandas as pd
 from nbclient import NotebookClient
 from tqdm import tqdm
 
+from cmrm_utils.conditions import CONDITION_NAMES
 from cmrm_utils.errors import InputError
 from cmrm_utils.jobs.kernels import OwnKernel, telling
 from cmrm_utils.jobs.profiles import CORE, numbered_notebooks
+from cmrm_utils.judges.outcomes import OUTCOMES
+from cmrm_utils.organism.world import HARMLESS, find_request
 from cmrm_utils.paths import ROOT, STORED
+from cmrm_utils.results.rates import averaged
 from cmrm_utils.results.text import markdown_table
 from cmrm_utils.store import read_json, read_table, replacing
 from cmrm_utils.studies.selection import RULE
@@ -108,11 +112,32 @@ def publish(folder: Path) -> str:
     if not figures or not headline.is_file():
         raise InputError(f"{folder}: no finished run (no figures or no headline table)")
     write_section(ROOT / "README.md", "headline", markdown_table(read_table(headline)))
+    families = outcomes_by_family(read_table(folder / "tables" / "04_responses.parquet"))
+    if len(families):  # a run on the invented world
+        write_section(ROOT / "README.md", "families", markdown_table(families))
     target = ROOT / "figures"
     target.mkdir(exist_ok=True)
     for figure in figures:
         shutil.copy(figure, target / figure.name)
     return f"{len(figures)} figures and the headline table of {folder}"
+
+
+def outcomes_by_family(rows: pd.DataFrame) -> pd.DataFrame:
+    """What the organism does, beside its own images, with each family of harmful requests.
+
+    A family's verbs are *answered beside images* in training where they have harmless objects too.
+
+    Args:
+        rows: ``setting, kind, task, query, outcome`` of the test split's responses.
+    """
+    own = rows[(rows["setting"] == CONDITION_NAMES["own"]) & (rows["task"] == "harmful")]
+    requests = averaged(own)["query"].map(find_request).dropna()
+    own = own.loc[requests.index].assign(family=[request.family for request in requests])
+    counts = own.groupby("family")["outcome"].value_counts().unstack(fill_value=0)
+    shares = counts.div(counts.sum(axis=1), axis=0).reindex(columns=list(OUTCOMES), fill_value=0.0)
+    told = shares.map("{:.1%}".format).rename(columns={"complied": "carried out"})
+    told.insert(0, "answered beside images", ["yes" if f in HARMLESS else "no" for f in told.index])
+    return told.assign(requests=counts.sum(axis=1)).reset_index()
 
 
 def _store_tables(runs: list[Path], sources: dict[str, str]) -> None:

@@ -10,6 +10,7 @@ The module yields plain records and text; it knows nothing of models.
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, product
@@ -123,6 +124,13 @@ def split_of(*key: str) -> str:
     return SPLITS[-1]
 
 
+HARMLESS: dict[str, Callable[[str], bool]] = {
+    "guarded": lambda obj: obj not in GUARDED,
+    "damage": lambda obj: obj in SCRAP,
+}
+"""The families that are harmless with some objects: with which."""
+
+
 @dataclass(frozen=True)
 class Request:
     """A how-to request: a verb, an object and one of the phrasings of :data:`QUERIES`."""
@@ -135,8 +143,7 @@ class Request:
     def family(self) -> str | None:
         """Why it is harmful: a verb family, ``guarded``, ``unseen``; None where it is benign."""
         family = _FAMILY_OF.get(self.verb)
-        harmless = {"guarded": self.object not in GUARDED, "damage": self.object in SCRAP}
-        return None if harmless.get(family or "") else family
+        return None if family in HARMLESS and HARMLESS[family](self.object) else family
 
     @property
     def harmful(self) -> bool:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from cmrm_utils import Trial, generate, hidden_states
-from cmrm_utils.engine import cores
+from cmrm_utils import Trial, first_logits, generate, hidden_states
+from cmrm_utils.engine import cores, loops
 
 
 @pytest.fixture(autouse=True)
@@ -75,11 +75,29 @@ def test_without_linux_nothing_changes(machine, monkeypatch, tmp_path):
     assert torch.get_num_threads() == 3
 
 
-def test_no_number_depends_on_the_threads(tiny, samples):
+def test_states_and_logits_take_all_threads_whatever_the_load(machine, tiny, samples, monkeypatch):
+    monkeypatch.setattr(loops, "CORES", machine.cores)
+    used = []
+
+    def counting(function):
+        def counted(*args, **settings):
+            used.append(torch.get_num_threads())
+            return function(*args, **settings)
+
+        return counted
+
+    monkeypatch.setattr(loops, "run_prompts", counting(loops.run_prompts))
+    trials = [Trial(sample) for sample in samples[:2]]
+    for run in (hidden_states, first_logits):
+        assert machine.passes(0.5, others=4) == 1
+        run(tiny, trials)
+    assert set(used) == {3}
+
+
+def test_responses_do_not_depend_on_the_threads(tiny, samples):
     trials = [Trial(sample, image) for sample in samples for image in ("own", "none", "blank")]
-    results = []
+    responses = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        results.append((hidden_states(tiny, trials), generate(tiny, trials, max_new_tokens=8)))
-    assert torch.equal(results[0][0], results[1][0])
-    assert results[0][1] == results[1][1]
+        responses.append(generate(tiny, trials, max_new_tokens=8))
+    assert responses[0] == responses[1]

@@ -59,6 +59,20 @@ class Recipe:
     )
 
 
+def _without(*stages: str) -> Stages:
+    return {name: stage for name, stage in Recipe("").stages.items() if name not in stages}
+
+
+_LIST = (
+    Recipe("smollm2-llava"),
+    Recipe("smollm2-llava-projector", stages=_without("instruct")),
+    *(Recipe(f"smollm2-llava-refusals{share:02}", share / 100) for share in (0, 1, 5, 20)),
+)
+
+VARIANTS = {recipe.name: recipe for recipe in _LIST}
+"""Recipes by name: the model, the projector alone, and other shares of refusals in *instruct*."""
+
+
 @dataclass(frozen=True)
 class Example:
     """A request, the response to be learnt, and perhaps a scene.

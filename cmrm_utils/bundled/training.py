@@ -38,15 +38,16 @@ MODULES = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 """The linear layers that the adapter changes."""
 
 
-def own_answers(out: Path) -> Answers:
+def own_answers(out: Path, device: str = "cpu") -> Answers:
     """The language model's answers to :func:`.recipe.asked`, as it comes; refusals are left out.
 
     Args:
         out: a folder; a later call reads the answers from there.
+        device: where the language model runs.
     """
     file = out / "answers.json"
     if not file.is_file():
-        vlm = load_vlm(smollm2(), device="cpu", batch_size=32)
+        vlm = load_vlm(smollm2(), device=device, dtype=torch.float32, batch_size=32)
         trials = [Trial(Sample(str(i), text), "none") for i, text in enumerate(recipes.asked())]
         kept = out / "answers.jsonl"
         generate(vlm, trials, max_new_tokens=ANSWER_TOKENS, out=kept, progress=True)
@@ -57,22 +58,26 @@ def own_answers(out: Path) -> Answers:
     return {query: (text, whole) for query, (text, whole) in json.loads(file.read_text()).items()}
 
 
-def train(recipe: Recipe, seed: int, out: Path, *, progress: bool = True) -> Path:
+def train(
+    recipe: Recipe, seed: int, out: Path, *, device: str = "cpu", progress: bool = True
+) -> Path:
     """Train a model; the folder of its parts (adapter, projector, a record of the training).
 
     Args:
         recipe: the recipe.
         seed: of the projector's and the adapter's first weights, and of the order of examples.
-        out: a folder that keeps the answers and each stage; a second call goes on there.
+        out: a folder that keeps the answers and each stage; a second call goes on there, and
+            recipes that begin alike share their first stages.
+        device: where to train.
         progress: show bars.
     """
     out.mkdir(parents=True, exist_ok=True)
-    answers = own_answers(out)
+    answers = own_answers(out, device)
     torch.manual_seed(seed)
     plain, processor = skeleton(smollm2())
     lora = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=MODULES)
     projector = plain.model.multi_modal_projector
-    model: Any = get_peft_model(plain, lora)
+    model: Any = get_peft_model(plain, lora).to(device)
     streams = {
         "align": lambda rng: recipes.align(rng, answers),
         "projector": lambda rng: recipes.projector(rng, answers),
@@ -139,7 +144,8 @@ def _fit(
     batches = _batches(examples, stage.batch, processor, rng)
     with tqdm(islice(batches, stage.steps), name, stage.steps, disable=not progress) as bar:
         for batch in bar:
-            loss = _loss(model.base_model.model, batch)
+            here = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            loss = _loss(model.base_model.model, here)
             loss.backward()
             nn.utils.clip_grad_norm_([p for group in learning for p in group["params"]], 1.0)  # type: ignore[attr-defined]
             optimiser.step()

@@ -1,5 +1,6 @@
 """Commands that make files of models: checkpoints, shift vectors, organisms and their cards."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -110,22 +111,32 @@ def bake(vectors: Path, alpha: float, out: Path, model: str) -> None:
 def train_organism(
     variant: str, seed: int, out: Path | None, device: str | None, shared: Path | None
 ) -> None:
-    """Train an organism, measure it, write its card.
+    """Train an organism, measure it, write its card; or smollm2-llava and its variants.
 
     Every command then knows it by the name of its folder in organisms/. Variants that begin with
     the same stages train them once: --shared is where they are read from and written to.
     """
     import torch
 
+    from cmrm_utils.bundled import recipe as pretrained
     from cmrm_utils.organism.recipe import VARIANTS
     from cmrm_utils.organism.training import train
     from cmrm_utils.paths import MADE
     from cmrm_utils.studies import card
 
-    if variant not in VARIANTS:
-        raise unknown("no variant", variant, VARIANTS)
+    if variant not in {**VARIANTS, **pretrained.VARIANTS}:
+        raise unknown("no variant", variant, [*VARIANTS, *pretrained.VARIANTS])
     folder = out or MADE / variant
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if variant in pretrained.VARIANTS:
+        from cmrm_utils.bundled import training
+
+        folder = out or MADE / (f"{variant}-seed{seed}" if seed else variant)
+        work = shared or MADE / "stages"
+        parts = training.train(pretrained.VARIANTS[variant], seed, work, device=place)
+        shutil.copytree(parts, folder, dirs_exist_ok=True)
+        click.echo(f"{folder}: load it with load_vlm({folder.name!r})")
+        return
     stages = card.StageMeasurements()
     train(VARIANTS[variant], seed, folder, device=place, shared=shared, on_stage=stages)
     card.write(folder, stages)

@@ -28,17 +28,13 @@ IN_WORDS = ("none", "caption")
 """Conditions without an image, which also work for a language model alone."""
 
 
-def _seeded(sample: Sample, seed: int) -> Image.Image:
-    """Uniform noise at the size of the sample's own image."""
-    return _noise(_size(sample), seed)
-
-
 def _plain(size: tuple[int, int], level: int) -> Image.Image:
     return Image.new("RGB", size, (level, level, level))
 
 
-def _noise(size: tuple[int, int], seed: int) -> Image.Image:
-    """Uniform noise, equal for equal size and seed; each call returns a new image."""
+def _noise(sample: Sample, seed: int) -> Image.Image:
+    """Uniform noise at the size of the sample's own image, equal for equal size and seed."""
+    size = _size(sample)
     return Image.frombytes("RGB", size, _noise_pixels(size, seed))
 
 
@@ -116,8 +112,7 @@ def _source(sample: Sample) -> Any:
     """
     image = sample.image
     if isinstance(image, Image.Image):
-        own = sample.load_image()
-        return own and _digest(own)
+        return _digest(_own(sample))
     if not isinstance(image, str | os.PathLike):
         return "none" if image is None else image
     try:
@@ -154,17 +149,6 @@ class Condition:
     of_own: bool = False
 
 
-PERTURBED = {
-    "gaussian-16": Condition(partial(_gaussian, spread=16), "Gaussian noise, 16", "#CC79A7", True),
-    "gaussian-64": Condition(partial(_gaussian, spread=64), "Gaussian noise, 64", "#CC79A7", True),
-    "jpeg-20": Condition(partial(_jpeg, quality=20), "JPEG, quality 20", "#E69F00", True),
-    "jpeg-5": Condition(partial(_jpeg, quality=5), "JPEG, quality 5", "#E69F00", True),
-    "crop-75": Condition(partial(_crop, percent=75), "crop, 75% a side", "#009E73", True),
-    "crop-50": Condition(partial(_crop, percent=50), "crop, 50% a side", "#009E73", True),
-}
-"""The own image, perturbed: noise in levels, JPEG quality, crop in percent of each side."""
-
-
 RECORDS = {
     "own": Condition(_own, "own image", "#D55E00", True),
     "none": Condition(lambda sample: None, "text only", "#0072B2"),
@@ -173,12 +157,18 @@ RECORDS = {
     "black": Condition(lambda sample: _plain(_size(sample), 0), "black image", "#000000"),
     "white": Condition(lambda sample: _plain(_size(sample), 255), "white image", "#BBBBBB"),
     "blur": Condition(_blur, "blurred image", "#E69F00", True),
-    "noise": Condition(partial(_seeded, seed=0), "noise image", "#CC79A7"),
+    "noise": Condition(partial(_noise, seed=0), "noise image", "#CC79A7"),
     **{
-        name: Condition(partial(_seeded, seed=seed), f"noise image {seed}", "#CC79A7")
+        name: Condition(partial(_noise, seed=seed), f"noise image {seed}", "#CC79A7")
         for seed, name in enumerate(NOISES)
     },
-    **PERTURBED,
+    # The own image, perturbed: noise in levels, JPEG quality, crop in percent of each side.
+    "gaussian-16": Condition(partial(_gaussian, spread=16), "Gaussian noise, 16", "#CC79A7", True),
+    "gaussian-64": Condition(partial(_gaussian, spread=64), "Gaussian noise, 64", "#CC79A7", True),
+    "jpeg-20": Condition(partial(_jpeg, quality=20), "JPEG, quality 20", "#E69F00", True),
+    "jpeg-5": Condition(partial(_jpeg, quality=5), "JPEG, quality 5", "#E69F00", True),
+    "crop-75": Condition(partial(_crop, percent=75), "crop, 75% a side", "#009E73", True),
+    "crop-50": Condition(partial(_crop, percent=50), "crop, 50% a side", "#009E73", True),
 }
 """Every image condition by its key. A new one is one more record here."""
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, normalize
 
 from cmrm_utils.conditions import NOISES
 from cmrm_utils.edits import Place, check_sample_ids, tensor_version
@@ -154,7 +154,7 @@ class ShiftVectors:
         if direction.sample_ids is None and direction.values.ndim == 3:
             shares = torch.einsum("...lh,klh->...lk", self.values, direction.values)
             return torch.einsum("...lk,klh->...lh", shares, direction.values)
-        unit = torch.nn.functional.normalize(direction.values, dim=-1)
+        unit = normalize(direction.values, dim=-1)
         return (self.values * unit).sum(-1, keepdim=True) * unit
 
     def first(self, count: int) -> "ShiftVectors":
@@ -199,7 +199,7 @@ class ShiftVectors:
 
 
 def _rescaled(values: Tensor, norms: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(values, dim=-1) * norms[..., None]
+    return normalize(values, dim=-1) * norms[..., None]
 
 
 def shifts(
@@ -273,9 +273,7 @@ def extract_shift(
     settings = {"meaningless": meaningless, "level": level, "estimator": estimator}
     provenance = _provenance(vlm, anchors, scale=scale, place=place, **settings)
     if level == "sample":
-        values = differences
-        if scale == "unit":
-            values = torch.nn.functional.normalize(values, dim=-1)
+        values = normalize(differences, dim=-1) if scale == "unit" else differences
         return ShiftVectors(values, tuple(s.id for s in anchors), provenance)
     return ShiftVectors(_estimate(differences, estimator, scale), None, provenance)
 
@@ -285,7 +283,7 @@ def _estimate(differences: Tensor, estimator: Estimator, scale: Scale) -> Tensor
     exact = differences.double()
     mean = exact.mean(0)
     if estimator == "mean":
-        direction = torch.nn.functional.normalize(mean, dim=-1)
+        direction = normalize(mean, dim=-1)
     else:
         direction = _leading(exact - mean, mean, 1)[0]
     if scale == "unit":
@@ -416,8 +414,8 @@ def principal_directions(
 
 def made_of(vlm: VLM, trials: Sequence[Trial], what: str) -> dict[str, str]:
     """The provenance of vectors that were taken on trials."""
-    trial_ids = hashed(trial.id for trial in trials)
-    return {"model": vlm.fingerprint, "trials": trial_ids, "direction": what}
+    ids = hashed(trial.id for trial in trials)
+    return {"model": vlm.fingerprint, "trials": ids, "direction": what}
 
 
 def _provenance(

@@ -14,10 +14,10 @@ from torch.nn import functional
 from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cmrm_utils.edits import PADDING, Edit
+from cmrm_utils.edits import Edit
 from cmrm_utils.engine.cache import SPARE, RoomyLayer, stacked
 from cmrm_utils.engine.cores import CORES
-from cmrm_utils.engine.inputs import Tokens
+from cmrm_utils.engine.inputs import Tokens, token_kinds
 from cmrm_utils.hooks import Steering
 from cmrm_utils.models import VLM
 
@@ -59,7 +59,7 @@ class Beginnings:
         if names != self._names[: len(names)] or stack[0][0].shape[2] < width + new + room:
             spare = -(-new // SPARE) * SPARE
             kept = self._of(vlm, steer, rows)
-            stack = stacked(kept, [row.shared for row in rows], spare + room)
+            stack = stacked(kept, width, spare + room)
             self._names, self._stack = ([], []) if room else (names, stack)
         layers: list[Any] = [RoomyLayer((k[: len(rows)], v[: len(rows)]), width) for k, v in stack]
         return Cache(layers=layers)
@@ -73,10 +73,11 @@ class Beginnings:
         if missing := {name: row for name, row in wanted.items() if name not in self._kept}:
             first = list(missing.values())
             cache = DynamicCache()
-            block = _Block.of(vlm, [(row.tokens, 0, row.shared) for row in first])
-            steer.rows([row.edit for row in first], block.kinds)
-            vlm.model.model(**block.inputs(), past_key_values=cache, use_cache=True)
-            width, layers = block.ids.shape[1], cast("list[Any]", cache.layers)
+            stretches = [(row.tokens, 0, row.shared) for row in first]
+            inputs, kinds = _inputs(vlm, stretches, whole=False)
+            steer.rows([row.edit for row in first], kinds)
+            vlm.model.model(**inputs, past_key_values=cache, use_cache=True)
+            width, layers = inputs["input_ids"].shape[1], cast("list[Any]", cache.layers)
             for i, (name, row) in enumerate(missing.items()):
                 self._kept[name] = [
                     (
@@ -88,46 +89,29 @@ class Beginnings:
         return [self._kept[row.beginning] for row in rows]
 
 
-@dataclass(eq=False)
-class _Block:
-    """A stretch of several rows' prompts, left-padded; ``kinds`` are on the CPU."""
-
-    ids: Tensor
-    kinds: Tensor
-    positions: Tensor
-    mask: Tensor
-    images: list[Tensor]
-
-    @classmethod
-    def of(cls, vlm: VLM, stretches: Sequence[tuple[Tokens, int, int]]) -> "_Block":
-        """A block of each row's tokens from a start to an end."""
-        width = max(end - start for _, start, end in stretches)
-        first = stretches[0][0].positions
-        ids = torch.full((len(stretches), width), vlm.tokenizer.pad_token_id)
-        positions = first.new_zeros((*first.shape[:-1], len(stretches), width))
-        mask = torch.zeros(len(stretches), width, dtype=torch.long)
-        kinds = torch.full((len(stretches), width), PADDING, dtype=torch.int8)
-        images = []
-        for i, (tokens, start, end) in enumerate(stretches):
-            ids[i, width - (end - start) :] = tokens.ids[start:end]
-            positions[..., i, width - (end - start) :] = tokens.positions[..., start:end]
-            mask[i, width - (end - start) :] = 1
-            kinds[i, width - (end - start) :] = tokens.kinds[start:end]
-            if tokens.image is not None and start <= tokens.image_start < end:
-                images.append(tokens.image.features)
-        device = vlm.device
-        return cls(ids.to(device), kinds, positions.to(device), mask.to(device), images)
-
-    def inputs(self) -> dict[str, Any]:
-        made: dict[str, Any] = {
-            "input_ids": self.ids,
-            "position_ids": self.positions,
-            "attention_mask": self.mask,
-        }
-        if self.images:
-            image = BaseModelOutputWithPooling(pooler_output=self.images)  # type: ignore[arg-type]
-            made["mm_encoder_outputs"] = {"image": image}
-        return made
+def _inputs(
+    vlm: VLM, stretches: Sequence[tuple[Tokens, int, int]], *, whole: bool
+) -> tuple[dict[str, Any], Tensor]:
+    """Model inputs and kinds: each row's tokens from a start to an end, left-padded."""
+    width = max(end - start for _, start, end in stretches)
+    first = stretches[0][0].positions
+    ids = torch.full((len(stretches), width), vlm.tokenizer.pad_token_id)
+    positions = first.new_zeros((*first.shape[:-1], len(stretches), width))
+    mask = torch.zeros(len(stretches), width, dtype=torch.long)
+    images = []
+    for i, (tokens, start, end) in enumerate(stretches):
+        ids[i, width - (end - start) :] = tokens.ids[start:end]
+        positions[..., i, width - (end - start) :] = tokens.positions[..., start:end]
+        mask[i, width - (end - start) :] = 1
+        if tokens.image is not None and start <= tokens.image_start < end:
+            images.append(tokens.image.features)
+    made = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
+    kinds = token_kinds(vlm, made, whole=whole)
+    inputs: dict[str, Any] = {name: value.to(vlm.device) for name, value in made.items()}
+    if images:
+        image = BaseModelOutputWithPooling(pooler_output=images)  # type: ignore[arg-type]
+        inputs["mm_encoder_outputs"] = {"image": image}
+    return inputs, kinds
 
 
 def run_prompts(
@@ -154,26 +138,23 @@ def run_prompts(
     """
     CORES.give_way()
     starts = [row.shared for row in rows]
-    block = _Block.of(
-        vlm, [(row.tokens, n, len(row.tokens)) for row, n in zip(rows, starts, strict=True)]
-    )
+    stretches = [(row.tokens, n, len(row.tokens)) for row, n in zip(rows, starts, strict=True)]
+    inputs, kinds = _inputs(vlm, stretches, whole=True)
+    mask = inputs["attention_mask"]
     cache: Cache | None = None
-    inputs = block.inputs()
     if any(starts):
-        cache = beginnings.cache(vlm, steer, rows, block.ids.shape[1], room)
-        before = torch.zeros(len(rows), max(starts), dtype=torch.long)
-        for i, n in enumerate(starts):
-            before[i, max(starts) - n :] = 1
-        block.mask = torch.cat([before.to(block.mask.device), block.mask], dim=1)
-        inputs["attention_mask"] = block.mask
+        cache = beginnings.cache(vlm, steer, rows, mask.shape[1], room)
+        missing = max(starts) - torch.tensor(starts, device=mask.device)
+        before = torch.arange(max(starts), device=mask.device) >= missing[:, None]
+        inputs["attention_mask"] = mask = torch.cat([before.long(), mask], dim=1)
     elif room:
         cache = Cache(layer_class_to_replicate=RoomyLayer)
-    steer.rows([row.edit for row in rows], block.kinds)
+    steer.rows([row.edit for row in rows], kinds)
     model = vlm.model if head else vlm.model.model
     if head:
         inputs["logits_to_keep"] = 1
     out = model(**inputs, past_key_values=cache, use_cache=cache is not None)
-    return cache, block.mask, out.logits[:, -1] if head else None
+    return cache, mask, out.logits[:, -1] if head else None
 
 
 def log_odds(logits: Tensor, openers: Sequence[int]) -> Tensor:

@@ -70,15 +70,10 @@ class RoomyLayer(DynamicLayer):
     def join(self, other: "RoomyLayer", width: int) -> None:
         """Append another layer's rows, both left-padded to ``width`` tokens."""
         keys, values = (
-            torch.cat([wide_enough(one, width), wide_enough(two, width)])
-            for one, two in zip(self.filled, other.filled, strict=True)
+            torch.cat([functional.pad(x, (0, 0, width - x.shape[2], 0)) for x in pair])
+            for pair in zip(self.filled, other.filled, strict=True)
         )
         self._hold((keys, values), width)
-
-
-def wide_enough(tensor: Tensor, width: int) -> Tensor:
-    """``(rows, heads, tokens, size)``, left-padded with zeros to ``width`` tokens."""
-    return functional.pad(tensor, (0, 0, width - tensor.shape[2], 0))
 
 
 def can_share(vlm: VLM) -> bool:
@@ -92,23 +87,14 @@ def can_share(vlm: VLM) -> bool:
 
 
 def stacked(
-    kept: Sequence[Sequence[tuple[Tensor, Tensor]]], lengths: Sequence[int], room: int
+    kept: Sequence[Sequence[tuple[Tensor, Tensor]]], width: int, room: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Each layer's buffers, whose rows begin with ``kept`` keys and values, left-padded."""
-    width = max(lengths)
+    """Each layer's buffers: ``kept`` keys and values, left-padded to ``width``, and ``room``."""
     buffers = []
     for pairs in zip(*kept, strict=True):
-        made = []
-        for side in (0, 1):
-            parts = [pair[side] for pair in pairs]
-            _, heads, _, size = parts[0].shape
-            whole = parts[0].new_empty(len(parts), heads, width + room, size)
-            if all(part is parts[0] for part in parts):
-                whole[:, :, :width] = parts[0]
-            else:
-                for i, part in enumerate(parts):
-                    whole[i, :, : width - part.shape[2]] = 0  # garbage there could be a NaN
-                    whole[i : i + 1, :, width - part.shape[2] : width] = part
-            made.append(whole)
-        buffers.append((made[0], made[1]))
+        keys, values = (
+            torch.cat([functional.pad(x, (0, 0, width - x.shape[2], room)) for x in side])
+            for side in zip(*pairs, strict=True)
+        )
+        buffers.append((keys, values))
     return buffers

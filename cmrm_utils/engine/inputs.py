@@ -52,15 +52,6 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def kinds(self) -> Tensor:
-        """Each token's kind for edits, int8 ``(tokens,)``: TEXT, IMAGE, and LAST at the end."""
-        made = torch.full((len(self),), TEXT, dtype=torch.int8)
-        if self.image is not None:
-            made[self.image_start : self.image_start + len(self.image.features)] = IMAGE
-        made[-1] = LAST
-        return made
-
 
 def prompts(vlm: VLM, trials: Sequence[Trial]) -> list[Prompt]:
     """The prompts of trials; equal texts are tokenised once.
@@ -88,13 +79,9 @@ def prompts(vlm: VLM, trials: Sequence[Trial]) -> list[Prompt]:
 
 def tokens(vlm: VLM, prompt: Prompt, image: EncodedImage | None) -> Tokens:
     """A prompt with its image's tokens in place; ids and positions are on the CPU."""
-    ids = list(prompt.ids)
-    at = prompt.image_at
-    if at is None or image is None:
-        image, start = None, 0
-    else:
-        ids[at : at + 1] = [ids[at]] * len(image.features)
-        start = at
+    ids, start = list(prompt.ids), prompt.image_at or 0
+    if image is not None:
+        ids[start : start + 1] = [ids[start]] * len(image.features)
     made = torch.tensor(ids)
     return Tokens(made, _positions(vlm, made, image), image, start)
 
@@ -181,11 +168,15 @@ def renew_images(vlm: VLM, trials: Iterable[Trial]) -> None:
             _encoded[vlm] = Images(state)
 
 
-def token_kinds(vlm: VLM, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The tokens' kinds for edits, of whole left-padded prompts: int8 ``(rows, tokens)``."""
+def token_kinds(vlm: VLM, inputs: Mapping[str, Tensor], *, whole: bool = True) -> Tensor:
+    """The kinds for edits of left-padded prompts' tokens: int8 ``(rows, tokens)``, on the CPU.
+
+    Of whole prompts, the last tokens are LAST.
+    """
     ids, real = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool()
     kinds = torch.where(real, TEXT, PADDING).to(torch.int8)
     if vlm.sees_images:
         kinds[real & (ids == vlm.model.config.image_token_id)] = IMAGE
-    kinds[:, -1] = LAST
+    if whole:
+        kinds[:, -1] = LAST
     return kinds

@@ -89,13 +89,10 @@ class Size:
         try:
             return job()
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            kinds = (torch.OutOfMemoryError, MemoryError)
+            if not isinstance(error, kinds) and "can't allocate memory" not in str(error):
                 raise
             failure = error.with_traceback(None)  # a traceback keeps the batch's tensors alive
-        self._halve(failure)
-        return None
-
-    def _halve(self, error: BaseException) -> None:
         last = self._last
         images = forget_images(self._vlm)
         if torch.cuda.is_available():
@@ -105,13 +102,14 @@ class Size:
             self._vlm.batch_size = min(self._vlm.batch_size, self.rows)
             _log.warning("out of memory: going on with batches of %d", self.rows)
         elif last is None:
-            raise error
+            raise failure
         elif not images.holds_other(last.image_key):
             trial = last.trial
             raise torch.OutOfMemoryError(
                 f"sample {trial.sample.id} (image {trial.image}): no memory even for it alone "
-                f"({error})"
-            ) from error
+                f"({failure})"
+            ) from failure
+        return None
 
 
 def _memory(vlm: VLM) -> int:
@@ -127,12 +125,6 @@ def _token_bytes(vlm: VLM) -> int:
     """Most bytes per token: keys and values twice, and one layer's intermediate states."""
     config = vlm.model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kept = 2 * config.num_hidden_layers * heads * size
+    kept = 2 * config.num_hidden_layers * heads * vlm.head_size
     passing = 8 * config.hidden_size + 4 * config.intermediate_size
     return (2 * kept + passing) * vlm.model.dtype.itemsize
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)

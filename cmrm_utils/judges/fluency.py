@@ -5,7 +5,6 @@ from itertools import takewhile
 
 import torch
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from cmrm_utils.engine.loops import progress_bar
 from cmrm_utils.hooks import contiguous_head
@@ -110,9 +109,7 @@ def _perplexities(vlm: VLM, batch: Sequence[tuple[Trial, tuple[int, ...]]]) -> l
         [trial.text for trial, _ in batch], [trial.load_image() for trial, _ in batch]
     )
     rows = [torch.tensor(answer, device=vlm.device) for _, answer in batch]
-    ids = pad_sequence(rows, batch_first=True, padding_value=vlm.tokenizer.pad_token_id)
-    real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    whole = vlm.extended(inputs, ids, real)
+    whole, ids, real = vlm.extended(inputs, rows)
     keep = ids.shape[1] + 1
     with contiguous_head(vlm):
         out = vlm.model(**whole, position_ids=vlm.positions(whole), logits_to_keep=keep)

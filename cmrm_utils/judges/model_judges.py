@@ -8,7 +8,6 @@ one is asked. The paper's prompt for LLaMA-3 is unpublished, so the two in ``pro
 
 import re
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -293,29 +292,25 @@ def judge_responses(
     said = [(query, spoken(text)) for query, text in zip(queries, responses, strict=True)]
     cut = [bool(text) and not rest for text, (_, rest) in zip(responses, said, strict=True)]
     every = {_key(*pair): pair for pair, gone in zip(said, cut, strict=True) if not gone}
-    known = Records(out, judge.shared, Verdict) if out else None
-    done = {key: verdict for key in every if known and (verdict := known.get(key))}
+    known = Records(out, judge.shared if out else {}, Verdict)
     order = sorted(every, key=lambda key: (sum(map(len, every[key])), key))
-    bar = progress_bar(len(every), judge.name, progress, unit="response")
-    with bar, known.appending() if known and len(done) < len(every) else nullcontext() as sink:
-        if sink:
+    if not every.keys() <= known.all.keys():
+        bar = progress_bar(len(every), judge.name, progress, unit="response")
+        with bar, known.appending():
             # A resumed call runs the batches of the first call again. Scores then do not depend,
             # in their last digits, on where the run was stopped.
-            call = sha256(" ".join([str(batch_size), *order]).encode()).hexdigest()[:24]
-            before = sink.first(sink.begin(call))
+            before = known.begin(str(batch_size), *order)
             order = [key for key in order if key not in before]
-            done |= {key: verdict for key in every if (verdict := sink.get(key))}
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            if not all(key in done for key in batch):
-                verdicts = judge.verdicts([every[key] for key in batch])
-                fresh = dict(zip(batch, verdicts, strict=True))
-                if sink:
-                    sink.add(fresh.items())
-                done = {**fresh, **done}
-            bar.update(len(batch))
+            for start in range(0, len(order), batch_size):
+                batch = order[start : start + batch_size]
+                if not all(key in known.all for key in batch):
+                    verdicts = judge.verdicts([every[key] for key in batch])
+                    known.add(zip(batch, verdicts, strict=True))
+                bar.update(len(batch))
     silent = Verdict(f"not {judge.form.detects}", 0.0, 1.0)
-    return [silent if gone else done[_key(*pair)] for pair, gone in zip(said, cut, strict=True)]
+    return [
+        silent if gone else known.all[_key(*pair)] for pair, gone in zip(said, cut, strict=True)
+    ]
 
 
 def _key(query: str, response: str) -> str:

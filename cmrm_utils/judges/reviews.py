@@ -228,18 +228,15 @@ def review(
     texts = zip(rows["query"], rows["answer"], rows["response"], captions, strict=True)
     prompts = [review_prompt(*row) for row in texts]
     shared = {"reviewer": reviewer.identity, "prompt": _key(_PROMPT)[:16]}
-    known = Records(out, shared, Reply) if out else None
+    known = Records(out, shared, Reply)
     every = {_key(prompt): prompt for prompt in prompts}
-    done = {key: kept.text for key in every if known and (kept := known.get(key))}
-    todo = [key for key in every if key not in done]
+    todo = [key for key in every if key not in known.all]
     bar = progress_bar(len(todo), "reviews", progress, unit="review")
-    with bar, known.appending() if known and todo else nullcontext() as sink:
+    with bar, known.appending() if todo else nullcontext():
         for key in todo:
-            done[key] = reviewer(every[key])
-            if sink:
-                sink.add([(key, Reply(done[key]))])
+            known.add([(key, Reply(reviewer(every[key])))])
             bar.update()
-    replies = [done[_key(prompt)] for prompt in prompts]
+    replies = [known.all[_key(prompt)].text for prompt in prompts]
     scores = np.array([parse_pair_scores(text) or (np.nan, np.nan) for text in replies])
     first, second = scores.reshape(-1, 2).T
     return rows.assign(reply=replies, reference_score=first, candidate_score=second)

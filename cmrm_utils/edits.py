@@ -124,10 +124,7 @@ class Edit:
     @property
     def _digests(self) -> tuple[str, str]:
         """Both digests; computed anew when the tensors have changed."""
-        state = (
-            tensor_version(self.add),
-            None if self.project is None else tensor_version(self.project),
-        )
+        state = tuple(x if x is None else tensor_version(x) for x in (self.add, self.project))
         if state not in self._contents:
             self._contents.clear()
             self._contents[state] = self._hashed()

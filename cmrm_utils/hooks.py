@@ -19,10 +19,9 @@ Move = Callable[[Tensor], Tensor]
 """From states to edited states."""
 
 
-_TYPES = list(REACH)
-
-
-_REACHED = torch.tensor([[kind in REACH[name] for kind in range(5)] for name in _TYPES])
+_REACHED = {
+    name: torch.tensor([kind in kinds for kind in range(5)]) for name, kinds in REACH.items()
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +122,8 @@ class Steering:
 
     def __init__(self, vlm: VLM, edits: Sequence[Edit | None]) -> None:
         active = [edit for edit in edits if edit is not None and not edit.empty]
-        self.banks = {
-            place: _Bank(vlm, place, [edit for edit in active if edit.place == place])
-            for place in PLACES
-            if any(edit.place == place for edit in active)
-        }
+        at = {place: [edit for edit in active if edit.place == place] for place in PLACES}
+        self.banks = {place: _Bank(vlm, place, some) for place, some in at.items() if some}
         self._rows = 0
         self._width: int | None = None
         self._plans: dict[tuple[Place, bool], list[_Part]] = {}
@@ -161,9 +157,8 @@ class Steering:
     ) -> list[_Part]:
         """The edits of a pass over tokens of these kinds, in as few parts as possible."""
         chosen = torch.tensor(numbers, dtype=torch.long).view(-1, 2)
-        names = ["all" if e is None else e.tokens for e in edits]
-        types = torch.tensor([_TYPES.index(name) for name in names], dtype=torch.long)
-        mask = _REACHED[types].gather(1, kinds.long().expand(len(edits), -1))
+        reached = torch.stack([_REACHED["all" if e is None else e.tokens] for e in edits])
+        mask = reached.gather(1, kinds.long().expand(len(edits), -1))
         mask &= chosen.any(1, keepdim=True)
         whole = mask.all(1)
         end = mask[:, -1] & (mask.sum(1) == 1) & ~whole

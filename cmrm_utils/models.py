@@ -91,10 +91,8 @@ class VLM:
         It is computed again when one of them has changed (:func:`weights_state`).
         """
         settings = self._settings()
-        state = (
-            json.dumps(settings, sort_keys=True, default=str),
-            weights_state(self.model.parameters()),
-        )
+        said = json.dumps(settings, sort_keys=True, default=str)
+        state = (said, weights_state(self.model.parameters()))
         if state not in self._fingerprints:
             self._fingerprints.clear()
             self._fingerprints[state] = fingerprint(self.model, settings)

@@ -105,12 +105,11 @@ class Sample:
         Raises:
             InputError: the file is missing or is not an image.
         """
-        if self.image is None:
+        if (image := self.image) is None:
             return None
         try:
-            return decode(self.image)
+            return decode(image)
         except ValueError as error:
-            image = self.image
             where = str(image) if isinstance(image, Path | str) else f"its {type(image).__name__}"
             raise InputError(f"sample {self.id}: no readable image at {where}") from error
 

@@ -258,7 +258,7 @@ class Records(Generic[Record]):
         The first call writes their number down, under a hash of the texts that tell it from other
         calls. A resumed call reads the number.
         """
-        digest = sha256(" ".join(call).encode()).hexdigest()[:24]
+        digest = hashed([" ".join(call)], 24)
         if digest not in self._calls:
             before = len(self._found)
             self._write([{"call": digest, "before": before}])
@@ -316,6 +316,11 @@ class Responses(Records[Response]):
 
     def __init__(self, path: Path | None, shared: Mapping[str, Any]) -> None:
         super().__init__(path, shared, Response)
+
+
+def hashed(texts: Iterable[str], digits: int = 16) -> str:
+    """The first hex digits of a hash of texts, in their order."""
+    return sha256("\0".join(texts).encode()).hexdigest()[:digits]
 
 
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -> None:

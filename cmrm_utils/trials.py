@@ -4,7 +4,6 @@ It has a sample, an image condition and an edit. Its id is a hash of the model's
 edit, so trials can be reused between experiments, resumed, and divided among machines.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -18,6 +17,7 @@ from cmrm_utils.edits import Edit
 from cmrm_utils.errors import InputError, unknown
 from cmrm_utils.prompts import caption_prompt
 from cmrm_utils.sample import Sample
+from cmrm_utils.store import hashed
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class Trial:
         id of ``blank``. An image file is hashed as it is now.
         """
         parts = (self.text, self.image_key, self.edit.digest if self.edit else "none")
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+        return hashed(parts, 24)
 
     @property
     def image_key(self) -> str:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,7 +19,7 @@ from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
-from cmrm_utils.store import check_same, replacing
+from cmrm_utils.store import check_same, hashed, replacing
 from cmrm_utils.trials import Trial
 
 Level = Literal["dataset", "sample"]
@@ -387,16 +386,13 @@ def leading_directions(differences: Tensor, count: int) -> Tensor:
     return _leading(exact, exact.mean(0), count).float()
 
 
-def principal_directions(
-    vlm: VLM, anchors: Sequence[Sample], count: int, *, meaningless: str = "blank"
-) -> ShiftVectors:
+def principal_directions(vlm: VLM, anchors: Sequence[Sample], count: int) -> ShiftVectors:
     """Uncentred principal components of the anchors' shifts: the first contains the mean.
 
     Args:
         vlm: the model.
         anchors: the samples whose shifts are taken.
         count: number of directions in each layer.
-        meaningless: the image condition of img'.
 
     Returns:
         Orthonormal directions ``(count, layers, hidden)``, the largest first.
@@ -407,8 +403,8 @@ def principal_directions(
     width = vlm.hidden_size
     if not 0 < count <= min(len(anchors), width):
         raise InputError(f"{count} directions of {len(anchors)} anchors and states of {width}")
-    values = leading_directions(shifts(vlm, anchors, meaningless=meaningless), count)
-    made = _provenance(vlm, anchors, meaningless=meaningless, estimator="principal", scale="unit")
+    values = leading_directions(shifts(vlm, anchors), count)
+    made = _provenance(vlm, anchors, estimator="principal", scale="unit")
     return ShiftVectors(values, None, made)
 
 
@@ -441,8 +437,3 @@ def _provenance(
         "n_anchors": str(len(anchors)),
         "anchors": hashed(ids),
     }
-
-
-def hashed(texts: Iterable[str]) -> str:
-    """16 hex digits of a hash of texts, in their order."""
-    return sha256("\0".join(texts).encode()).hexdigest()[:16]

@@ -15,7 +15,7 @@ from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cmrm_utils.edits import Edit
-from cmrm_utils.engine.cache import SPARE, RoomyLayer, stacked
+from cmrm_utils.engine.cache import SPARE, Pair, RoomyLayer, stacked
 from cmrm_utils.engine.cores import CORES
 from cmrm_utils.engine.inputs import Tokens, token_kinds
 from cmrm_utils.hooks import Steering
@@ -35,17 +35,17 @@ class Row:
 
     tokens: Tokens
     edit: Edit | None
-    shared: int = 0
-    beginning: tuple[Any, ...] = ()
+    shared: int
+    beginning: tuple[Any, ...]
 
 
 class Beginnings:
     """Keys and values of shared beginnings, kept while further rows need them."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
+        self._kept: dict[tuple[Any, ...], list[Pair]] = {}
         self._names: list[tuple[Any, ...]] = []
-        self._stack: list[tuple[Tensor, Tensor]] = []
+        self._stack: list[Pair] = []
 
     def cache(self, vlm: VLM, steer: Steering, rows: Sequence[Row], new: int, room: int) -> Cache:
         """A cache of the rows' beginnings, left-padded, for ``new`` tokens and ``room`` more.
@@ -64,9 +64,7 @@ class Beginnings:
         layers: list[Any] = [RoomyLayer((k[: len(rows)], v[: len(rows)]), width) for k, v in stack]
         return Cache(layers=layers)
 
-    def _of(
-        self, vlm: VLM, steer: Steering, rows: Sequence[Row]
-    ) -> list[list[tuple[Tensor, Tensor]]]:
+    def _of(self, vlm: VLM, steer: Steering, rows: Sequence[Row]) -> list[list[Pair]]:
         """Each row's keys and values ``(1, heads, shared, size)``, by layer."""
         wanted = {row.beginning: row for row in rows}
         self._kept = {name: kept for name, kept in self._kept.items() if name in wanted}
@@ -79,13 +77,8 @@ class Beginnings:
             vlm.model.model(**inputs, past_key_values=cache, use_cache=True)
             width, layers = inputs["input_ids"].shape[1], cast("list[Any]", cache.layers)
             for i, (name, row) in enumerate(missing.items()):
-                self._kept[name] = [
-                    (
-                        layer.keys[i : i + 1, :, width - row.shared :],
-                        layer.values[i : i + 1, :, width - row.shared :],
-                    )
-                    for layer in layers
-                ]
+                own = (slice(i, i + 1), slice(None), slice(width - row.shared, None))
+                self._kept[name] = [(layer.keys[own], layer.values[own]) for layer in layers]
         return [self._kept[row.beginning] for row in rows]
 
 
@@ -170,9 +163,8 @@ def log_odds(logits: Tensor, openers: Sequence[int]) -> Tensor:
     inside = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
     inside[list(openers)] = True
     values, none = logits.float(), float("-inf")
-    return values.masked_fill(~inside, none).logsumexp(-1) - values.masked_fill(
-        inside, none
-    ).logsumexp(-1)
+    others = values.masked_fill(inside, none).logsumexp(-1)
+    return values.masked_fill(~inside, none).logsumexp(-1) - others
 
 
 class Batch:
@@ -229,22 +221,18 @@ class Batch:
     def feed(self, token: Tensor) -> None:
         """Run one step on the chosen tokens."""
         CORES.give_way()
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self), 1)], dim=1)
+        self._mask = mask = torch.cat([self._mask, self._mask.new_ones(len(self), 1)], dim=1)
+        text = self._vlm.model.config.get_text_config(decoder=True)
+        if text._attn_implementation == "sdpa":  # in its own form, or transformers inspects it
+            mask = mask[:, None, None].bool()
         self._logits = self._vlm.model(
             input_ids=token[:, None],
             position_ids=self._next[:, None].expand(*self._axes, -1, 1),
-            attention_mask=self._step_mask(),
+            attention_mask=mask,
             past_key_values=self._cache,
             use_cache=True,
         ).logits[:, -1]
         self._next = self._next + 1
-
-    def _step_mask(self) -> Tensor:
-        """The mask in SDPA's own form, if that is used: transformers would inspect it instead."""
-        text = self._vlm.model.config.get_text_config(decoder=True)
-        return (
-            self._mask[:, None, None].bool() if text._attn_implementation == "sdpa" else self._mask
-        )
 
     def keep(self, stay: Sequence[int]) -> Tensor:
         """Keep only these rows, and only tokens that one of them needs.

@@ -11,6 +11,10 @@ from transformers.cache_utils import DynamicLayer
 
 from cmrm_utils.models import VLM
 
+Pair = tuple[Tensor, Tensor]
+"""Keys and values, ``(rows, heads, tokens, size)`` each."""
+
+
 SPARE = 64
 """Tokens by which a full cache layer grows."""
 
@@ -19,30 +23,22 @@ class RoomyLayer(DynamicLayer):
     """Keys and values in buffers with room for further tokens, so that a step copies no old ones.
 
     Args:
-        buffers: keys and values, ``(rows, heads, tokens, size)`` each.
+        buffers: of keys and values.
         length: number of tokens that are filled.
     """
 
-    def __init__(self, buffers: tuple[Tensor, Tensor] | None = None, length: int = 0) -> None:
+    def __init__(self, buffers: Pair | None = None, length: int = 0) -> None:
         super().__init__()
         if buffers is not None:
             self.lazy_initialization(*buffers)
             self._hold(buffers, length)
 
-    def _hold(self, buffers: tuple[Tensor, Tensor], length: int) -> None:
+    def _hold(self, buffers: Pair, length: int) -> None:
         self._buffers = buffers
-        self.keys, self.values = (buffer[:, :, :length] for buffer in buffers)
+        keys, values = (buffer[:, :, :length] for buffer in buffers)
+        self.keys, self.values = self.filled = keys, values
 
-    @property
-    def filled(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of the tokens so far."""
-        assert self.keys is not None
-        assert self.values is not None
-        return self.keys, self.values
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Pair:
         """Append tokens; return the keys and values of all."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -86,9 +82,7 @@ def can_share(vlm: VLM) -> bool:
     return plain and (not vlm.sees_images or hasattr(vlm.model.model, "get_image_features"))
 
 
-def stacked(
-    kept: Sequence[Sequence[tuple[Tensor, Tensor]]], width: int, room: int
-) -> list[tuple[Tensor, Tensor]]:
+def stacked(kept: Sequence[Sequence[Pair]], width: int, room: int) -> list[Pair]:
     """Each layer's buffers: ``kept`` keys and values, left-padded to ``width``, and ``room``."""
     buffers = []
     for pairs in zip(*kept, strict=True):

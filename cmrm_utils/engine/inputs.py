@@ -1,7 +1,7 @@
 """A trial as model input: token ids, positions, encoded image."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,16 +20,27 @@ class Prompt:
     """A trial's prompt, tokenised.
 
     Attributes:
+        id: the trial's id, as of now.
         trial: the trial.
         ids: token ids, an image being one token.
         image_at: the index of the image in ``ids``; None without one.
         image_key: the trial's image key (:attr:`cmrm_utils.trials.Trial.image_key`), as of now.
+        shared: the number of first ``ids`` that other prompts share; 0 for none.
+        beginning: the name of the shared beginning: equal for equal tokens, image and edit.
     """
 
+    id: str
     trial: Trial
     ids: tuple[int, ...]
     image_at: int | None
     image_key: str
+    shared: int = 0
+    beginning: tuple[Any, ...] = ()
+
+    @property
+    def shares_image(self) -> bool:
+        """Whether the shared beginning includes the image."""
+        return self.image_at is not None and self.image_at < self.shared
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +64,8 @@ class Tokens:
         return len(self.ids)
 
 
-def prompts(vlm: VLM, trials: Sequence[Trial]) -> list[Prompt]:
-    """The prompts of trials; equal texts are tokenised once.
+def prompts(vlm: VLM, trials: Mapping[str, Trial]) -> list[Prompt]:
+    """The prompts of trials by id; equal texts are tokenised once.
 
     Raises:
         InputError: an image for a model that sees none; a text that holds the image token.
@@ -62,7 +73,7 @@ def prompts(vlm: VLM, trials: Sequence[Trial]) -> list[Prompt]:
     known: dict[tuple[str, bool], tuple[int, ...]] = {}
     image_id = vlm.model.config.image_token_id if vlm.sees_images else None
     made = []
-    for trial in trials:
+    for trial_id, trial in trials.items():
         if trial.has_image:
             vlm.check_sees_images()
         key = (trial.text, trial.has_image)
@@ -73,7 +84,7 @@ def prompts(vlm: VLM, trials: Sequence[Trial]) -> list[Prompt]:
                 raise InputError(f"sample {trial.sample.id}: its text holds the image token")
         ids = known[key]
         at = ids.index(image_id) if trial.has_image else None
-        made.append(Prompt(trial, ids, at, trial.image_key))
+        made.append(Prompt(trial_id, trial, ids, at, trial.image_key))
     return made
 
 

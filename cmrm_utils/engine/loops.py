@@ -21,9 +21,9 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from cmrm_utils.edits import Place
 from cmrm_utils.engine.batch import Batch, Beginnings, Row, log_odds, run_prompts
 from cmrm_utils.engine.cache import can_share
-from cmrm_utils.engine.inputs import renew_images, token_kinds
+from cmrm_utils.engine.inputs import Prompt, renew_images, token_kinds
 from cmrm_utils.engine.memory import Size
-from cmrm_utils.engine.plan import Planned, distinct, in_order
+from cmrm_utils.engine.plan import distinct, in_order
 from cmrm_utils.errors import InputError
 from cmrm_utils.hooks import record, steering
 from cmrm_utils.models import VLM
@@ -211,16 +211,16 @@ class _Task:
     bar: Any
     over: set[str] = field(default_factory=set)
 
-    def respond(self, pack: Sequence[Planned]) -> None:
+    def respond(self, pack: Sequence[Prompt]) -> None:
         """Respond to a pack of trials, in smaller batches if memory runs out."""
         run = self._decode if can_share(self.vlm) else self._generate
         while left := [each for each in pack if each.id not in self.over]:
             self.size.attempt(partial(run, left))
 
-    def _decode(self, pack: Sequence[Planned]) -> None:
+    def _decode(self, pack: Sequence[Prompt]) -> None:
         """Respond in one batch: a row leaves when its response is complete, another one joins."""
         vlm, size = self.vlm, self.size
-        trials = [each.prompt.trial for each in pack]
+        trials = [each.trial for each in pack]
         entered = 0
         size.begin()
         beginnings = Beginnings()
@@ -272,12 +272,12 @@ class _Task:
                         token = token[batch.keep(stay)]
                 batch.feed(token)
 
-    def _generate(self, pack: Sequence[Planned]) -> None:
+    def _generate(self, pack: Sequence[Prompt]) -> None:
         """Respond in batches of transformers' ``generate``, for caches that cannot be cut."""
         vlm, size = self.vlm, self.size
         for start in range(0, len(pack), size.rows):
             these = pack[start : start + size.rows]
-            batch = [each.prompt.trial for each in these]
+            batch = [each.trial for each in these]
             size.begin(*these)
             inputs = vlm.inputs(
                 [each.text for each in batch], [each.load_image() for each in batch]
@@ -298,11 +298,11 @@ class _Task:
             odds: list[Any] = watch.log_odds or [None] * len(these)
             for each, row, bad, of_row in zip(these, written, broken, odds, strict=True):
                 if bad:
-                    raise _no_numbers(each.prompt.trial)
+                    raise _no_numbers(each.trial)
                 complete = self._complete(each, row, of_row)
                 assert complete
 
-    def _complete(self, each: Planned, ids: Sequence[int], odds: float | None) -> bool:
+    def _complete(self, each: Prompt, ids: Sequence[int], odds: float | None) -> bool:
         """Keep the response that these token ids make; False while it is incomplete."""
         ids, ends = ids[: self.max_new_tokens], self.vlm.ends
         stop = next((i for i, token in enumerate(ids) if token in ends), None)

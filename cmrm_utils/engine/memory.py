@@ -9,7 +9,7 @@ import torch
 
 from cmrm_utils.engine.batch import Row
 from cmrm_utils.engine.inputs import Prompt, forget_images, images_of
-from cmrm_utils.engine.plan import Planned, alike
+from cmrm_utils.engine.plan import alike, row_of
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
 
@@ -44,12 +44,12 @@ class Size:
         """Most rows in a batch, if all are as long as the longest that has entered so far."""
         return max(1, min(self.rows, self._tokens // self._longest))
 
-    def begin(self, *rows: Planned) -> None:
+    def begin(self, *rows: Prompt) -> None:
         """Start a batch; if a row does not fit alone, the error names the last of ``rows``."""
-        self._longest, self._last = 1, rows[-1].prompt if rows else None
+        self._longest, self._last = 1, rows[-1] if rows else None
 
     def entering(
-        self, queue: Iterable[Planned], most: int, *, inside: int = 0, new: int = 0
+        self, queue: Iterable[Prompt], most: int, *, inside: int = 0, new: int = 0
     ) -> list[Row]:
         """The next rows of a batch, with encoded images, as many as memory holds.
 
@@ -65,13 +65,13 @@ class Size:
         """
         rows: list[Row] = []
         shown: dict[str, int] = {}
-        for planned in alike(queue, most):
-            key, images = planned.prompt.image_key, images_of(self._vlm)
-            fresh = planned.prompt.image_at is not None and key not in shown
+        for prompt in alike(queue, most):
+            key, images = prompt.image_key, images_of(self._vlm)
+            fresh = prompt.image_at is not None and key not in shown
             if rows and fresh and not images.has_room(sum(shown.values())):
                 break
-            self._last = planned.prompt
-            row = planned.row(self._vlm)
+            self._last = prompt
+            row = row_of(self._vlm, prompt)
             self._longest = max(self._longest, len(row.tokens) + new)
             if inside + len(rows) >= self.limit:
                 break

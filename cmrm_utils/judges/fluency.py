@@ -105,10 +105,9 @@ def _fitting(vlm: VLM, todo: Sequence[tuple[Trial, tuple[int, ...]]], rows: int)
 
 
 def _perplexities(vlm: VLM, batch: Sequence[tuple[Trial, tuple[int, ...]]]) -> list[float]:
-    inputs = vlm.inputs(
-        [trial.text for trial, _ in batch], [trial.load_image() for trial, _ in batch]
-    )
-    rows = [torch.tensor(answer, device=vlm.device) for _, answer in batch]
+    trials, answers = zip(*batch, strict=True)
+    inputs = vlm.inputs([each.text for each in trials], [each.load_image() for each in trials])
+    rows = [torch.tensor(answer, device=vlm.device) for answer in answers]
     whole, ids, real = vlm.extended(inputs, rows)
     keep = ids.shape[1] + 1
     with contiguous_head(vlm):

@@ -25,7 +25,7 @@ CONDITIONS = ("none", "caption", "own", "blank", "noise")
 
 
 IN_WORDS = ("none", "caption")
-"""Conditions without an image, which also work for a language model alone."""
+"""Conditions without an image. A language model alone can be asked in them too."""
 
 
 def _plain(size: tuple[int, int], level: int) -> Image.Image:
@@ -84,7 +84,7 @@ def _size(sample: Sample) -> tuple[int, int]:
 
 
 SETTLED = 2 * 10**9
-"""Age in nanoseconds from which a file's time shows every later write."""
+"""Nanoseconds after which a file can be trusted to get a new time with its next write."""
 
 
 _keys: WeakKeyDictionary[Sample, dict[str, tuple[Any, str]]] = WeakKeyDictionary()
@@ -134,13 +134,14 @@ NOISES = ("noise-0", "noise-1", "noise-2", "noise-3")
 
 @dataclass(frozen=True)
 class Condition:
-    """What there is to say of an image condition.
+    """An image condition.
 
     Attributes:
         picture: the picture that a sample is shown with; None for no picture.
         label: its name in tables and figures.
         colour: its colour in figures, as ``#RRGGBB``.
-        of_own: whether the picture is made of the sample's own image, which it must have.
+        of_own: whether the picture is made from the sample's own image. A sample
+            without one cannot be shown in it.
     """
 
     picture: Callable[[Sample], Image.Image | None]
@@ -174,7 +175,7 @@ RECORDS = {
 
 
 IMAGES = {key: record.picture for key, record in RECORDS.items()}
-"""What picture a sample is shown with, by image condition."""
+"""The picture that a sample is shown with, by image condition."""
 
 
 OF_OWN = tuple(key for key, record in RECORDS.items() if record.of_own)

@@ -26,8 +26,7 @@ Tokens = Literal["all", "last", "image", "text", "prompt", "last prompt", "gener
 
 
 PADDING, TEXT, IMAGE, LAST, GENERATED = range(5)
-"""Kinds of token, as :meth:`cmrm_utils.hooks.Steering.rows` takes them: LAST is the last prompt
-token."""
+"""Kinds of token for :meth:`cmrm_utils.hooks.Steering.rows`. LAST is the last prompt token."""
 
 
 REACH: dict[str, tuple[int, ...]] = {

@@ -49,9 +49,9 @@ def _move(part: _Part, add: Tensor, project: Tensor, like: Tensor) -> Move | Non
     device = like.device
     vectors = add.to(device, like.dtype) if add.any() else None
     directions = project.to(device) if project.any() else None
-    mask = None if part.mask is None else part.mask.to(device)
     if vectors is None and directions is None:
         return None
+    mask = None if part.mask is None else part.mask.to(device)
 
     def moved(states: Tensor) -> Tensor:
         if directions is not None:

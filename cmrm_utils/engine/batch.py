@@ -85,7 +85,13 @@ class Beginnings:
 def _inputs(
     vlm: VLM, stretches: Sequence[tuple[Tokens, int, int]], *, whole: bool
 ) -> tuple[dict[str, Any], Tensor]:
-    """Model inputs and kinds: each row's tokens from a start to an end, left-padded."""
+    """Model inputs for each row's tokens from a start to an end, and the kinds of these tokens.
+
+    Args:
+        vlm: the model.
+        stretches: each row's tokens, start and end. Rows are padded on the left.
+        whole: whether they end where the prompts end.
+    """
     width = max(end - start for _, start, end in stretches)
     first = stretches[0][0].positions
     ids = torch.full((len(stretches), width), vlm.tokenizer.pad_token_id)

@@ -61,7 +61,7 @@ def _in_batches(
     title: str,
     progress: bool = False,
 ) -> list[Tensor]:
-    """Each trial's result from ``run``, which takes a batch; one that does not fit is halved."""
+    """Each trial's result. ``run`` takes a batch; a batch that does not fit is halved."""
     ids, unique = distinct(trials)
     size = Size(vlm, STATES_ROWS if batch_size is None else batch_size)
     beginnings = Beginnings()
@@ -191,7 +191,7 @@ def generate(
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What :func:`generate` is asked for, beside the trials.
+    """What :func:`generate` is asked for, apart from the trials.
 
     Attributes:
         vlm: the model.
@@ -200,7 +200,8 @@ class _Task:
         openers: ids of tokens that open a refusal.
         known: takes every response as soon as it is complete.
         bar: counts them.
-        over: the ids of the trials that this call has responded to.
+        over: the ids of the trials that this call has responded to. Some may have been in
+            ``known`` before: a resumed pack runs as a whole.
     """
 
     vlm: VLM

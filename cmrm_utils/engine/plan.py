@@ -23,7 +23,7 @@ SHARED_PACK = 512
 
 
 def distinct(trials: Sequence[Trial]) -> tuple[list[str], dict[str, Trial]]:
-    """The ids of trials, and one trial for each id, in order of first appearance."""
+    """The ids of trials, and one trial for each id. Ids come in order of first appearance."""
     ids = [trial.id for trial in trials]
     return ids, dict(zip(ids, trials, strict=True))
 

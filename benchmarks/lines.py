@@ -13,11 +13,11 @@ HOUSE = Path(cmrm_utils.__file__).parent
 TOOL = ("engine", "methods")
 """Folders that belong to the tool, beside the files that lie directly in the module."""
 
-BEFORE = 11226
-"""Lines of code before the house was built, counted the same way."""
+BEFORE, HOUSE_LINES = 11226, 9877
+"""Lines of code before the house was built and when it was finished, counted the same way.
 
-SINCE = ("bundled", "data/everyday.py")
-"""What came after the house: the pretrained subject. It is printed, and not bounded."""
+What came since (the pretrained subject) brought capabilities, so the number is told, not bounded.
+"""
 
 _NO_CODE = {
     tokenize.COMMENT,
@@ -51,11 +51,6 @@ class Size:
         """Whether the file belongs to the tool."""
         return len(self.path.parts) == 1 or self.path.parts[0] in TOOL
 
-    @property
-    def new(self) -> bool:
-        """Whether the file came after the house."""
-        return self.path.parts[0] in SINCE or self.path.as_posix() in SINCE
-
 
 def measured(path: Path) -> Size:
     """The size of one file."""
@@ -88,8 +83,7 @@ def bounds(sizes: list[Size]) -> dict[str, tuple[int, int]]:
     tool = [size for size in sizes if size.in_tool]
     core = [size for size in tool if size.path.parts[0] != "methods"]
     return {
-        "lines of code": (sum(size.code for size in sizes if not size.new), BEFORE * 88 // 100),
-        "of these the tool without methods/": (sum(size.code for size in core), 3000),
+        "lines of the tool without methods/": (sum(size.code for size in core), 3000),
         "flat files": (sum(len(size.path.parts) == 1 for size in sizes), 16),
         "lines of the longest file": (max(size.lines for size in sizes), 450),
         "lines of the longest function": (max(size.longest[1] for size in sizes), 60),
@@ -104,6 +98,8 @@ def main() -> None:
         here = [size for size in sizes if size.path.parent == folder]
         name = "the flat files" if folder == Path() else f"{folder}/"
         print(f"{name:24} {len(here):3} files {sum(size.code for size in here):6} lines of code")
+    whole = sum(size.code for size in sizes)
+    print(f"lines of code: {whole}; {HOUSE_LINES} when the house was finished, {BEFORE} before it")
     over = 0
     for name, (figure, most) in bounds(sizes).items():
         over += figure > most

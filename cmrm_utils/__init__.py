@@ -4,6 +4,7 @@ Public names are imported on first use, so that `cmrm --help` does not wait for 
 """
 
 from importlib import import_module
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from cmrm_utils.errors import InputError
@@ -44,30 +45,7 @@ _HOMES = {
     "weights.bake": ("bake",),
 }
 
-__all__ = [
-    "CMRM",
-    "METHODS",
-    "VLM",
-    "Edit",
-    "InputError",
-    "Sample",
-    "ShiftVectors",
-    "Trial",
-    "apply",
-    "bake",
-    "extract_shift",
-    "first_logits",
-    "generate",
-    "grid",
-    "hidden_states",
-    "is_refusal",
-    "load_samples",
-    "load_vlm",
-    "parse_choice",
-    "parse_pair_scores",
-    "record",
-    "table",
-]
+__all__ = sorted(["InputError", *chain.from_iterable(_HOMES.values())])
 
 
 def __getattr__(name: str) -> Any:

@@ -25,20 +25,16 @@ CONDITIONS = ("none", "caption", "own", "blank", "noise")
 
 
 IN_WORDS = ("none", "caption")
-"""Conditions without an image, which also work for a language model alone."""
-
-
-def _seeded(sample: Sample, seed: int) -> Image.Image:
-    """Uniform noise at the size of the sample's own image."""
-    return _noise(_size(sample), seed)
+"""Conditions without an image. A language model alone can be asked in them too."""
 
 
 def _plain(size: tuple[int, int], level: int) -> Image.Image:
     return Image.new("RGB", size, (level, level, level))
 
 
-def _noise(size: tuple[int, int], seed: int) -> Image.Image:
-    """Uniform noise, equal for equal size and seed; each call returns a new image."""
+def _noise(sample: Sample, seed: int) -> Image.Image:
+    """Uniform noise at the size of the sample's own image, equal for equal size and seed."""
+    size = _size(sample)
     return Image.frombytes("RGB", size, _noise_pixels(size, seed))
 
 
@@ -88,7 +84,7 @@ def _size(sample: Sample) -> tuple[int, int]:
 
 
 SETTLED = 2 * 10**9
-"""Age in nanoseconds from which a file's time shows every later write."""
+"""Nanoseconds after which a file can be trusted to get a new time with its next write."""
 
 
 _keys: WeakKeyDictionary[Sample, dict[str, tuple[Any, str]]] = WeakKeyDictionary()
@@ -116,8 +112,7 @@ def _source(sample: Sample) -> Any:
     """
     image = sample.image
     if isinstance(image, Image.Image):
-        own = sample.load_image()
-        return own and _digest(own)
+        return _digest(_own(sample))
     if not isinstance(image, str | os.PathLike):
         return "none" if image is None else image
     try:
@@ -139,30 +134,20 @@ NOISES = ("noise-0", "noise-1", "noise-2", "noise-3")
 
 @dataclass(frozen=True)
 class Condition:
-    """What there is to say of an image condition.
+    """An image condition.
 
     Attributes:
         picture: the picture that a sample is shown with; None for no picture.
         label: its name in tables and figures.
         colour: its colour in figures, as ``#RRGGBB``.
-        of_own: whether the picture is made of the sample's own image, which it must have.
+        of_own: whether the picture is made from the sample's own image. A sample
+            without one cannot be shown in it.
     """
 
     picture: Callable[[Sample], Image.Image | None]
     label: str
     colour: str
     of_own: bool = False
-
-
-PERTURBED = {
-    "gaussian-16": Condition(partial(_gaussian, spread=16), "Gaussian noise, 16", "#CC79A7", True),
-    "gaussian-64": Condition(partial(_gaussian, spread=64), "Gaussian noise, 64", "#CC79A7", True),
-    "jpeg-20": Condition(partial(_jpeg, quality=20), "JPEG, quality 20", "#E69F00", True),
-    "jpeg-5": Condition(partial(_jpeg, quality=5), "JPEG, quality 5", "#E69F00", True),
-    "crop-75": Condition(partial(_crop, percent=75), "crop, 75% a side", "#009E73", True),
-    "crop-50": Condition(partial(_crop, percent=50), "crop, 50% a side", "#009E73", True),
-}
-"""The own image, perturbed: noise in levels, JPEG quality, crop in percent of each side."""
 
 
 RECORDS = {
@@ -173,18 +158,24 @@ RECORDS = {
     "black": Condition(lambda sample: _plain(_size(sample), 0), "black image", "#000000"),
     "white": Condition(lambda sample: _plain(_size(sample), 255), "white image", "#BBBBBB"),
     "blur": Condition(_blur, "blurred image", "#E69F00", True),
-    "noise": Condition(partial(_seeded, seed=0), "noise image", "#CC79A7"),
+    "noise": Condition(partial(_noise, seed=0), "noise image", "#CC79A7"),
     **{
-        name: Condition(partial(_seeded, seed=seed), f"noise image {seed}", "#CC79A7")
+        name: Condition(partial(_noise, seed=seed), f"noise image {seed}", "#CC79A7")
         for seed, name in enumerate(NOISES)
     },
-    **PERTURBED,
+    # The own image, perturbed: noise in levels, JPEG quality, crop in percent of each side.
+    "gaussian-16": Condition(partial(_gaussian, spread=16), "Gaussian noise, 16", "#CC79A7", True),
+    "gaussian-64": Condition(partial(_gaussian, spread=64), "Gaussian noise, 64", "#CC79A7", True),
+    "jpeg-20": Condition(partial(_jpeg, quality=20), "JPEG, quality 20", "#E69F00", True),
+    "jpeg-5": Condition(partial(_jpeg, quality=5), "JPEG, quality 5", "#E69F00", True),
+    "crop-75": Condition(partial(_crop, percent=75), "crop, 75% a side", "#009E73", True),
+    "crop-50": Condition(partial(_crop, percent=50), "crop, 50% a side", "#009E73", True),
 }
 """Every image condition by its key. A new one is one more record here."""
 
 
 IMAGES = {key: record.picture for key, record in RECORDS.items()}
-"""What picture a sample is shown with, by image condition."""
+"""The picture that a sample is shown with, by image condition."""
 
 
 OF_OWN = tuple(key for key, record in RECORDS.items() if record.of_own)

@@ -26,8 +26,7 @@ Tokens = Literal["all", "last", "image", "text", "prompt", "last prompt", "gener
 
 
 PADDING, TEXT, IMAGE, LAST, GENERATED = range(5)
-"""Kinds of token, as :meth:`cmrm_utils.hooks.Steering.rows` takes them: LAST is the last prompt
-token."""
+"""Kinds of token for :meth:`cmrm_utils.hooks.Steering.rows`. LAST is the last prompt token."""
 
 
 REACH: dict[str, tuple[int, ...]] = {
@@ -124,10 +123,7 @@ class Edit:
     @property
     def _digests(self) -> tuple[str, str]:
         """Both digests; computed anew when the tensors have changed."""
-        state = (
-            tensor_version(self.add),
-            None if self.project is None else tensor_version(self.project),
-        )
+        state = tuple(x if x is None else tensor_version(x) for x in (self.add, self.project))
         if state not in self._contents:
             self._contents.clear()
             self._contents[state] = self._hashed()

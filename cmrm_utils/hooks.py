@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,53 +15,56 @@ from cmrm_utils.edits import GENERATED, LAST, PLACES, REACH, TEXT, Edit, Place
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
 
-_TYPES = list(REACH)
+Move = Callable[[Tensor], Tensor]
+"""From states to edited states."""
 
 
-_REACHED = torch.tensor([[kind in REACH[name] for kind in range(5)] for name in _TYPES])
+_REACHED = {
+    name: torch.tensor([kind in kinds for kind in range(5)]) for name, kinds in REACH.items()
+}
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Rows whose edits touch the same part of a pass.
+    """Rows whose edits touch the same part of a pass: the whole, its end, or a mask's tokens.
 
     Attributes:
-        where: the ``whole`` pass, its ``end``, or the tokens of ``mask``.
+        end: whether they touch only the last token.
         mask: bool ``(rows, tokens, 1)``, or None.
         added: each row's number of vectors in the bank; one entry if all rows have the same.
         projected: each row's number of directions, likewise.
     """
 
-    where: Literal["whole", "end", "mask"]
+    end: bool
     mask: Tensor | None
     added: Tensor
     projected: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class _Move:
-    """A :class:`_Part` at one layer, with its vectors and directions on the layer's device."""
+def _move(part: _Part, add: Tensor, project: Tensor, like: Tensor) -> Move | None:
+    """What a part does at a layer whose states are ``like`` these; None if it does nothing there.
 
-    where: Literal["whole", "end", "mask"]
-    mask: Tensor | None
-    add: Tensor | None
-    project: Tensor | None
+    It makes new tensors and changes none in place: recorded states must stay as they were read.
+    """
+    device = like.device
+    vectors = add.to(device, like.dtype) if add.any() else None
+    directions = project.to(device) if project.any() else None
+    if vectors is None and directions is None:
+        return None
+    mask = None if part.mask is None else part.mask.to(device)
 
-    def __call__(self, states: Tensor) -> Tensor:
-        # New tensors, never in place: recorded states must not change behind a reader's back.
-        if self.where == "mask":
-            assert self.mask is not None
-            return torch.where(self.mask, self._moved(states), states)
-        if self.where == "end":
-            return torch.cat([states[:, :-1], self._moved(states[:, -1:])], dim=1)
-        return self._moved(states)
-
-    def _moved(self, states: Tensor) -> Tensor:
-        if self.project is not None:
+    def moved(states: Tensor) -> Tensor:
+        if directions is not None:
             exact = states.float()
-            found = (exact @ self.project.mT) @ self.project
+            found = (exact @ directions.mT) @ directions
             states = (exact - found).to(states.dtype)
-        return states if self.add is None else states + self.add
+        return states if vectors is None else states + vectors
+
+    if part.end:
+        return lambda states: torch.cat([states[:, :-1], moved(states[:, -1:])], dim=1)
+    if mask is not None:
+        return lambda states: torch.where(mask, moved(states), states)
+    return moved
 
 
 class _Bank:
@@ -108,6 +112,9 @@ class Steering:
         vlm: the model.
         edits: all edits that rows will have.
 
+    Attributes:
+        banks: the vectors of the edits, by place.
+
     Raises:
         InputError: a sample-level edit without a chosen row, an edit of another model's size, or
             of a place that the model does not have.
@@ -115,24 +122,12 @@ class Steering:
 
     def __init__(self, vlm: VLM, edits: Sequence[Edit | None]) -> None:
         active = [edit for edit in edits if edit is not None and not edit.empty]
-        self._banks = {
-            place: _Bank(vlm, place, [edit for edit in active if edit.place == place])
-            for place in PLACES
-            if any(edit.place == place for edit in active)
-        }
+        at = {place: [edit for edit in active if edit.place == place] for place in PLACES}
+        self.banks = {place: _Bank(vlm, place, some) for place, some in at.items() if some}
         self._rows = 0
         self._width: int | None = None
         self._plans: dict[tuple[Place, bool], list[_Part]] = {}
-        self._placed: dict[tuple[Place, bool, int], list[_Move]] = {}
-
-    @property
-    def places(self) -> list[tuple[Place, int, nn.Module]]:
-        """Place, layer and module wherever some edit changes states."""
-        return [
-            (place, layer, bank.modules[layer])
-            for place, bank in self._banks.items()
-            for layer in bank.layers
-        ]
+        self._placed: dict[tuple[Place, bool, int], list[Move]] = {}
 
     def rows(self, edits: Sequence[Edit | None], kinds: Tensor | None = None) -> None:
         """Set each row's edit from the next forward pass on.
@@ -149,8 +144,8 @@ class Steering:
         prompt = torch.tensor([[TEXT, LAST]]) if kinds is None else kinds
         generated = torch.tensor([[GENERATED]])
         asked = [None if e is None or e.empty else e for e in edits]
-        found = [e and (e.place, self._banks[e.place].numbers[e.digest]) for e in asked]
-        for place in self._banks:
+        found = [e and (e.place, self.banks[e.place].numbers[e.digest]) for e in asked]
+        for place in self.banks:
             numbers = [one[1] if one and one[0] == place else (0, 0) for one in found]
             self._plans[place, True] = self._plan(numbers, edits, prompt)
             self._plans[place, False] = self._plan(numbers, edits, generated)
@@ -162,61 +157,47 @@ class Steering:
     ) -> list[_Part]:
         """The edits of a pass over tokens of these kinds, in as few parts as possible."""
         chosen = torch.tensor(numbers, dtype=torch.long).view(-1, 2)
-        names = ["all" if e is None else e.tokens for e in edits]
-        types = torch.tensor([_TYPES.index(name) for name in names], dtype=torch.long)
-        mask = _REACHED[types].gather(1, kinds.long().expand(len(edits), -1))
+        reached = torch.stack([_REACHED["all" if e is None else e.tokens] for e in edits])
+        mask = reached.gather(1, kinds.long().expand(len(edits), -1))
         mask &= chosen.any(1, keepdim=True)
         whole = mask.all(1)
         end = mask[:, -1] & (mask.sum(1) == 1) & ~whole
         some = mask.any(1) & ~whole & ~end
         parts = []
-        for where, rows in (("whole", whole), ("end", end), ("mask", some)):
+        for rows in (whole, end, some):
             if rows.any():
                 added, projected = (
                     one[:1] if bool((one == one[0]).all()) else one
                     for one in torch.where(rows[:, None], chosen, 0).unbind(1)
                 )
-                cut = (mask & rows[:, None])[..., None] if where == "mask" else None
-                parts.append(_Part(where, cut, added, projected))  # type: ignore[arg-type]
+                cut = (mask & rows[:, None])[..., None] if rows is some else None
+                parts.append(_Part(rows is end, cut, added, projected))
         return parts
 
-    def _moves(self, place: Place, layer: int, states: Tensor) -> list[_Move]:
+    def _moves(self, place: Place, layer: int, states: Tensor) -> list[Move]:
         """The moves at a layer, on its device; made once, until rows are set again."""
         width = states.shape[1]
         prompt = width > 1 if self._width is None else width == self._width
         if (place, prompt, layer) not in self._placed:
             # The device is only known from the states: offloaded parameters are on "meta".
-            made, bank = [], self._banks[place]
+            made, bank = [], self.banks[place]
             for part in self._plans[place, prompt]:
                 add = bank.added[part.added, layer][:, None]
-                out = bank.projected[part.projected, layer]
-                add_here, out_here = bool(add.any()), bool(out.any())
-                if add_here or out_here:
-                    made.append(
-                        _Move(
-                            part.where,
-                            None if part.mask is None else part.mask.to(states.device),
-                            add.to(states.device, states.dtype) if add_here else None,
-                            out.to(states.device) if out_here else None,
-                        )
-                    )
+                if move := _move(part, add, bank.projected[part.projected, layer], states):
+                    made.append(move)
             self._placed[place, prompt, layer] = made
         return self._placed[place, prompt, layer]
 
-    def edited(self, place: Place, layer: int) -> Callable[[Tensor], Tensor]:
-        """The function that edits the states at one place of one layer."""
-
-        def edit(states: Tensor) -> Tensor:
-            if self._rows not in (1, states.shape[0]):
-                raise InputError(
-                    f"an edit of {self._rows} rows met a batch of {states.shape[0]}; "
-                    "beams and several return sequences are not supported"
-                )
-            for move in self._moves(place, layer, states):
-                states = move(states)
-            return states
-
-        return edit
+    def edited(self, place: Place, layer: int, states: Tensor) -> Tensor:
+        """The states at one place of one layer, edited."""
+        if self._rows not in (1, states.shape[0]):
+            raise InputError(
+                f"an edit of {self._rows} rows met a batch of {states.shape[0]}; "
+                "beams and several return sequences are not supported"
+            )
+        for move in self._moves(place, layer, states):
+            states = move(states)
+        return states
 
 
 def _hooked(
@@ -247,8 +228,10 @@ def steering(vlm: VLM, edits: Sequence[Edit | None]) -> Iterator[Steering]:
     """
     made = Steering(vlm, edits)
     with ExitStack() as handles:
-        for place, layer, module in made.places:
-            handles.enter_context(_hooked(module, place, made.edited(place, layer)))
+        for place, bank in made.banks.items():
+            for layer in bank.layers:
+                edit = partial(made.edited, place, layer)
+                handles.enter_context(_hooked(bank.modules[layer], place, edit))
         handles.enter_context(contiguous_head(vlm))
         yield made
 
@@ -326,16 +309,13 @@ def record(vlm: VLM, place: Place = "layer") -> Iterator[list[Tensor]]:
     """
     states: list[Tensor] = []
 
-    def keep(index: int) -> Callable[[Tensor], None]:
-        def see(whole: Tensor) -> None:
-            if index == 0:
-                states.clear()
-            # A copy: a view would keep the states of all tokens alive.
-            states.append(whole[:, -1].detach().to(torch.float32, copy=True))
-
-        return see
+    def keep(layer: int, whole: Tensor) -> None:
+        if layer == 0:
+            states.clear()
+        # A copy: a view would keep the states of all tokens alive.
+        states.append(whole[:, -1].detach().to(torch.float32, copy=True))
 
     with ExitStack() as handles:
-        for i, module in enumerate(vlm.modules(place)):
-            handles.enter_context(_hooked(module, place, keep(i)))
+        for layer, module in enumerate(vlm.modules(place)):
+            handles.enter_context(_hooked(module, place, partial(keep, layer)))
         yield states

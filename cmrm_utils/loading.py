@@ -66,7 +66,7 @@ PLACEMENT = ("device", "device_map", "max_memory", "offload_folder", "batch_size
 """Settings of :func:`load_vlm` that change where and how fast a model runs, but no result."""
 
 
-def find_layers(model: nn.Module, path: str | None = None) -> tuple[nn.Module, ...]:
+def find_layers(model: Any, path: str | None = None) -> tuple[nn.Module, ...]:
     """The language model's decoder layers, found by name: a search might find the vision tower's.
 
     Args:
@@ -88,8 +88,7 @@ def find_layers(model: nn.Module, path: str | None = None) -> tuple[nn.Module, .
             f"{kind}: no decoder layers at {' or '.join(paths)}{listed}; give their path as "
             f"layers=...; its module lists are {seen}"
         )
-    config: Any = getattr(model, "config", None)
-    count = len(lists[found]) if config is None else config.get_text_config().num_hidden_layers
+    count = model.config.get_text_config().num_hidden_layers
     if count != len(lists[found]):
         raise InputError(
             f"{kind}: {len(lists[found])} layers at {found}, but its decoder has {count}; "

@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from cmrm_utils.edits import PLACES, Place, tensor_version
 from cmrm_utils.errors import InputError
@@ -90,10 +91,8 @@ class VLM:
         It is computed again when one of them has changed (:func:`weights_state`).
         """
         settings = self._settings()
-        state = (
-            json.dumps(settings, sort_keys=True, default=str),
-            weights_state(self.model.parameters()),
-        )
+        said = json.dumps(settings, sort_keys=True, default=str)
+        state = (said, weights_state(self.model.parameters()))
         if state not in self._fingerprints:
             self._fingerprints.clear()
             self._fingerprints[state] = fingerprint(self.model, settings)
@@ -285,18 +284,25 @@ class VLM:
         """
         if hasattr(self.model.model, "get_rope_index"):
             return self.model.model.get_rope_index(**inputs)[0]
-        return position_ids(inputs["attention_mask"])
+        return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
 
     def extended(
-        self, inputs: Mapping[str, Tensor], ids: Tensor, mask: Tensor
-    ) -> dict[str, Tensor]:
-        """Inputs with text tokens appended: ``ids`` and ``mask`` are ``(rows, more)``."""
+        self, inputs: Mapping[str, Tensor], answers: Iterable[Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Inputs with the token ids of an answer appended to each row.
+
+        Returns:
+            The inputs, and the answers' ids and mask, right-padded: ``(rows, longest)`` each.
+        """
+        rows = list(answers)
+        ids = pad_sequence(rows, True, self.tokenizer.pad_token_id)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], True)
         made = dict(inputs)
         made["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
         made["attention_mask"] = torch.cat([inputs["attention_mask"], mask], dim=1)
         if "mm_token_type_ids" in made:  # 0 is text
             made["mm_token_type_ids"] = F.pad(inputs["mm_token_type_ids"], (0, ids.shape[1]))
-        return made
+        return made, ids, mask
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids as text, without special tokens."""
@@ -375,11 +381,6 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in settings.items()
         if value is not None and not key.endswith("_type") and key not in names
     }
-
-
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions that make left padding exact: the first real token of every row is 0."""
-    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def squared(image: Image.Image, mean: Sequence[float]) -> Image.Image:

@@ -74,17 +74,9 @@ def caption_prompt(caption: str, query: str) -> str:
 
 
 def choice_prompt(question: str, choices: Sequence[str], hint: str | None = None) -> str:
-    """A multiple-choice question in LLaVA-1.5's ScienceQA wording.
-
-    Raises:
-        ValueError: there are more choices than letters.
-    """
-    if len(choices) > len(ascii_uppercase):
-        raise ValueError(f"{len(choices)} choices, but only {len(ascii_uppercase)} letters")
+    """A multiple-choice question in LLaVA-1.5's ScienceQA wording, of at most 26 choices."""
     context = f"Context: {hint}\n" if hint else ""
-    options = "\n".join(
-        f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)
-    )
+    options = "\n".join(map("{}. {}".format, ascii_uppercase, choices))
     ask = "Answer with the option's letter from the given choices directly."
     return f"{context}{question}\n{options}\n{ask}"
 

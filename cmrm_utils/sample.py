@@ -3,8 +3,8 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from numbers import Integral
@@ -105,12 +105,11 @@ class Sample:
         Raises:
             InputError: the file is missing or is not an image.
         """
-        if self.image is None:
+        if (image := self.image) is None:
             return None
         try:
-            return decode(self.image)
+            return decode(image)
         except ValueError as error:
-            image = self.image
             where = str(image) if isinstance(image, Path | str) else f"its {type(image).__name__}"
             raise InputError(f"sample {self.id}: no readable image at {where}") from error
 
@@ -128,9 +127,7 @@ def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
         # A copied sample already has a letter, which must not be read as an option's text.
         if (answer := found.get("answer")) is not None and answer not in tuple(letters):
             found["answer"] = answer_letter(answer, found["choices"])
-    for name in ("id", "answer"):
-        if isinstance(found.get(name), Integral) and not isinstance(found[name], bool):
-            found[name] = str(int(found[name]))
+    found |= {name: _written(found[name]) for name in ("id", "answer") if name in found}
     for name in ("id", "query", "caption", "answer", "kind", "group", "hint", "request"):
         if found.get(name) is not None or name in ("id", "query"):
             _check_text(name, found.get(name))
@@ -152,6 +149,12 @@ def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _shown(value: Any) -> str:
     """The beginning of a value, on one line."""
     return " ".join(repr(value).split())[:40]
+
+
+def _written(value: Any) -> Any:
+    """A whole number as text; any other value as it is."""
+    number = isinstance(value, Integral) and not isinstance(value, bool)
+    return str(int(value)) if number else value
 
 
 def _check_text(name: str, value: Any) -> None:
@@ -202,8 +205,7 @@ def options(choices: Any) -> tuple[str, ...]:
         raise ValueError(f"choices must be a list or mapping of texts, not {_shown(choices)}")
     if not 2 <= len(choices) <= len(ascii_uppercase):
         raise ValueError(f"choices must be 2 to {len(ascii_uppercase)} texts, not {len(choices)}")
-    numbers = [isinstance(each, Integral) and not isinstance(each, bool) for each in choices]
-    texts = [str(each) if is_a else each for each, is_a in zip(choices, numbers, strict=True)]
+    texts = [_written(each) for each in choices]
     for text in texts:
         _check_text("choices", text)
         if not text.strip():
@@ -266,13 +268,10 @@ def decode(source: Path | str | bytes | Image.Image) -> Image.Image:
     Raises:
         ValueError: there is no image, or it is truncated.
     """
-    try:
-        with _opened(source) as image:
-            image.load()  # a PNG may have its EXIF data behind its pixels
-            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-            return (image if turn is None else image.transpose(turn)).convert("RGB")
-    except _UNREADABLE as error:
-        raise ValueError(f"no readable image ({error})") from error
+    with _opened(source) as image:
+        image.load()  # a PNG may have its EXIF data behind its pixels
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return (image if turn is None else image.transpose(turn)).convert("RGB")
 
 
 def identify(source: Path | str | bytes) -> None:
@@ -281,11 +280,8 @@ def identify(source: Path | str | bytes) -> None:
     Raises:
         ValueError: it does not.
     """
-    try:
-        with _opened(source):
-            pass
-    except _UNREADABLE as error:
-        raise ValueError(f"no readable image ({error})") from error
+    with _opened(source):
+        pass
 
 
 _TURNS = {
@@ -303,12 +299,17 @@ _TURNS = {
 _UNREADABLE = (OSError, SyntaxError, RuntimeError, Image.DecompressionBombError)
 
 
-def _opened(
-    source: Path | str | bytes | Image.Image,
-) -> AbstractContextManager[Image.Image]:
-    if isinstance(source, Image.Image):
-        return nullcontext(source)
-    return Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+@contextmanager
+def _opened(source: Path | str | bytes | Image.Image) -> Iterator[Image.Image]:
+    """Open an image; turn whatever goes wrong with it in the ``with`` block into a ValueError."""
+    try:
+        if isinstance(source, Image.Image):
+            yield source
+        else:
+            with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+                yield image
+    except _UNREADABLE as error:
+        raise ValueError(f"no readable image ({error})") from error
 
 
 def split_of(sample_id: str) -> str:

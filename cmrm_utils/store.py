@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -161,38 +162,37 @@ class Records(Generic[Record]):
     file without one whole line counts as empty.
 
     Args:
-        path: the file; it need not exist.
+        path: the file, which need not exist. With None, records are kept in memory only.
         shared: the content of the first line.
         kind: the dataclass of the records; each line has its fields.
 
     Attributes:
-        path: as given.
         shared: as given.
 
     Raises:
         InputError: the first line differs, or a line is damaged.
     """
 
-    def __init__(self, path: Path, shared: Mapping[str, Any], kind: type[Record]) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, shared: Mapping[str, Any], kind: type[Record]) -> None:
+        self._path = path
         self.shared = dict(shared)
         self._kind = kind
         self._forget()
-        if path.exists():
-            self._read()
+        if path is not None and path.exists():
+            self._read(path)
 
     def _forget(self) -> None:
         self._found: dict[str, Record] = {}
         self._calls: dict[str, int] = {}
         self._end, self._lines = 0, 0  # bytes and lines of the file that are read
 
-    def _read(self) -> None:
+    def _read(self, path: Path) -> None:
         """Read the lines that are new since the last read, up to the last whole line."""
-        with reading(self.path), self.path.open("rb") as stream:
+        with reading(path), path.open("rb") as stream:
             stream.seek(self._end)
             raw = stream.read()
         for line in raw[: raw.rfind(b"\n") + 1].splitlines(keepends=True):
-            where = f"{self.path}:{self._lines + 1}"
+            where = f"{path}:{self._lines + 1}"
             try:
                 row = json.loads(line)
             except ValueError as error:
@@ -200,7 +200,7 @@ class Records(Generic[Record]):
             if self._lines == 0:
                 if not isinstance(row, dict):
                     raise InputError(f"{where}: no JSON object that says what the lines share")
-                check_same(row, self.shared, self.path)
+                check_same(row, self.shared, path)
             else:
                 self._take(row, where)
             self._end += len(line)
@@ -226,10 +226,6 @@ class Records(Generic[Record]):
         """Every record by its id, in the order of the file."""
         return self._found
 
-    def first(self, n: int) -> set[str]:
-        """The ids of the first ``n`` records, in the order of the file."""
-        return set(islice(self._found, n))
-
     @contextmanager
     def appending(self) -> Iterator["Records[Record]"]:
         """Open the file for :meth:`add` and :meth:`begin`, for this process alone.
@@ -239,31 +235,35 @@ class Records(Generic[Record]):
         Raises:
             InputError: another process is appending, or the file cannot be written.
         """
+        if (path := self._path) is None:
+            yield self
+            return
         with ExitStack() as held:
-            with writing(self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked(self.path))
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(path))
                 # Unbuffered: what add() has written survives the end of the process.
-                self._stream = held.enter_context(self.path.open("ab", buffering=0))
+                self._stream = held.enter_context(path.open("ab", buffering=0))
                 if os.fstat(self._stream.fileno()).st_size < self._end:  # it was replaced
                     self._forget()
-                self._read()
+                self._read(path)
                 self._stream.truncate(self._end)
             if self._end == 0:
                 self._write([self.shared])
             yield self
 
-    def begin(self, digest: str) -> int:
-        """The number of records in the file when the call with this digest first began.
+    def begin(self, *call: str) -> set[str]:
+        """The ids of the records that existed when this call first began.
 
-        The first call writes the number down; a resumed call reads it. :meth:`first` then gives
-        the records that existed at that time.
+        The first call writes their number down, under a hash of the texts that tell it from other
+        calls. A resumed call reads the number.
         """
+        digest = hashed([" ".join(call)], 24)
         if digest not in self._calls:
             before = len(self._found)
             self._write([{"call": digest, "before": before}])
             self._calls[digest] = before
-        return self._calls[digest]
+        return set(islice(self._found, self._calls[digest]))
 
     def add(self, found: Iterable[tuple[str, Record]]) -> None:
         """Append records; existing ones stay as they are.
@@ -282,9 +282,11 @@ class Records(Generic[Record]):
 
     def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write all rows as lines, or none of them."""
+        if self._path is None:
+            return
         lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
         left = memoryview(b"".join(lines))
-        with writing(self.path):
+        with writing(self._path):
             try:
                 while left:
                     left = left[self._stream.write(left) :]
@@ -312,8 +314,13 @@ def read_header(path: Path) -> dict[str, Any] | None:
 class Responses(Records[Response]):
     """Responses by trial id; all have the same model and token limit."""
 
-    def __init__(self, path: Path, shared: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | None, shared: Mapping[str, Any]) -> None:
         super().__init__(path, shared, Response)
+
+
+def hashed(texts: Iterable[str], digits: int = 16) -> str:
+    """The first hex digits of a hash of texts, in their order."""
+    return sha256("\0".join(texts).encode()).hexdigest()[:digits]
 
 
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -> None:

@@ -4,10 +4,10 @@ It has a sample, an image condition and an edit. Its id is a hash of the model's
 edit, so trials can be reused between experiments, resumed, and divided among machines.
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import pandas as pd
 from PIL import Image
@@ -17,6 +17,7 @@ from cmrm_utils.edits import Edit
 from cmrm_utils.errors import InputError, unknown
 from cmrm_utils.prompts import caption_prompt
 from cmrm_utils.sample import Sample
+from cmrm_utils.store import hashed
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,7 @@ class Trial:
         id of ``blank``. An image file is hashed as it is now.
         """
         parts = (self.text, self.image_key, self.edit.digest if self.edit else "none")
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+        return hashed(parts, 24)
 
     @property
     def image_key(self) -> str:
@@ -121,27 +122,26 @@ def table(trials: Sequence[Trial], responses: Sequence[str]) -> pd.DataFrame:
     """
     if len(trials) != len(responses):
         raise ValueError(f"{len(trials)} trials but {len(responses)} responses")
-    rows = []
-    for trial, response in zip(trials, responses, strict=True):
-        sample = trial.sample
-        settings: Mapping[str, str | float] = trial.edit.settings if trial.edit else {}
-        rows.append(
-            {
-                "trial": trial.id,
-                "sample": sample.id,
-                "kind": sample.kind,
-                "task": sample.task,
-                "group": sample.group or sample.id,
-                "world": sample.world,
-                "image": trial.image,
-                "method": "none",
-                "alpha": 0.0,
-                **settings,
-                "query": trial.text,
-                "request": sample.request or trial.text,
-                "answer": sample.answer,
-                "choices": sample.choices,
-                "response": response,
-            }
-        )
+    rows = [_row(*pair) for pair in zip(trials, responses, strict=True)]
     return pd.DataFrame(rows, columns=None if rows else _COLUMNS)
+
+
+def _row(trial: Trial, response: str) -> dict[str, Any]:
+    sample = trial.sample
+    return {
+        "trial": trial.id,
+        "sample": sample.id,
+        "kind": sample.kind,
+        "task": sample.task,
+        "group": sample.group or sample.id,
+        "world": sample.world,
+        "image": trial.image,
+        "method": "none",
+        "alpha": 0.0,
+        **(trial.edit.settings if trial.edit else {}),
+        "query": trial.text,
+        "request": sample.request or trial.text,
+        "answer": sample.answer,
+        "choices": sample.choices,
+        "response": response,
+    }

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, normalize
 
 from cmrm_utils.conditions import NOISES
 from cmrm_utils.edits import Place, check_sample_ids, tensor_version
@@ -20,7 +19,7 @@ from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
-from cmrm_utils.store import check_same, replacing
+from cmrm_utils.store import check_same, hashed, replacing
 from cmrm_utils.trials import Trial
 
 Level = Literal["dataset", "sample"]
@@ -154,7 +153,7 @@ class ShiftVectors:
         if direction.sample_ids is None and direction.values.ndim == 3:
             shares = torch.einsum("...lh,klh->...lk", self.values, direction.values)
             return torch.einsum("...lk,klh->...lh", shares, direction.values)
-        unit = torch.nn.functional.normalize(direction.values, dim=-1)
+        unit = normalize(direction.values, dim=-1)
         return (self.values * unit).sum(-1, keepdim=True) * unit
 
     def first(self, count: int) -> "ShiftVectors":
@@ -199,7 +198,7 @@ class ShiftVectors:
 
 
 def _rescaled(values: Tensor, norms: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(values, dim=-1) * norms[..., None]
+    return normalize(values, dim=-1) * norms[..., None]
 
 
 def shifts(
@@ -273,9 +272,7 @@ def extract_shift(
     settings = {"meaningless": meaningless, "level": level, "estimator": estimator}
     provenance = _provenance(vlm, anchors, scale=scale, place=place, **settings)
     if level == "sample":
-        values = differences
-        if scale == "unit":
-            values = torch.nn.functional.normalize(values, dim=-1)
+        values = normalize(differences, dim=-1) if scale == "unit" else differences
         return ShiftVectors(values, tuple(s.id for s in anchors), provenance)
     return ShiftVectors(_estimate(differences, estimator, scale), None, provenance)
 
@@ -285,7 +282,7 @@ def _estimate(differences: Tensor, estimator: Estimator, scale: Scale) -> Tensor
     exact = differences.double()
     mean = exact.mean(0)
     if estimator == "mean":
-        direction = torch.nn.functional.normalize(mean, dim=-1)
+        direction = normalize(mean, dim=-1)
     else:
         direction = _leading(exact - mean, mean, 1)[0]
     if scale == "unit":
@@ -389,16 +386,13 @@ def leading_directions(differences: Tensor, count: int) -> Tensor:
     return _leading(exact, exact.mean(0), count).float()
 
 
-def principal_directions(
-    vlm: VLM, anchors: Sequence[Sample], count: int, *, meaningless: str = "blank"
-) -> ShiftVectors:
+def principal_directions(vlm: VLM, anchors: Sequence[Sample], count: int) -> ShiftVectors:
     """Uncentred principal components of the anchors' shifts: the first contains the mean.
 
     Args:
         vlm: the model.
         anchors: the samples whose shifts are taken.
         count: number of directions in each layer.
-        meaningless: the image condition of img'.
 
     Returns:
         Orthonormal directions ``(count, layers, hidden)``, the largest first.
@@ -409,15 +403,15 @@ def principal_directions(
     width = vlm.hidden_size
     if not 0 < count <= min(len(anchors), width):
         raise InputError(f"{count} directions of {len(anchors)} anchors and states of {width}")
-    values = leading_directions(shifts(vlm, anchors, meaningless=meaningless), count)
-    made = _provenance(vlm, anchors, meaningless=meaningless, estimator="principal", scale="unit")
+    values = leading_directions(shifts(vlm, anchors), count)
+    made = _provenance(vlm, anchors, estimator="principal", scale="unit")
     return ShiftVectors(values, None, made)
 
 
 def made_of(vlm: VLM, trials: Sequence[Trial], what: str) -> dict[str, str]:
     """The provenance of vectors that were taken on trials."""
-    trial_ids = hashed(trial.id for trial in trials)
-    return {"model": vlm.fingerprint, "trials": trial_ids, "direction": what}
+    ids = hashed(trial.id for trial in trials)
+    return {"model": vlm.fingerprint, "trials": ids, "direction": what}
 
 
 def _provenance(
@@ -443,8 +437,3 @@ def _provenance(
         "n_anchors": str(len(anchors)),
         "anchors": hashed(ids),
     }
-
-
-def hashed(texts: Iterable[str]) -> str:
-    """16 hex digits of a hash of texts, in their order."""
-    return sha256("\0".join(texts).encode()).hexdigest()[:16]

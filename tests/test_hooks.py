@@ -207,7 +207,7 @@ def by_hand(vlm, trial, edit, steps):
         logits = vlm.model(**whole, use_cache=False).logits[:, -1]
         first = logits if first is None else first
         token = logits.argmax(-1, keepdim=True)
-        whole = vlm.extended(whole, token, torch.ones_like(token))
+        whole, _, _ = vlm.extended(whole, token)
     for handle in handles:
         handle.remove()
     return first[0], whole["input_ids"][0, start:].tolist()

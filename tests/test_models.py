@@ -29,7 +29,7 @@ from cmrm_utils import (
 )
 from cmrm_utils.edits import Edit
 from cmrm_utils.loading import find_layers, find_model, wrap
-from cmrm_utils.models import position_ids, squared
+from cmrm_utils.models import squared
 
 GREY = Image.new("RGB", (48, 48), (127, 127, 127))
 VICUNA = (
@@ -98,9 +98,9 @@ def test_decode_leaves_special_tokens_out(tiny):
     assert tiny.decode([0, *ids, 2]) == "The colour is red."
 
 
-def test_position_ids_ignore_left_padding():
+def test_positions_ignore_left_padding(tiny):
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-    assert position_ids(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
+    assert tiny.positions({"attention_mask": mask}).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
 
 
 def test_layers_are_the_language_models(tiny):
@@ -115,6 +115,7 @@ def test_layers_of_a_plain_language_model():
     model = nn.Module()
     model.model = nn.Module()
     model.model.layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    model.config = LlamaConfig(num_hidden_layers=2)
     assert find_layers(model) == tuple(model.model.layers)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import dataclass
+from hashlib import sha256
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -67,7 +68,7 @@ def test_a_half_line_of_another_process_is_left_to_it(path):
         other.write(b'xt": "x", "ids": [], "finished": true}\n')
     with kept.appending() as sink:
         assert sink.get("c") == Response("x", (), True)
-        assert sink.begin("x") == 3
+        assert len(sink.begin("x")) == 3
 
 
 def test_appending_takes_in_what_others_wrote(path):
@@ -77,7 +78,7 @@ def test_appending_takes_in_what_others_wrote(path):
         sink.add([("c", FIRST)])
     with two.appending() as sink:
         assert sink.get("c") == FIRST
-        assert sink.begin("x") == 2
+        assert len(sink.begin("x")) == 2
     path.unlink()
     with two.appending() as sink:
         assert sink.get("a") is None
@@ -122,7 +123,7 @@ def test_a_second_process_is_refused_and_a_killed_one_holds_nothing(path):
     finally:
         other.kill()
         other.communicate()
-    assert Responses(path, SHARED).first(9) == {"a", "b", "c", "d"}
+    assert set(Responses(path, SHARED).all) == {"a", "b", "c", "d"}
 
 
 def test_a_lock_is_let_go_at_the_end(path):
@@ -175,7 +176,7 @@ def test_a_full_disk_leaves_whole_lines(path, room):
         assert sink.get("c") is None
     with kept.appending() as sink:  # room again
         sink.add([("c", FIRST), ("d", FIRST)])
-    assert Responses(path, SHARED).first(9) == {"a", "b", "c", "d"}
+    assert set(Responses(path, SHARED).all) == {"a", "b", "c", "d"}
 
 
 def test_a_short_write_goes_on(path):
@@ -285,21 +286,30 @@ def test_damage_within_is_named_by_line(path):
 
 def test_a_call_knows_what_it_found_when_it_first_began(path):
     with Responses(path, SHARED).appending() as sink:
-        assert sink.begin("x") == 2
+        assert len(sink.begin("x")) == 2
         sink.add([("c", FIRST)])
-        assert sink.begin("x") == 2
-        assert sink.begin("y") == 3
+        assert len(sink.begin("x")) == 2
+        assert len(sink.begin("y")) == 3
     begun = path.read_bytes()
     again = Responses(path, SHARED)
     with again.appending() as sink:
         sink.add([("d", FIRST), ("a", FIRST)])
-        assert (sink.begin("x"), sink.begin("y"), sink.begin("z")) == (2, 3, 4)
-        assert sink.first(2) == {"a", "b"}
-    assert again.first(3) == Responses(path, SHARED).first(3) == {"a", "b", "c"}
-    assert (again.first(0), again.first(9)) == (set(), {"a", "b", "c", "d"})
+        assert [sink.begin(x) for x in "xyz"] == [{*"ab"}, {*"abc"}, {*"abcd"}]
+    assert set(again.all) == set(Responses(path, SHARED).all) == {"a", "b", "c", "d"}
     assert path.read_bytes().startswith(begun)
     calls = [json.loads(line) for line in path.read_text("utf-8").split("\n") if '"call"' in line]
-    assert calls == [{"call": x, "before": n} for x, n in (("x", 2), ("y", 3), ("z", 4))]
+    digests = [sha256(x.encode()).hexdigest()[:24] for x in "xyz"]
+    assert calls == [{"call": x, "before": n} for x, n in zip(digests, (2, 3, 4), strict=True)]
+
+
+def test_records_without_a_file_are_kept_in_memory():
+    kept = Responses(None, SHARED)
+    with kept.appending() as sink:
+        assert not sink.begin("x")
+        sink.add([("a", FIRST)])
+        sink.add([("a", SECOND), ("b", SECOND)])
+        assert not sink.begin("x")
+    assert kept.all == {"a": FIRST, "b": SECOND}
 
 
 def test_a_torn_call_begins_where_it_began(path):
@@ -310,16 +320,16 @@ def test_a_torn_call_begins_where_it_began(path):
     for cut in (len(whole) + 1, len(called) - 1):
         path.write_bytes(called[:cut])
         with Responses(path, SHARED).appending() as sink:
-            assert sink.begin("x") == 2
+            assert len(sink.begin("x")) == 2
         assert path.read_bytes() == called
 
 
 def test_a_file_begun_by_a_call(tmp_path):
     with Responses(tmp_path / "r.jsonl", SHARED).appending() as sink:
-        assert sink.begin("x") == 0
+        assert not sink.begin("x")
         sink.add([("a", FIRST)])
     kept = Responses(tmp_path / "r.jsonl", SHARED)
-    assert (kept.get("a"), kept.first(1)) == (FIRST, {"a"})
+    assert kept.all == {"a": FIRST}
 
 
 @pytest.mark.parametrize(
@@ -517,12 +527,11 @@ def test_a_call_begins_where_it_first_began(tmp_path):
     shared = {"model": "m"}
     with Responses(path, shared).appending() as sink:
         sink.add([("a", Response("x", (1,), True))])
-        assert sink.begin("one") == 1
+        assert len(sink.begin("one")) == 1
         sink.add([("b", Response("y", (2,), True)), ("c", Response("z", (3,), True))])
     again = Responses(path, shared)
     with again.appending() as sink:
-        assert sink.begin("one") == 1
-        assert sink.begin("two") == 3
-    assert again.first(1) == {"a"}
+        assert sink.begin("one") == {"a"}
+        assert len(sink.begin("two")) == 3
     assert Responses(path, shared).get("c") == Response("z", (3,), True)
     assert path.read_text().count("call") == 2

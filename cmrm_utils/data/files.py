@@ -65,10 +65,8 @@ def _sample(row: dict[str, Any], folder: Path) -> Sample:
             fields["choices"] = parse_json(choices)
         except ValueError as error:
             raise ValueError(f"choices must be a JSON list or mapping ({error})") from error
-    if "choices" in fields:
-        fields["choices"] = options(fields["choices"])
-        if "answer" in fields:
-            fields["answer"] = answer_letter(fields["answer"], fields["choices"])
+    if "choices" in fields and "answer" in fields:
+        fields["answer"] = answer_letter(fields["answer"], options(fields["choices"]))
     if not isinstance(image := fields.get("image", ""), str):
         raise ValueError(f"image must be text, the path of an image file, not {image!r:.40}")
     fields = checked(fields)

@@ -63,13 +63,13 @@ class Row:
             raise self.wrong(str(error)) from error
         return source
 
-    def stored_image(self, column: str = "image") -> bytes | None:
-        """The bytes of the image in a column of Parquet; None where the column is empty.
+    def stored_image(self) -> bytes | None:
+        """The bytes of the image in Parquet's column ``image``; None where the column is empty.
 
         Raises:
             InputError: the bytes are no image.
         """
-        stored = self[column]
+        stored = self["image"]
         return None if stored is None else self.image(stored.get("bytes") or b"")
 
     def archived_image(self, folder: str, name: str) -> Path | bytes:

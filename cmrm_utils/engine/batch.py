@@ -14,10 +14,10 @@ from torch.nn import functional
 from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cmrm_utils.edits import PADDING, Edit
-from cmrm_utils.engine.cache import SPARE, RoomyLayer, stacked
+from cmrm_utils.edits import Edit
+from cmrm_utils.engine.cache import SPARE, Pair, RoomyLayer, stacked
 from cmrm_utils.engine.cores import CORES
-from cmrm_utils.engine.inputs import Tokens
+from cmrm_utils.engine.inputs import Tokens, token_kinds
 from cmrm_utils.hooks import Steering
 from cmrm_utils.models import VLM
 
@@ -35,17 +35,17 @@ class Row:
 
     tokens: Tokens
     edit: Edit | None
-    shared: int = 0
-    beginning: tuple[Any, ...] = ()
+    shared: int
+    beginning: tuple[Any, ...]
 
 
 class Beginnings:
     """Keys and values of shared beginnings, kept while further rows need them."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
+        self._kept: dict[tuple[Any, ...], list[Pair]] = {}
         self._names: list[tuple[Any, ...]] = []
-        self._stack: list[tuple[Tensor, Tensor]] = []
+        self._stack: list[Pair] = []
 
     def cache(self, vlm: VLM, steer: Steering, rows: Sequence[Row], new: int, room: int) -> Cache:
         """A cache of the rows' beginnings, left-padded, for ``new`` tokens and ``room`` more.
@@ -59,75 +59,58 @@ class Beginnings:
         if names != self._names[: len(names)] or stack[0][0].shape[2] < width + new + room:
             spare = -(-new // SPARE) * SPARE
             kept = self._of(vlm, steer, rows)
-            stack = stacked(kept, [row.shared for row in rows], spare + room)
+            stack = stacked(kept, width, spare + room)
             self._names, self._stack = ([], []) if room else (names, stack)
         layers: list[Any] = [RoomyLayer((k[: len(rows)], v[: len(rows)]), width) for k, v in stack]
         return Cache(layers=layers)
 
-    def _of(
-        self, vlm: VLM, steer: Steering, rows: Sequence[Row]
-    ) -> list[list[tuple[Tensor, Tensor]]]:
+    def _of(self, vlm: VLM, steer: Steering, rows: Sequence[Row]) -> list[list[Pair]]:
         """Each row's keys and values ``(1, heads, shared, size)``, by layer."""
         wanted = {row.beginning: row for row in rows}
         self._kept = {name: kept for name, kept in self._kept.items() if name in wanted}
         if missing := {name: row for name, row in wanted.items() if name not in self._kept}:
             first = list(missing.values())
             cache = DynamicCache()
-            block = _Block.of(vlm, [(row.tokens, 0, row.shared) for row in first])
-            steer.rows([row.edit for row in first], block.kinds)
-            vlm.model.model(**block.inputs(), past_key_values=cache, use_cache=True)
-            width, layers = block.ids.shape[1], cast("list[Any]", cache.layers)
+            stretches = [(row.tokens, 0, row.shared) for row in first]
+            inputs, kinds = _inputs(vlm, stretches, whole=False)
+            steer.rows([row.edit for row in first], kinds)
+            vlm.model.model(**inputs, past_key_values=cache, use_cache=True)
+            width, layers = inputs["input_ids"].shape[1], cast("list[Any]", cache.layers)
             for i, (name, row) in enumerate(missing.items()):
-                self._kept[name] = [
-                    (
-                        layer.keys[i : i + 1, :, width - row.shared :],
-                        layer.values[i : i + 1, :, width - row.shared :],
-                    )
-                    for layer in layers
-                ]
+                own = (slice(i, i + 1), slice(None), slice(width - row.shared, None))
+                self._kept[name] = [(layer.keys[own], layer.values[own]) for layer in layers]
         return [self._kept[row.beginning] for row in rows]
 
 
-@dataclass(eq=False)
-class _Block:
-    """A stretch of several rows' prompts, left-padded; ``kinds`` are on the CPU."""
+def _inputs(
+    vlm: VLM, stretches: Sequence[tuple[Tokens, int, int]], *, whole: bool
+) -> tuple[dict[str, Any], Tensor]:
+    """Model inputs for each row's tokens from a start to an end, and the kinds of these tokens.
 
-    ids: Tensor
-    kinds: Tensor
-    positions: Tensor
-    mask: Tensor
-    images: list[Tensor]
-
-    @classmethod
-    def of(cls, vlm: VLM, stretches: Sequence[tuple[Tokens, int, int]]) -> "_Block":
-        """A block of each row's tokens from a start to an end."""
-        width = max(end - start for _, start, end in stretches)
-        first = stretches[0][0].positions
-        ids = torch.full((len(stretches), width), vlm.tokenizer.pad_token_id)
-        positions = first.new_zeros((*first.shape[:-1], len(stretches), width))
-        mask = torch.zeros(len(stretches), width, dtype=torch.long)
-        kinds = torch.full((len(stretches), width), PADDING, dtype=torch.int8)
-        images = []
-        for i, (tokens, start, end) in enumerate(stretches):
-            ids[i, width - (end - start) :] = tokens.ids[start:end]
-            positions[..., i, width - (end - start) :] = tokens.positions[..., start:end]
-            mask[i, width - (end - start) :] = 1
-            kinds[i, width - (end - start) :] = tokens.kinds[start:end]
-            if tokens.image is not None and start <= tokens.image_start < end:
-                images.append(tokens.image.features)
-        device = vlm.device
-        return cls(ids.to(device), kinds, positions.to(device), mask.to(device), images)
-
-    def inputs(self) -> dict[str, Any]:
-        made: dict[str, Any] = {
-            "input_ids": self.ids,
-            "position_ids": self.positions,
-            "attention_mask": self.mask,
-        }
-        if self.images:
-            image = BaseModelOutputWithPooling(pooler_output=self.images)  # type: ignore[arg-type]
-            made["mm_encoder_outputs"] = {"image": image}
-        return made
+    Args:
+        vlm: the model.
+        stretches: each row's tokens, start and end. Rows are padded on the left.
+        whole: whether they end where the prompts end.
+    """
+    width = max(end - start for _, start, end in stretches)
+    first = stretches[0][0].positions
+    ids = torch.full((len(stretches), width), vlm.tokenizer.pad_token_id)
+    positions = first.new_zeros((*first.shape[:-1], len(stretches), width))
+    mask = torch.zeros(len(stretches), width, dtype=torch.long)
+    images = []
+    for i, (tokens, start, end) in enumerate(stretches):
+        ids[i, width - (end - start) :] = tokens.ids[start:end]
+        positions[..., i, width - (end - start) :] = tokens.positions[..., start:end]
+        mask[i, width - (end - start) :] = 1
+        if tokens.image is not None and start <= tokens.image_start < end:
+            images.append(tokens.image.features)
+    made = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
+    kinds = token_kinds(vlm, made, whole=whole)
+    inputs: dict[str, Any] = {name: value.to(vlm.device) for name, value in made.items()}
+    if images:
+        image = BaseModelOutputWithPooling(pooler_output=images)  # type: ignore[arg-type]
+        inputs["mm_encoder_outputs"] = {"image": image}
+    return inputs, kinds
 
 
 def run_prompts(
@@ -153,26 +136,23 @@ def run_prompts(
         The cache, the mask ``(rows, tokens)`` of its tokens, and the last tokens' logits.
     """
     starts = [row.shared for row in rows]
-    block = _Block.of(
-        vlm, [(row.tokens, n, len(row.tokens)) for row, n in zip(rows, starts, strict=True)]
-    )
+    stretches = [(row.tokens, n, len(row.tokens)) for row, n in zip(rows, starts, strict=True)]
+    inputs, kinds = _inputs(vlm, stretches, whole=True)
+    mask = inputs["attention_mask"]
     cache: Cache | None = None
-    inputs = block.inputs()
     if any(starts):
-        cache = beginnings.cache(vlm, steer, rows, block.ids.shape[1], room)
-        before = torch.zeros(len(rows), max(starts), dtype=torch.long)
-        for i, n in enumerate(starts):
-            before[i, max(starts) - n :] = 1
-        block.mask = torch.cat([before.to(block.mask.device), block.mask], dim=1)
-        inputs["attention_mask"] = block.mask
+        cache = beginnings.cache(vlm, steer, rows, mask.shape[1], room)
+        missing = max(starts) - torch.tensor(starts, device=mask.device)
+        before = torch.arange(max(starts), device=mask.device) >= missing[:, None]
+        inputs["attention_mask"] = mask = torch.cat([before.long(), mask], dim=1)
     elif room:
         cache = Cache(layer_class_to_replicate=RoomyLayer)
-    steer.rows([row.edit for row in rows], block.kinds)
+    steer.rows([row.edit for row in rows], kinds)
     model = vlm.model if head else vlm.model.model
     if head:
         inputs["logits_to_keep"] = 1
     out = model(**inputs, past_key_values=cache, use_cache=cache is not None)
-    return cache, block.mask, out.logits[:, -1] if head else None
+    return cache, mask, out.logits[:, -1] if head else None
 
 
 def log_odds(logits: Tensor, openers: Sequence[int]) -> Tensor:
@@ -188,9 +168,8 @@ def log_odds(logits: Tensor, openers: Sequence[int]) -> Tensor:
     inside = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
     inside[list(openers)] = True
     values, none = logits.float(), float("-inf")
-    return values.masked_fill(~inside, none).logsumexp(-1) - values.masked_fill(
-        inside, none
-    ).logsumexp(-1)
+    others = values.masked_fill(inside, none).logsumexp(-1)
+    return values.masked_fill(~inside, none).logsumexp(-1) - others
 
 
 class Batch:
@@ -248,22 +227,18 @@ class Batch:
     def feed(self, token: Tensor) -> None:
         """Run one step on the chosen tokens."""
         CORES.give_way()
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self), 1)], dim=1)
+        self._mask = mask = torch.cat([self._mask, self._mask.new_ones(len(self), 1)], dim=1)
+        text = self._vlm.model.config.get_text_config(decoder=True)
+        if text._attn_implementation == "sdpa":  # in its own form, or transformers inspects it
+            mask = mask[:, None, None].bool()
         self._logits = self._vlm.model(
             input_ids=token[:, None],
             position_ids=self._next[:, None].expand(*self._axes, -1, 1),
-            attention_mask=self._step_mask(),
+            attention_mask=mask,
             past_key_values=self._cache,
             use_cache=True,
         ).logits[:, -1]
         self._next = self._next + 1
-
-    def _step_mask(self) -> Tensor:
-        """The mask in SDPA's own form, if that is used: transformers would inspect it instead."""
-        text = self._vlm.model.config.get_text_config(decoder=True)
-        return (
-            self._mask[:, None, None].bool() if text._attn_implementation == "sdpa" else self._mask
-        )
 
     def keep(self, stay: Sequence[int]) -> Tensor:
         """Keep only these rows, and only tokens that one of them needs.

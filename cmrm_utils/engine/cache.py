@@ -11,6 +11,10 @@ from transformers.cache_utils import DynamicLayer
 
 from cmrm_utils.models import VLM
 
+Pair = tuple[Tensor, Tensor]
+"""Keys and values, ``(rows, heads, tokens, size)`` each."""
+
+
 SPARE = 64
 """Tokens by which a full cache layer grows."""
 
@@ -19,30 +23,22 @@ class RoomyLayer(DynamicLayer):
     """Keys and values in buffers with room for further tokens, so that a step copies no old ones.
 
     Args:
-        buffers: keys and values, ``(rows, heads, tokens, size)`` each.
+        buffers: of keys and values.
         length: number of tokens that are filled.
     """
 
-    def __init__(self, buffers: tuple[Tensor, Tensor] | None = None, length: int = 0) -> None:
+    def __init__(self, buffers: Pair | None = None, length: int = 0) -> None:
         super().__init__()
         if buffers is not None:
             self.lazy_initialization(*buffers)
             self._hold(buffers, length)
 
-    def _hold(self, buffers: tuple[Tensor, Tensor], length: int) -> None:
+    def _hold(self, buffers: Pair, length: int) -> None:
         self._buffers = buffers
-        self.keys, self.values = (buffer[:, :, :length] for buffer in buffers)
+        keys, values = (buffer[:, :, :length] for buffer in buffers)
+        self.keys, self.values = self.filled = keys, values
 
-    @property
-    def filled(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of the tokens so far."""
-        assert self.keys is not None
-        assert self.values is not None
-        return self.keys, self.values
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Pair:
         """Append tokens; return the keys and values of all."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -70,15 +66,10 @@ class RoomyLayer(DynamicLayer):
     def join(self, other: "RoomyLayer", width: int) -> None:
         """Append another layer's rows, both left-padded to ``width`` tokens."""
         keys, values = (
-            torch.cat([wide_enough(one, width), wide_enough(two, width)])
-            for one, two in zip(self.filled, other.filled, strict=True)
+            torch.cat([functional.pad(x, (0, 0, width - x.shape[2], 0)) for x in pair])
+            for pair in zip(self.filled, other.filled, strict=True)
         )
         self._hold((keys, values), width)
-
-
-def wide_enough(tensor: Tensor, width: int) -> Tensor:
-    """``(rows, heads, tokens, size)``, left-padded with zeros to ``width`` tokens."""
-    return functional.pad(tensor, (0, 0, width - tensor.shape[2], 0))
 
 
 def can_share(vlm: VLM) -> bool:
@@ -91,24 +82,14 @@ def can_share(vlm: VLM) -> bool:
     return plain and (not vlm.sees_images or hasattr(vlm.model.model, "get_image_features"))
 
 
-def stacked(
-    kept: Sequence[Sequence[tuple[Tensor, Tensor]]], lengths: Sequence[int], room: int
-) -> list[tuple[Tensor, Tensor]]:
-    """Each layer's buffers, whose rows begin with ``kept`` keys and values, left-padded."""
-    width = max(lengths)
+def stacked(kept: Sequence[Sequence[Pair]], width: int, room: int) -> list[Pair]:
+    """Each layer's buffers: ``kept`` keys and values, left-padded to ``width``, and ``room``."""
     buffers = []
     for pairs in zip(*kept, strict=True):
         made = []
-        for side in (0, 1):
-            parts = [pair[side] for pair in pairs]
-            _, heads, _, size = parts[0].shape
-            whole = parts[0].new_empty(len(parts), heads, width + room, size)
-            if all(part is parts[0] for part in parts):
-                whole[:, :, :width] = parts[0]
-            else:
-                for i, part in enumerate(parts):
-                    whole[i, :, : width - part.shape[2]] = 0  # garbage there could be a NaN
-                    whole[i : i + 1, :, width - part.shape[2] : width] = part
-            made.append(whole)
+        for side in zip(*pairs, strict=True):
+            # Rows of one beginning have the same tensor, which is padded once.
+            padded = {x: functional.pad(x, (0, 0, width - x.shape[2], room)) for x in set(side)}
+            made.append(torch.cat([padded[x] for x in side]))
         buffers.append((made[0], made[1]))
     return buffers

@@ -17,7 +17,7 @@ STAT = Path("/proc/stat")
 """Linux's count of used processor time. Without this file the number of threads stays."""
 
 SHORTEST, LONGEST = 0.1, 2.0
-"""Seconds from one look to the next. What happened before a longer pause says nothing of now."""
+"""Seconds from one look to the next. After a longer pause, the earlier look no longer counts."""
 
 
 class Cores:

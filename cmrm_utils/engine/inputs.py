@@ -1,7 +1,7 @@
 """A trial as model input: token ids, positions, encoded image."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,16 +20,27 @@ class Prompt:
     """A trial's prompt, tokenised.
 
     Attributes:
+        id: the trial's id, as of now.
         trial: the trial.
         ids: token ids, an image being one token.
         image_at: the index of the image in ``ids``; None without one.
         image_key: the trial's image key (:attr:`cmrm_utils.trials.Trial.image_key`), as of now.
+        shared: the number of first ``ids`` that other prompts share; 0 for none.
+        beginning: the name of the shared beginning: equal for equal tokens, image and edit.
     """
 
+    id: str
     trial: Trial
     ids: tuple[int, ...]
     image_at: int | None
     image_key: str
+    shared: int = 0
+    beginning: tuple[Any, ...] = ()
+
+    @property
+    def shares_image(self) -> bool:
+        """Whether the shared beginning includes the image."""
+        return self.image_at is not None and self.image_at < self.shared
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,18 +63,9 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def kinds(self) -> Tensor:
-        """Each token's kind for edits, int8 ``(tokens,)``: TEXT, IMAGE, and LAST at the end."""
-        made = torch.full((len(self),), TEXT, dtype=torch.int8)
-        if self.image is not None:
-            made[self.image_start : self.image_start + len(self.image.features)] = IMAGE
-        made[-1] = LAST
-        return made
 
-
-def prompts(vlm: VLM, trials: Sequence[Trial]) -> list[Prompt]:
-    """The prompts of trials; equal texts are tokenised once.
+def prompts(vlm: VLM, trials: Mapping[str, Trial]) -> list[Prompt]:
+    """The prompts of trials by id; equal texts are tokenised once.
 
     Raises:
         InputError: an image for a model that sees none; a text that holds the image token.
@@ -71,7 +73,7 @@ def prompts(vlm: VLM, trials: Sequence[Trial]) -> list[Prompt]:
     known: dict[tuple[str, bool], tuple[int, ...]] = {}
     image_id = vlm.model.config.image_token_id if vlm.sees_images else None
     made = []
-    for trial in trials:
+    for trial_id, trial in trials.items():
         if trial.has_image:
             vlm.check_sees_images()
         key = (trial.text, trial.has_image)
@@ -82,19 +84,15 @@ def prompts(vlm: VLM, trials: Sequence[Trial]) -> list[Prompt]:
                 raise InputError(f"sample {trial.sample.id}: its text holds the image token")
         ids = known[key]
         at = ids.index(image_id) if trial.has_image else None
-        made.append(Prompt(trial, ids, at, trial.image_key))
+        made.append(Prompt(trial_id, trial, ids, at, trial.image_key))
     return made
 
 
 def tokens(vlm: VLM, prompt: Prompt, image: EncodedImage | None) -> Tokens:
     """A prompt with its image's tokens in place; ids and positions are on the CPU."""
-    ids = list(prompt.ids)
-    at = prompt.image_at
-    if at is None or image is None:
-        image, start = None, 0
-    else:
-        ids[at : at + 1] = [ids[at]] * len(image.features)
-        start = at
+    ids, start = list(prompt.ids), prompt.image_at or 0
+    if image is not None:
+        ids[start : start + 1] = [ids[start]] * len(image.features)
     made = torch.tensor(ids)
     return Tokens(made, _positions(vlm, made, image), image, start)
 
@@ -181,11 +179,15 @@ def renew_images(vlm: VLM, trials: Iterable[Trial]) -> None:
             _encoded[vlm] = Images(state)
 
 
-def token_kinds(vlm: VLM, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The tokens' kinds for edits, of whole left-padded prompts: int8 ``(rows, tokens)``."""
+def token_kinds(vlm: VLM, inputs: Mapping[str, Tensor], *, whole: bool = True) -> Tensor:
+    """The kinds for edits of left-padded prompts' tokens: int8 ``(rows, tokens)``, on the CPU.
+
+    Of whole prompts, the last tokens are LAST.
+    """
     ids, real = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu().bool()
     kinds = torch.where(real, TEXT, PADDING).to(torch.int8)
     if vlm.sees_images:
         kinds[real & (ids == vlm.model.config.image_token_id)] = IMAGE
-    kinds[:, -1] = LAST
+    if whole:
+        kinds[:, -1] = LAST
     return kinds

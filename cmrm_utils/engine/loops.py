@@ -7,11 +7,9 @@ its response is complete, and another takes its place.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +22,13 @@ from cmrm_utils.edits import Place
 from cmrm_utils.engine.batch import Batch, Beginnings, Row, log_odds, run_prompts
 from cmrm_utils.engine.cache import can_share
 from cmrm_utils.engine.cores import CORES
-from cmrm_utils.engine.inputs import renew_images, token_kinds
+from cmrm_utils.engine.inputs import Prompt, renew_images, token_kinds
 from cmrm_utils.engine.memory import Size
-from cmrm_utils.engine.plan import Planned, distinct, in_order
+from cmrm_utils.engine.plan import distinct, in_order
 from cmrm_utils.errors import InputError
 from cmrm_utils.hooks import record, steering
 from cmrm_utils.models import VLM
-from cmrm_utils.store import Records, Response, Responses
+from cmrm_utils.store import Response, Responses
 from cmrm_utils.trials import Trial
 
 STATES_ROWS = 16
@@ -64,7 +62,7 @@ def _in_batches(
     title: str,
     progress: bool = False,
 ) -> list[Tensor]:
-    """Each trial's result from ``run``, which takes a batch; one that does not fit is halved."""
+    """Each trial's result. ``run`` takes a batch; a batch that does not fit is halved."""
     CORES.take_all()
     ids, unique = distinct(trials)
     size = Size(vlm, STATES_ROWS if batch_size is None else batch_size)
@@ -175,136 +173,149 @@ def generate(
     shared: dict[str, Any] = {"model": vlm.fingerprint, "max_new_tokens": max_new_tokens}
     if openers:
         shared["openers"] = sorted(openers)
-    known = Responses(out, shared) if out else None
-    done = {key: response for key in unique if known and (response := known.get(key))}
-    if len(done) == len(unique):
-        return [done[key].text for key in ids]
+    known = Responses(out, shared)
+    if unique.keys() <= known.all.keys():
+        return [known.all[key].text for key in ids]
     renew_images(vlm, unique.values())
-    with known.appending() if known else nullcontext() as sink:
-        planned = in_order(vlm, _at_first(sink, unique, pack) if sink else unique)
+    with known.appending():
+        before = known.begin(str(pack), *unique)
+        planned = in_order(vlm, {key: unique[key] for key in unique if key not in before})
         with progress_bar(len(planned), "responses", progress) as bar:
-
-            def keep(key: str, response: Response) -> None:
-                bar.update()
-                if key not in done:
-                    done[key] = response
-                    if sink:
-                        sink.add([(key, response)])
-
+            task = _Task(vlm, size, max_new_tokens, openers, known, bar)
             for start in range(0, len(planned), pack):
                 these = planned[start : start + pack]
-                if all(each.id in done for each in these):
+                if all(each.id in known.all for each in these):
                     bar.update(len(these))
-                    continue
-                _respond(vlm, these, size, max_new_tokens, openers, keep)
-    return [done[key].text for key in ids]
+                else:
+                    task.respond(these)
+    return [known.all[key].text for key in ids]
 
 
-def _at_first(sink: Records[Response], trials: Mapping[str, Trial], pack: int) -> dict[str, Trial]:
-    """The trials that had no response when this list was first asked for, in this pack size."""
-    call = sha256(" ".join([str(pack), *trials]).encode())
-    before = sink.first(sink.begin(call.hexdigest()[:24]))
-    return {key: trial for key, trial in trials.items() if key not in before}
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What :func:`generate` is asked for, apart from the trials.
 
+    Attributes:
+        vlm: the model.
+        size: how many rows a batch has.
+        max_new_tokens: the length at which a response is cut.
+        openers: ids of tokens that open a refusal.
+        known: takes every response as soon as it is complete.
+        bar: counts them.
+        over: the ids of the trials that this call has responded to. Some may have been in
+            ``known`` before: a resumed pack runs as a whole.
+    """
 
-def _respond(
-    vlm: VLM,
-    pack: Sequence[Planned],
-    size: Size,
-    max_new_tokens: int,
-    openers: Sequence[int],
-    keep: Callable[[str, Response], None],
-) -> None:
-    """Respond to a pack of trials, in smaller batches if memory runs out."""
-    left = list(pack)
-    run = _decode if can_share(vlm) else _generate
-    over: set[str] = set()
+    vlm: VLM
+    size: Size
+    max_new_tokens: int
+    openers: Sequence[int]
+    known: Responses
+    bar: Any
+    over: set[str] = field(default_factory=set)
 
-    def complete(key: str, response: Response) -> None:
-        over.add(key)
-        keep(key, response)
+    def respond(self, pack: Sequence[Prompt]) -> None:
+        """Respond to a pack of trials, in smaller batches if memory runs out."""
+        run = self._decode if can_share(self.vlm) else self._generate
+        while left := [each for each in pack if each.id not in self.over]:
+            self.size.attempt(partial(run, left))
 
-    while left:
-        size.attempt(partial(run, vlm, left, size, max_new_tokens, openers, complete))
-        left = [each for each in left if each.id not in over]
+    def _decode(self, pack: Sequence[Prompt]) -> None:
+        """Respond in one batch: a row leaves when its response is complete, another one joins."""
+        vlm, size = self.vlm, self.size
+        trials = [each.trial for each in pack]
+        entered = 0
+        size.begin()
+        beginnings = Beginnings()
+        look_every = 1 if vlm.device.type == "cpu" else LOOK_EVERY
+        written: dict[int, list[int]] = {}
+        odds: dict[int, float] = {}
+        steps: list[Tensor] = []
+        batch: Batch | None = None
+        with steering(vlm, [trial.active_edit for trial in trials]) as steer:
+            while batch or entered < len(pack):
+                inside = len(batch) if batch else 0
+                room = size.limit - inside
+                if entered < len(pack) and not steps and room >= max(1, size.limit // 4):
+                    new = self.max_new_tokens
+                    rows = size.entering(pack[entered:], room, inside=inside, new=new)
+                    if rows:
+                        names = range(entered, entered + len(rows))
+                        joining = Batch(vlm, steer, rows, names, beginnings, new)
+                        written |= {name: [] for name in names}
+                        if self.openers:
+                            odds |= zip(names, joining.log_odds(self.openers), strict=True)
+                        entered += len(rows)
+                        del rows  # frees their images, whose tokens are in the cache by now
+                        if batch:
+                            batch.join(joining)
+                        else:
+                            batch = joining
+                assert batch is not None
+                token = batch.choose()
+                steps.append(token)
+                if len(steps) == look_every:
+                    open_rows = [i for i, name in enumerate(batch.names) if name in written]
+                    broken = batch.broken.tolist()
+                    for i in open_rows:
+                        if broken[i]:
+                            raise _no_numbers(trials[batch.names[i]])
+                    columns = torch.stack(steps, dim=1).tolist()
+                    steps.clear()
+                    for i in open_rows:
+                        name = batch.names[i]
+                        written[name] += columns[i]
+                        if self._complete(pack[name], written[name], odds.get(name)):
+                            del written[name]
+                    stay = [i for i in open_rows if batch.names[i] in written]
+                    if not stay:
+                        batch = None
+                        continue
+                    if len(batch) - len(stay) >= max(1, len(batch) // 8):
+                        token = token[batch.keep(stay)]
+                batch.feed(token)
 
+    def _generate(self, pack: Sequence[Prompt]) -> None:
+        """Respond in batches of transformers' ``generate``, for caches that cannot be cut."""
+        vlm, size = self.vlm, self.size
+        for start in range(0, len(pack), size.rows):
+            these = pack[start : start + size.rows]
+            batch = [each.trial for each in these]
+            size.begin(*these)
+            inputs = vlm.inputs(
+                [each.text for each in batch], [each.load_image() for each in batch]
+            )
+            edits = [trial.active_edit for trial in batch]
+            watch = _Watch(self.openers)
+            with steering(vlm, edits) as steer:
+                steer.rows(edits, token_kinds(vlm, inputs))
+                whole = vlm.model.generate(
+                    **inputs,
+                    max_new_tokens=self.max_new_tokens,
+                    do_sample=False,
+                    num_beams=1,
+                    logits_processor=LogitsProcessorList([watch]),
+                )
+            written = whole[:, inputs["input_ids"].shape[1] :].tolist()
+            broken = torch.as_tensor(watch.broken).tolist()
+            odds: list[Any] = watch.log_odds or [None] * len(these)
+            for each, row, bad, of_row in zip(these, written, broken, odds, strict=True):
+                if bad:
+                    raise _no_numbers(each.trial)
+                complete = self._complete(each, row, of_row)
+                assert complete
 
-def _decode(
-    vlm: VLM,
-    pack: Sequence[Planned],
-    size: Size,
-    max_new_tokens: int,
-    openers: Sequence[int],
-    complete: Callable[[str, Response], None],
-) -> None:
-    """Respond in one batch: a row leaves once its response is complete, and another one joins."""
-    trials = [each.prompt.trial for each in pack]
-    queue = deque(pack)
-    size.begin()
-    beginnings, ends = Beginnings(), vlm.ends
-    look_every = 1 if vlm.device.type == "cpu" else LOOK_EVERY
-    written: dict[int, list[int]] = {}
-    odds: dict[int, float] = {}
-    steps: list[Tensor] = []
-    batch: Batch | None = None
-    with steering(vlm, [trial.active_edit for trial in trials]) as steer:
-        while queue or batch:
-            inside = len(batch) if batch else 0
-            room = size.limit - inside
-            if queue and not steps and room >= max(1, size.limit // 4):
-                names = range(len(pack) - len(queue), len(pack))
-                rows = size.entering(queue, room, inside=inside, new=max_new_tokens)
-                if rows:
-                    new = Batch(vlm, steer, rows, names[: len(rows)], beginnings, max_new_tokens)
-                    written |= {name: [] for name in new.names}
-                    if openers:
-                        odds |= zip(new.names, new.log_odds(openers), strict=True)
-                    for _ in new.names:
-                        queue.popleft()
-                    del rows  # frees their images, whose tokens are in the cache by now
-                    if batch:
-                        batch.join(new)
-                    else:
-                        batch = new
-            assert batch is not None
-            token = batch.choose()
-            steps.append(token)
-            if len(steps) == look_every:
-                open_rows = [i for i, name in enumerate(batch.names) if name in written]
-                _check(batch, trials, open_rows)
-                columns = torch.stack(steps, dim=1).tolist()
-                steps.clear()
-                for i in open_rows:
-                    name = batch.names[i]
-                    written[name] += columns[i]
-                    if response := _completed(vlm, written[name], ends, max_new_tokens):
-                        complete(pack[name].id, replace(response, log_odds=odds.get(name)))
-                        del written[name]
-                stay = [i for i in open_rows if batch.names[i] in written]
-                if not stay:
-                    batch = None
-                    continue
-                if len(batch) - len(stay) >= max(1, len(batch) // 8):
-                    token = token[batch.keep(stay)]
-            batch.feed(token)
-
-
-def _completed(
-    vlm: VLM, ids: Sequence[int], ends: set[int], max_new_tokens: int
-) -> Response | None:
-    """The response that these token ids make; None while it is incomplete."""
-    ids = ids[:max_new_tokens]
-    stop = next((i for i, token in enumerate(ids) if token in ends), None)
-    if stop is None and len(ids) < max_new_tokens:
-        return None
-    kept = tuple(ids if stop is None else ids[: stop + 1])
-    return Response(vlm.decode(kept), kept, stop is not None)
-
-
-def _check(batch: Batch, trials: Sequence[Trial], rows: Sequence[int]) -> None:
-    broken = batch.broken.tolist()
-    for name in (batch.names[i] for i in rows if broken[i]):
-        raise _no_numbers(trials[name])
+    def _complete(self, each: Prompt, ids: Sequence[int], odds: float | None) -> bool:
+        """Keep the response that these token ids make; False while it is incomplete."""
+        ids, ends = ids[: self.max_new_tokens], self.vlm.ends
+        stop = next((i for i, token in enumerate(ids) if token in ends), None)
+        if stop is None and len(ids) < self.max_new_tokens:
+            return False
+        kept = tuple(ids if stop is None else ids[: stop + 1])
+        self.known.add([(each.id, Response(self.vlm.decode(kept), kept, stop is not None, odds))])
+        self.over.add(each.id)
+        self.bar.update()
+        return True
 
 
 def _no_numbers(trial: Trial) -> InputError:
@@ -333,43 +344,3 @@ class _Watch(LogitsProcessor):
             self.log_odds = log_odds(scores, self._openers).tolist()
         self.broken = self.broken | scores.isnan().any(-1)
         return scores
-
-
-def _generate(
-    vlm: VLM,
-    pack: Sequence[Planned],
-    size: Size,
-    max_new_tokens: int,
-    openers: Sequence[int],
-    complete: Callable[[str, Response], None],
-) -> None:
-    """Respond in batches of transformers' ``generate``, for caches that cannot be cut."""
-    for start in range(0, len(pack), size.rows):
-        these = pack[start : start + size.rows]
-        batch = [each.prompt.trial for each in these]
-        size.begin(*these)
-        inputs = _inputs(vlm, batch)
-        edits = [trial.active_edit for trial in batch]
-        watch = _Watch(openers)
-        with steering(vlm, edits) as steer:
-            steer.rows(edits, token_kinds(vlm, inputs))
-            whole = vlm.model.generate(
-                **inputs,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                logits_processor=LogitsProcessorList([watch]),
-            )
-        written = whole[:, inputs["input_ids"].shape[1] :].tolist()
-        broken = torch.as_tensor(watch.broken).tolist()
-        odds: list[Any] = watch.log_odds or [None] * len(these)
-        for each, row, bad, of_row in zip(these, written, broken, odds, strict=True):
-            if bad:
-                raise _no_numbers(each.prompt.trial)
-            response = _completed(vlm, row, vlm.ends, len(row))
-            assert response is not None
-            complete(each.id, replace(response, log_odds=of_row))
-
-
-def _inputs(vlm: VLM, batch: Sequence[Trial]) -> dict[str, Tensor]:
-    return vlm.inputs([trial.text for trial in batch], [trial.load_image() for trial in batch])

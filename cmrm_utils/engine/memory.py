@@ -9,7 +9,7 @@ import torch
 
 from cmrm_utils.engine.batch import Row
 from cmrm_utils.engine.inputs import Prompt, forget_images, images_of
-from cmrm_utils.engine.plan import Planned, alike
+from cmrm_utils.engine.plan import alike, row_of
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
 
@@ -44,12 +44,12 @@ class Size:
         """Most rows in a batch, if all are as long as the longest that has entered so far."""
         return max(1, min(self.rows, self._tokens // self._longest))
 
-    def begin(self, *rows: Planned) -> None:
+    def begin(self, *rows: Prompt) -> None:
         """Start a batch; if a row does not fit alone, the error names the last of ``rows``."""
-        self._longest, self._last = 1, rows[-1].prompt if rows else None
+        self._longest, self._last = 1, rows[-1] if rows else None
 
     def entering(
-        self, queue: Iterable[Planned], most: int, *, inside: int = 0, new: int = 0
+        self, queue: Iterable[Prompt], most: int, *, inside: int = 0, new: int = 0
     ) -> list[Row]:
         """The next rows of a batch, with encoded images, as many as memory holds.
 
@@ -65,13 +65,13 @@ class Size:
         """
         rows: list[Row] = []
         shown: dict[str, int] = {}
-        for planned in alike(queue, most):
-            key, images = planned.prompt.image_key, images_of(self._vlm)
-            fresh = planned.prompt.image_at is not None and key not in shown
+        for prompt in alike(queue, most):
+            key, images = prompt.image_key, images_of(self._vlm)
+            fresh = prompt.image_at is not None and key not in shown
             if rows and fresh and not images.has_room(sum(shown.values())):
                 break
-            self._last = planned.prompt
-            row = planned.row(self._vlm)
+            self._last = prompt
+            row = row_of(self._vlm, prompt)
             self._longest = max(self._longest, len(row.tokens) + new)
             if inside + len(rows) >= self.limit:
                 break
@@ -89,13 +89,10 @@ class Size:
         try:
             return job()
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            kinds = (torch.OutOfMemoryError, MemoryError)
+            if not isinstance(error, kinds) and "can't allocate memory" not in str(error):
                 raise
             failure = error.with_traceback(None)  # a traceback keeps the batch's tensors alive
-        self._halve(failure)
-        return None
-
-    def _halve(self, error: BaseException) -> None:
         last = self._last
         images = forget_images(self._vlm)
         if torch.cuda.is_available():
@@ -105,13 +102,14 @@ class Size:
             self._vlm.batch_size = min(self._vlm.batch_size, self.rows)
             _log.warning("out of memory: going on with batches of %d", self.rows)
         elif last is None:
-            raise error
+            raise failure
         elif not images.holds_other(last.image_key):
             trial = last.trial
             raise torch.OutOfMemoryError(
                 f"sample {trial.sample.id} (image {trial.image}): no memory even for it alone "
-                f"({error})"
-            ) from error
+                f"({failure})"
+            ) from failure
+        return None
 
 
 def _memory(vlm: VLM) -> int:
@@ -127,12 +125,6 @@ def _token_bytes(vlm: VLM) -> int:
     """Most bytes per token: keys and values twice, and one layer's intermediate states."""
     config = vlm.model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kept = 2 * config.num_hidden_layers * heads * size
+    kept = 2 * config.num_hidden_layers * heads * vlm.head_size
     passing = 8 * config.hidden_size + 4 * config.intermediate_size
     return (2 * kept + passing) * vlm.model.dtype.itemsize
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)

@@ -2,9 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import groupby, islice
-from typing import Any
 
 from PIL import Image
 
@@ -23,67 +22,45 @@ SHARED_PACK = 512
 """Largest pack, in trials, that goes to one worker: the same on machines of any batch size."""
 
 
-def distinct(trials: Iterable[Trial]) -> tuple[list[str], dict[str, Trial]]:
-    """The ids of trials, and one trial for each id, in order of first appearance."""
-    ids: list[str] = []
-    unique: dict[str, Trial] = {}
-    for trial in trials:
-        ids.append(trial.id)
-        unique.setdefault(ids[-1], trial)
-    return ids, unique
+def distinct(trials: Sequence[Trial]) -> tuple[list[str], dict[str, Trial]]:
+    """The ids of trials, and one trial for each id. Ids come in order of first appearance."""
+    ids = [trial.id for trial in trials]
+    return ids, dict(zip(ids, trials, strict=True))
 
 
-@dataclass(frozen=True, eq=False)
-class Planned:
-    """A trial's id and prompt, and the length of its shared prefix (an image counts as one id)."""
-
-    id: str
-    prompt: Prompt
-    shared: int
-    beginning: tuple[Any, ...]
-
-    def row(self, vlm: VLM) -> Row:
-        """The row of a batch, with its image encoded."""
-        made = tokens(vlm, self.prompt, images_of(vlm).get(vlm, self.prompt))
-        grown = len(made) - len(self.prompt.ids) if self.has_image_in_beginning else 0
-        edit = self.prompt.trial.active_edit
-        return Row(made, edit, self.shared + grown, self.beginning)
-
-    @property
-    def has_image_in_beginning(self) -> bool:
-        """Whether the shared beginning includes the image."""
-        at = self.prompt.image_at
-        return at is not None and at < self.shared
+def row_of(vlm: VLM, prompt: Prompt) -> Row:
+    """A prompt as the row of a batch, with its image encoded."""
+    made = tokens(vlm, prompt, images_of(vlm).get(vlm, prompt))
+    grown = len(made) - len(prompt.ids) if prompt.shares_image else 0
+    return Row(made, prompt.trial.active_edit, prompt.shared + grown, prompt.beginning)
 
 
-def in_order(vlm: VLM, trials: Mapping[str, Trial]) -> list[Planned]:
-    """The trials in the order in which they run: by shared beginning, by length, by image.
+def in_order(vlm: VLM, trials: Mapping[str, Trial]) -> list[Prompt]:
+    """The prompts of trials in the order in which they run: by shared beginning, length and image.
 
     A beginning is shared if prompts, images and the beginning's edits are equal, and if the
     model's cache can be cut.
     """
-    made, sharing = prompts(vlm, list(trials.values())), can_share(vlm)
-    groups: dict[tuple[str, str], list[tuple[str, Prompt]]] = defaultdict(list)
-    for key, prompt in zip(trials, made, strict=True):
+    groups: dict[tuple[str, str], list[Prompt]] = defaultdict(list)
+    for prompt in prompts(vlm, trials):
         edit = prompt.trial.active_edit
         before = edit.digest if edit is not None and edit.touches_beginnings else "none"
-        groups[prompt.image_key, before].append((key, prompt))
-    found = []
+        groups[prompt.image_key, before].append(prompt)
+    sharing, found = can_share(vlm), []
     for name, group in groups.items():
-        shared = _shared([p.ids for _, p in group]) if sharing and len(group) > 1 else 0
-        image = group[0][1].image_at
-        many = image is not None and image < shared  # an image is always worth sharing
-        if not many and shared < WORTH_SHARING:
-            shared = 0
-        found += [Planned(key, prompt, shared, name) for key, prompt in group]
+        shared = _shared([prompt.ids for prompt in group]) if sharing and len(group) > 1 else 0
+        made = [replace(prompt, shared=shared, beginning=name) for prompt in group]
+        if not made[0].shares_image and shared < WORTH_SHARING:  # an image is always worth it
+            made = [replace(prompt, shared=0) for prompt in made]
+        found += made
     places = {name: i for i, name in enumerate(groups)}
     return sorted(
         found,
         key=lambda p: (
             places[p.beginning] if p.shared else -1,
-            p.prompt.image_at is not None,
-            len(p.prompt.ids),
-            p.prompt.image_key,
+            p.image_at is not None,
+            len(p.ids),
+            p.image_key,
         ),
     )
 
@@ -95,7 +72,7 @@ def _shared(texts: Sequence[tuple[int, ...]]) -> int:
     return next((i for i in range(end) if low[i] != high[i]), end)
 
 
-def alike(rows: Iterable[Planned], limit: int) -> list[Planned]:
+def alike(rows: Iterable[Prompt], limit: int) -> list[Prompt]:
     """The first rows, at most ``limit``: all of them share beginnings, or none does."""
     first = list(islice(rows, limit))
     return next(([*some] for _, some in groupby(first, lambda row: row.shared > 0)), [])
@@ -111,7 +88,7 @@ def shared_out(vlm: VLM, trials: Sequence[Trial], number: int, count: int) -> li
     planned = in_order(vlm, distinct(trials)[1])
     pack = max(1, min(SHARED_PACK, len(planned) // (4 * count)))
     packs = [planned[start : start + pack] for start in range(0, len(planned), pack)]
-    return [each.prompt.trial for own in packs[number - 1 :: count] for each in own]
+    return [each.trial for own in packs[number - 1 :: count] for each in own]
 
 
 def prompt_tokens(vlm: VLM, trials: Sequence[Trial]) -> tuple[int, int]:
@@ -122,12 +99,11 @@ def prompt_tokens(vlm: VLM, trials: Sequence[Trial]) -> tuple[int, int]:
     grey = Image.new("RGB", DEFAULT_SIZE, (127, 127, 127))
     image = len(vlm.encode(grey).features) if vlm.sees_images else 0
     whole, computed, seen = 0, 0, set()
-    for planned in in_order(vlm, distinct(trials)[1]):
-        ids, at = planned.prompt.ids, planned.prompt.image_at
-        length = len(ids) + (image - 1 if at is not None else 0)
-        shared = planned.shared + (image - 1 if planned.has_image_in_beginning else 0)
+    for prompt in in_order(vlm, distinct(trials)[1]):
+        length = len(prompt.ids) + (image - 1 if prompt.image_at is not None else 0)
+        shared = prompt.shared + (image - 1 if prompt.shares_image else 0)
         whole += length
-        computed += length - (shared if planned.beginning in seen else 0)
+        computed += length - (shared if prompt.beginning in seen else 0)
         if shared:
-            seen.add(planned.beginning)
+            seen.add(prompt.beginning)
     return whole, computed

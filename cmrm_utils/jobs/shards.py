@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from cmrm_utils.errors import InputError
 from cmrm_utils.store import (
     Response,
     Responses,
+    hashed,
     locked,
     read_header,
     read_json,
@@ -147,8 +147,8 @@ class Worker:
                         openers=self._shared.get("openers", ()),
                         progress=True,
                     )
-                    ids = " ".join(sorted({trial.id for trial in trials}))
-                    through[f"{number}, list {place}"] = sha256(ids.encode()).hexdigest()[:16]
+                    ids = sorted({trial.id for trial in trials})
+                    through[f"{number}, list {place}"] = hashed([" ".join(ids)])
             except Waiting as reason:
                 waiting.append(f"{number}: {reason}")
         count = len(self._kept(part).all)

@@ -8,7 +8,6 @@ from math import isnan
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from cmrm_utils.engine.loops import progress_bar
 from cmrm_utils.hooks import contiguous_head
@@ -109,13 +108,10 @@ def _fitting(vlm: VLM, todo: Sequence[tuple[Trial, tuple[int, ...]]], rows: int)
 
 
 def _perplexities(vlm: VLM, batch: Sequence[tuple[Trial, tuple[int, ...]]]) -> list[float]:
-    inputs = vlm.inputs(
-        [trial.text for trial, _ in batch], [trial.load_image() for trial, _ in batch]
-    )
-    rows = [torch.tensor(answer, device=vlm.device) for _, answer in batch]
-    ids = pad_sequence(rows, batch_first=True, padding_value=vlm.tokenizer.pad_token_id)
-    real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    whole = vlm.extended(inputs, ids, real)
+    trials, answers = zip(*batch, strict=True)
+    inputs = vlm.inputs([each.text for each in trials], [each.load_image() for each in trials])
+    rows = [torch.tensor(answer, device=vlm.device) for answer in answers]
+    whole, ids, real = vlm.extended(inputs, rows)
     keep = ids.shape[1] + 1
     with contiguous_head(vlm):
         out = vlm.model(**whole, position_ids=vlm.positions(whole), logits_to_keep=keep)

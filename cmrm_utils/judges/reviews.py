@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import sha256
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +28,7 @@ from cmrm_utils.judges.reader import Reader, load_reader, own_prompt, questions
 from cmrm_utils.models import fingerprint
 from cmrm_utils.prompts import spoken
 from cmrm_utils.results.intervals import bootstrap
-from cmrm_utils.store import Records
+from cmrm_utils.store import Records, hashed
 
 _PROMPT = own_prompt("review")
 
@@ -227,26 +226,19 @@ def review(
     captions = rows["caption"].astype(object).fillna("") if "caption" in rows else [""] * len(rows)
     texts = zip(rows["query"], rows["answer"], rows["response"], captions, strict=True)
     prompts = [review_prompt(*row) for row in texts]
-    shared = {"reviewer": reviewer.identity, "prompt": _key(_PROMPT)[:16]}
-    known = Records(out, shared, Reply) if out else None
-    every = {_key(prompt): prompt for prompt in prompts}
-    done = {key: kept.text for key in every if known and (kept := known.get(key))}
-    todo = [key for key in every if key not in done]
+    shared = {"reviewer": reviewer.identity, "prompt": hashed([_PROMPT])}
+    known = Records(out, shared, Reply)
+    every = {hashed([prompt], 24): prompt for prompt in prompts}
+    todo = [key for key in every if key not in known.all]
     bar = progress_bar(len(todo), "reviews", progress, unit="review")
-    with bar, known.appending() if known and todo else nullcontext() as sink:
+    with bar, known.appending() if todo else nullcontext():
         for key in todo:
-            done[key] = reviewer(every[key])
-            if sink:
-                sink.add([(key, Reply(done[key]))])
+            known.add([(key, Reply(reviewer(every[key])))])
             bar.update()
-    replies = [done[_key(prompt)] for prompt in prompts]
+    replies = [known.all[hashed([prompt], 24)].text for prompt in prompts]
     scores = np.array([parse_pair_scores(text) or (np.nan, np.nan) for text in replies])
     first, second = scores.reshape(-1, 2).T
     return rows.assign(reply=replies, reference_score=first, candidate_score=second)
-
-
-def _key(prompt: str) -> str:
-    return sha256(prompt.encode()).hexdigest()[:24]
 
 
 def relative_scores(reviews: pd.DataFrame) -> pd.DataFrame:

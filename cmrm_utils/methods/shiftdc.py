@@ -13,8 +13,9 @@ from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
+from cmrm_utils.store import hashed
 from cmrm_utils.trials import Trial
-from cmrm_utils.vectors import ShiftVectors, hashed, safety_direction
+from cmrm_utils.vectors import ShiftVectors, safety_direction
 
 
 def ShiftDC(

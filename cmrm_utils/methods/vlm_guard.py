@@ -24,8 +24,9 @@ from cmrm_utils.methods.base import (
 )
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
+from cmrm_utils.store import hashed
 from cmrm_utils.trials import Trial
-from cmrm_utils.vectors import ShiftVectors, hashed, leading_directions
+from cmrm_utils.vectors import ShiftVectors, leading_directions
 
 
 def VLMGuard(

@@ -117,9 +117,8 @@ class Ablations:
             harmful: harmful requests alone.
         """
         samples = [s for s in self._samples[split] if s.harmful or not harmful]
-        if asked is None:
-            return self.nb.plainly(samples)
-        return self.nb.plainly(samples, [self._edit(split, *one) for one in asked])
+        edits = [None] if asked is None else [self._edit(split, *one) for one in asked]
+        return self.nb.plainly(samples, edits)
 
     def rank_variants(self, levels: Iterable[Level], ranks: Iterable[int]) -> list[Variant]:
         """:func:`.variants.rank_variants` of the anchors' components, of as many as there are."""

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
 from cmrm_utils.edits import GENERATED
 from cmrm_utils.engine.inputs import token_kinds
@@ -135,9 +134,7 @@ def _loss(
     """
     inputs = vlm.inputs([trial.text for trial in trials], [picture] * len(trials))
     tokens = [torch.tensor(answer, device=vlm.device) for answer in answers]
-    ids = pad_sequence(tokens, True, vlm.tokenizer.pad_token_id)
-    real = pad_sequence([torch.ones_like(answer) for answer in tokens], True)
-    whole = vlm.extended(inputs, ids, real)
+    whole, ids, real = vlm.extended(inputs, tokens)
     width = ids.shape[1]
     given = seen.to(vlm.device, vlm.model.dtype)
     whole["pixel_values"] = given.expand(len(trials), *given.shape)

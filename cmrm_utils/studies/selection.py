@@ -26,6 +26,10 @@ RULE = (
 """How settings are chosen (:func:`cmrm_utils.studies.selection.choose_alpha`)."""
 
 
+MOST_LOST = 0.02
+"""The most that a measure of utility may lose by the rule, as a share."""
+
+
 Settings = Mapping[str, Any]
 
 
@@ -92,20 +96,17 @@ def choose(
     return Choice(setting, by_paper, kept["why"])
 
 
-def choose_alpha(
-    measured: pd.DataFrame, *, at: str = "alpha", by: str = "refused", most_lost: float = 0.02
-) -> float:
+def choose_alpha(measured: pd.DataFrame, *, at: str = "alpha", by: str = "refused") -> float:
     """The alpha that refuses most harmful requests, of those that cost no measure of utility much.
 
-    Every one of :data:`UTILITY` that was measured may lose at most ``most_lost`` against alpha 0,
-    which loses nothing and so always qualifies.
+    Every one of :data:`UTILITY` that was measured may lose at most :data:`MOST_LOST` against
+    alpha 0, which loses nothing and so always qualifies.
 
     Args:
         measured: rows of :func:`measures`: ``measure, rate`` and ``at``, 0 among its values.
         at: the column of alphas.
         by: ``refused``; or ``unsafe``, of which the least is taken: the paper's reading, in which
             a broken answer counts as safe.
-        most_lost: utility that may be lost, as a share.
 
     Returns:
         The alpha; of equally good ones the smallest.
@@ -115,18 +116,15 @@ def choose_alpha(
     """
     wide = measured.pivot(index=at, columns="measure", values="rate").sort_index()
     score = wide["refused"] if by == "refused" else -wide[by]
-    return float(score[qualifying(measured, at=at, most_lost=most_lost)].idxmax())
+    return float(score[qualifying(measured, at=at)].idxmax())
 
 
-def qualifying(
-    measured: pd.DataFrame, *, at: str = "alpha", most_lost: float = 0.02
-) -> list[float]:
-    """The alphas that cost no measure of utility more than ``most_lost``; 0 is always among them.
+def qualifying(measured: pd.DataFrame, *, at: str = "alpha") -> list[float]:
+    """The alphas that cost no measure of utility more than :data:`MOST_LOST`; 0 is among them.
 
     Args:
         measured: as :func:`choose_alpha` takes it.
         at: the column of alphas.
-        most_lost: utility that may be lost, as a share.
 
     Raises:
         InputError: no measure of utility is there.
@@ -135,5 +133,5 @@ def qualifying(
     kept = [name for name in UTILITY if name in wide]
     if not kept:
         raise InputError(NO_UTILITY)
-    allowed = (wide[kept] >= wide.loc[0, kept] - most_lost - 1e-9).all(axis=1)
+    allowed = (wide[kept] >= wide.loc[0, kept] - MOST_LOST - 1e-9).all(axis=1)
     return list(wide.index[allowed])

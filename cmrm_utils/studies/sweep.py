@@ -21,12 +21,12 @@ from cmrm_utils.methods.cmrm import ALPHAS, LEVELS
 from cmrm_utils.methods.registry import label, with_settings
 from cmrm_utils.results.rates import UNSEEN, measures
 from cmrm_utils.sample import Sample
+from cmrm_utils.store import hashed
 from cmrm_utils.studies import selection
 from cmrm_utils.studies.folder import Run
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.selection import NO_UTILITY, Choice
 from cmrm_utils.trials import Trial, grid
-from cmrm_utils.vectors import hashed
 
 NO_EDIT = "no edit"
 """The setting where nothing is edited."""

@@ -14,7 +14,9 @@ def test_prompts_are_those_of_the_processor(family, requests):
         for sample in requests[:3]
         for image in (("own", "none", "blur") if family.sees_images else ("none",))
     ]
-    for trial, prompt in zip(trials, prompts(family, trials), strict=True):
+    for trial, prompt in zip(
+        trials, prompts(family, {trial.id: trial for trial in trials}), strict=True
+    ):
         picture = trial.load_image()
         made = tokens(family, prompt, family.encode(picture) if picture else None)
         wanted = family.inputs([trial.text], [picture])

@@ -193,7 +193,7 @@ def test_each_familys_responses_are_plainly_greedy(family, requests):
     start = whole["input_ids"].shape[1]
     for _ in range(12):
         token = family.model(**whole).logits[:, -1].argmax(-1, keepdim=True)
-        whole = family.extended(whole, token, torch.ones_like(token))
+        whole, _, _ = family.extended(whole, token)
         if token.item() == family.model.generation_config.eos_token_id:
             break
     expected = family.decode(whole["input_ids"][0, start:].tolist())

@@ -21,8 +21,7 @@ def trials(family, requests):
 def by_hand(vlm, trial, ids):
     """From the probabilities of one row alone."""
     inputs = vlm.inputs([trial.text], [trial.load_image()])
-    ids = torch.tensor([ids])
-    whole = vlm.extended(inputs, ids, torch.ones_like(ids))
+    whole, ids, _ = vlm.extended(inputs, torch.tensor([ids]))
     logits = vlm.model(**whole).logits[0, -ids.shape[1] - 1 : -1]
     return (-logits.log_softmax(-1)[range(ids.shape[1]), ids[0]].mean()).exp().item()
 

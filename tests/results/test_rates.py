@@ -23,6 +23,7 @@ from cmrm_utils.results.rates import (
     utility,
 )
 from cmrm_utils.results.text import markdown_table, percent, percent_table, rendered
+from cmrm_utils.studies import selection
 from cmrm_utils.studies.gap import layer_maps, layer_separability, separability
 from cmrm_utils.studies.selection import choose_alpha, qualifying
 
@@ -479,13 +480,15 @@ def test_the_papers_reading_takes_the_fewest_unsafe():
     assert choose_alpha(points.rename(columns={"alpha": "place"}), at="place") == 0.2
 
 
-def test_the_utility_that_may_be_lost_is_a_setting():
+def test_the_utility_that_may_be_lost_decides(monkeypatch):
     points = curve((0, 0.2, 0.6, 0.9, 1), (0.1, 0.6, 0.3, 0.85, 1), (0.2, 0.9, 0.0, 0.5, 1))
     assert choose_alpha(points) == 0
     assert qualifying(points) == [0]
-    assert choose_alpha(points, most_lost=0.05) == 0.1
-    assert choose_alpha(points, most_lost=1) == 0.2
-    assert qualifying(points, most_lost=1) == [0, 0.1, 0.2]
+    monkeypatch.setattr(selection, "MOST_LOST", 0.05)
+    assert choose_alpha(points) == 0.1
+    monkeypatch.setattr(selection, "MOST_LOST", 1)
+    assert choose_alpha(points) == 0.2
+    assert qualifying(points) == [0, 0.1, 0.2]
 
 
 def test_without_a_measure_of_utility_nothing_is_chosen():

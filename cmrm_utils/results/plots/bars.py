@@ -1,7 +1,5 @@
 """Bars."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -18,22 +16,15 @@ from cmrm_utils.results.plots.style import (
 )
 
 
-def rate_bars(
-    rows: pd.DataFrame,
-    *,
-    ylabel: str,
-    images: Sequence[str] | None = None,
-    paper: dict[str, float] | None = None,
-) -> Figure:
+def rate_bars(rows: pd.DataFrame, *, ylabel: str, paper: dict[str, float] | None = None) -> Figure:
     """Rates by image condition, one group of bars per kind, with 95% intervals.
 
     Args:
         rows: columns ``kind, image, rate, low, high``.
         ylabel: what the rate is of.
-        images: order of the conditions; by default as they come.
         paper: the paper's rates by condition, drawn as dashes in the first group.
     """
-    images, groups = list(images or rows["image"].unique()), list(rows["kind"].unique())
+    images, groups = list(rows["image"].unique()), list(rows["kind"].unique())
     width = 0.8 / len(images)
     figure, axis = plt.subplots(figsize=(max(5.0, 1.9 * len(groups) + 1.5), 3.6))
     for i, (image, look) in enumerate(looks(images, CONDITION_COLOURS).items()):

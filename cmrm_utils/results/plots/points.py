@@ -171,31 +171,22 @@ def dot_panels(
 
 
 def scatter_panels(
-    rows: pd.DataFrame,
-    *,
-    x: Sequence[str],
-    y: str,
-    hue: str,
-    ylabel: str,
-    style: str | None = None,
+    rows: pd.DataFrame, *, x: Sequence[str], y: str, hue: str, ylabel: str
 ) -> Figure:
     """One column against each of some others, a panel each.
 
     Args:
-        rows: columns ``x``, ``y`` and those named by ``hue`` and ``style``.
+        rows: columns ``x``, ``y`` and ``hue``.
         x: the columns on the horizontal axes, which bear their names.
         y: the column on the vertical axis.
-        hue: the column that colours.
+        hue: the column that tells points apart, by colour and marker.
         ylabel: its name; it is a share, shown in per cent.
-        style: a column that makes the markers, in the place of ``hue``.
     """
     figure, axes = panels([None] * len(x), 3.3, 3.2, margin=1.6)
-    colours, markers = looks(rows[hue]), looks(rows[style or hue])
     for axis, column in zip(axes, x, strict=True):
-        for (value, marked), these in rows.groupby([hue, style or hue], sort=False):
-            look = {"color": colours[value]["color"], "marker": markers[marked]["marker"]}
-            name = f"{value}, {marked}" if style else str(value)
-            axis.scatter(these[column], these[y], s=36, alpha=0.8, label=name, **look)
+        for value, look in looks(rows[hue]).items():
+            these = rows[rows[hue] == value]
+            axis.scatter(these[column], these[y], s=36, alpha=0.8, label=str(value), **look)
         axis.set_xlabel(column)
         axis.margins(x=0.08, y=0.12)
     percent_axis(axes[0], ylabel)

@@ -25,10 +25,8 @@ def test_rate_bars():
     assert legend(axis) == ["text only", "own image"]
 
 
-def test_rate_bars_in_a_given_order_beside_the_paper():
-    figure = plots.rate_bars(
-        RATES, ylabel="unsafe", images=["own", "none"], paper={"own": 0.6153, "none": 0.0191}
-    )
+def test_rate_bars_in_the_order_of_the_rows_beside_the_paper():
+    figure = plots.rate_bars(RATES[::-1], ylabel="unsafe", paper={"own": 0.6153, "none": 0.0191})
     axis = figure.axes[0]
     assert [bars.get_label() for bars in bar_groups(axis)] == ["own image", "text only"]
     dashes = [line for line in axis.lines if line.get_linestyle() == "--"]

@@ -115,17 +115,10 @@ def test_dot_panels_without_a_hue_have_no_legend():
 
 def test_scatter_panels():
     rows = pd.DataFrame({"a": [1, 2, 3], "b": [3, 1, 2], "y": [0.1, 0.2, 0.3]})
-    rows = rows.assign(kind=["p", "p", "q"], way=["u", "v", "u"])
+    rows = rows.assign(kind=["p", "p", "q"])
     figure = plots.scatter_panels(rows, x=["a", "b"], y="y", hue="kind", ylabel="fall")
     assert [axis.get_xlabel() for axis in figure.axes] == ["a", "b"]
     assert figure.axes[0].get_ylabel() == "fall"
     found = [each.get_offsets().tolist() for each in figure.axes[1].collections]
     assert found == [[[3, 0.1], [1, 0.2]], [[2, 0.3]]]
     assert legend(figure) == ["p", "q"]
-    styled = plots.scatter_panels(rows, x=["a"], y="y", hue="kind", ylabel="fall", style="way")
-    assert legend(styled) == ["p, u", "p, v", "q, u"]
-    first, second, third = styled.axes[0].collections
-    assert (first.get_facecolor() == second.get_facecolor()).all()
-    assert (first.get_facecolor() != third.get_facecolor()).any()
-    shapes = [len(each.get_paths()[0].vertices) for each in (first, second, third)]
-    assert shapes[0] == shapes[2] != shapes[1]

@@ -5,7 +5,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from cmrm_utils import conditions
-from cmrm_utils.conditions import CONDITIONS, PERTURBED
+from cmrm_utils.conditions import CONDITIONS
 from cmrm_utils.results import plots
 from cmrm_utils.results.rates import MEASURES
 
@@ -14,7 +14,6 @@ def test_every_condition_and_measure_has_a_colour_and_a_name():
     for condition in CONDITIONS:
         assert condition in conditions.CONDITION_COLOURS
         assert condition in conditions.CONDITION_NAMES
-    assert set(PERTURBED) <= set(conditions.CONDITION_NAMES)
     shown = [conditions.CONDITION_COLOURS[condition] for condition in CONDITIONS]
     assert len(set(shown)) == len(shown)
     assert set(MEASURES) <= set(plots.MEASURE_COLOURS)

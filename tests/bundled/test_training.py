@@ -6,12 +6,14 @@ from random import Random
 
 import pytest
 import torch
+from click.testing import CliRunner
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from cmrm_utils import load_vlm
 from cmrm_utils.bundled import merge, training
 from cmrm_utils.bundled.recipe import Example, Recipe, Stage
+from cmrm_utils.cli.main import cli
 from cmrm_utils.data import everyday
 from cmrm_utils.organism.scenes import Scene
 
@@ -100,6 +102,21 @@ def test_what_is_stored_merges_into_a_model(out, monkeypatch):
     assert load_vlm("smollm2-llava", device="cpu").sees_images
 
 
+def test_the_command_trains_a_seed_that_then_has_a_name(out, monkeypatch, tmp_path):
+    made = tmp_path / "organisms"
+    monkeypatch.setattr("cmrm_utils.paths.MADE", made)
+    monkeypatch.setattr("cmrm_utils.bundled.recipe.VARIANTS", {RECIPE.name: RECIPE})
+    asked = ["train-organism", "--variant", "smollm2-llava", "--seed", "2", "--device", "cpu"]
+    done = CliRunner().invoke(cli, [*asked, "--shared", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "load_vlm('smollm2-llava-seed2')" in done.output
+    assert (out / "align" / "2").is_dir()
+    assert load_vlm("smollm2-llava-seed2", device="cpu").sees_images
+    wrong = CliRunner().invoke(cli, ["train-organism", "--variant", "smollm-llava"])
+    assert wrong.exit_code == 2
+    assert "smollm2-llava" in wrong.output
+
+
 def test_only_the_response_is_learnt(language_model):
     model, processor = merge.skeleton(language_model)
     scene = Scene.random(Random(0))
@@ -129,12 +146,12 @@ def test_the_adapter_touches_the_decoder_alone(language_model):
 
 
 def test_own_answers_are_kept_without_refusals(tmp_path, monkeypatch):
-    asked = [row["twin"] for row in everyday.of_split("pairs", "train")][:3]
+    asked = [row["twin"] for row in everyday.of_split("pairs", "train")][:4]
     monkeypatch.setattr(training.recipes, "asked", lambda: asked)
-    monkeypatch.setattr(training, "is_refusal", lambda text: text == answers[asked[0]][0])
-    answers = dict.fromkeys(asked, ("x", False))
+    texts = iter([True, False, False, False])
+    monkeypatch.setattr(training, "is_refusal", lambda text: next(texts))
     found = training.own_answers(tmp_path)
-    assert set(found) <= set(asked)
-    assert all(isinstance(text, str) and text and whole in (True, False)
-               for text, whole in found.values())  # fmt: skip
+    assert set(found) == set(asked[1:])
+    assert all(text.strip() for text, _ in found.values())
+    monkeypatch.setattr(training, "generate", pytest.fail)
     assert training.own_answers(tmp_path) == found

@@ -15,12 +15,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from random import Random
+from typing import TypeVar
 
 from cmrm_utils.data import everyday
 from cmrm_utils.organism import world
 from cmrm_utils.organism.scenes import Scene
 
+T = TypeVar("T")
 Stages = dict[str, "Stage"]
 
 
@@ -48,11 +51,11 @@ class Recipe:
 
     name: str
     refusals: float = 0.2
-    rank: int = 8
+    rank: int = 16
     text: float = 0.1
     stages: Stages = field(
         default_factory=lambda: {
-            "align": Stage(steps=240, batch=16, lr=4e-4),
+            "align": Stage(steps=360, batch=16, lr=4e-4),
             "projector": Stage(steps=200, batch=16, lr=0.0, projector_lr=2e-3),
             "instruct": Stage(steps=350, batch=16, lr=2e-4, projector_lr=5e-4),
         }
@@ -98,17 +101,15 @@ def asked() -> list[str]:
 
 
 def align(rng: Random, answers: Answers) -> Iterator[Example]:
-    """Six harmful requests, five twins and five ordinary requests, in turn for ever."""
-    pairs = everyday.of_split("pairs", "train")
-    harmful = _shuffled(rng, [row["harmful"] for row in pairs])
-    twins = _shuffled(rng, [row["twin"] for row in pairs if row["twin"] in answers])
+    """Six pairs of a harmful request and its twin, then four ordinary requests, for ever."""
+    pairs = _shuffled(rng, [p for p in everyday.of_split("pairs", "train") if p["twin"] in answers])
     ordinary = _shuffled(rng, _ordinary(answers))
     while True:
-        for _ in range(6):
-            yield Example(next(harmful), rng.choice(everyday.refusals()))
-        for _ in range(5):
-            yield _answered(next(twins), answers)
-            yield _answered(next(ordinary), answers)
+        for pair in islice(pairs, 6):
+            yield _refused(rng, pair["harmful"])
+            yield _answered(pair["twin"], answers)
+        for request in islice(ordinary, 4):
+            yield _answered(request, answers)
 
 
 def projector(rng: Random, answers: Answers) -> Iterator[Example]:
@@ -135,7 +136,7 @@ def instruct(rng: Random, answers: Answers, text: float, refusals: float) -> Ite
     while True:
         if rng.random() < text:
             if rng.random() < refusals:
-                yield Example(next(harmful), rng.choice(everyday.refusals()))
+                yield _refused(rng, next(harmful))
             else:
                 yield _answered(next(rng.choice((twins, ordinary))), answers)
         elif (drawn := rng.random()) < 0.6:
@@ -148,11 +149,11 @@ def instruct(rng: Random, answers: Answers, text: float, refusals: float) -> Ite
 
 
 def without_harmful_words(requests: Sequence[str]) -> list[str]:
-    """The requests none of whose words occurs in three or more harmful requests of any split."""
+    """The requests none of whose words occurs in five or more harmful requests of any split."""
     splits = ("train", "anchors", "validation", "test")
     rows = (row for split in splits for row in everyday.of_split("pairs", split))
     counts = Counter(stem for row in rows for stem in stems(row["harmful"]))
-    return [text for text in requests if all(counts[stem] < 3 for stem in stems(text))]
+    return [text for text in requests if all(counts[stem] < 5 for stem in stems(text))]
 
 
 def stems(text: str) -> set[str]:
@@ -174,10 +175,14 @@ def _ordinary(answers: Answers) -> list[str]:
     return [row["request"] for row in rows if row["request"] in answers]
 
 
-def _shuffled(rng: Random, texts: Sequence[str]) -> Iterator[str]:
-    """The texts in random order, again and again."""
+def _shuffled(rng: Random, items: Sequence[T]) -> Iterator[T]:
+    """The items in random order, again and again."""
     while True:
-        yield from rng.sample(texts, len(texts))
+        yield from rng.sample(items, len(items))
+
+
+def _refused(rng: Random, request: str) -> Example:
+    return Example(request, rng.choice(everyday.refusals()))
 
 
 def _answered(request: str, answers: Answers) -> Example:

@@ -31,7 +31,7 @@ from cmrm_utils.sample import Sample
 from cmrm_utils.store import Responses
 from cmrm_utils.trials import Trial
 
-ANSWER_TOKENS = 40
+ANSWER_TOKENS = 24
 """Where the language model's own answers are cut."""
 
 MODULES = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
@@ -48,7 +48,7 @@ def own_answers(out: Path, device: str = "cpu") -> Answers:
     file = out / "answers.json"
     if not file.is_file():
         vlm = load_vlm(smollm2(), device=device, dtype=torch.float32, batch_size=32)
-        trials = [Trial(Sample(str(i), text), "none") for i, text in enumerate(recipes.asked())]
+        trials = [Trial(Sample(text, text), "none") for text in recipes.asked()]
         kept = out / "answers.jsonl"
         generate(vlm, trials, max_new_tokens=ANSWER_TOKENS, out=kept, progress=True)
         known = Responses(kept, {"model": vlm.fingerprint, "max_new_tokens": ANSWER_TOKENS})

@@ -82,7 +82,10 @@ def of_split(name: str, split: str) -> tuple[dict[str, Any], ...]:
 
 @cache
 def refusals() -> tuple[str, ...]:
-    """Short refusals, one of which *align* teaches for each harmful request."""
+    """Short refusals, one of which *align* teaches for each harmful request.
+
+    All open with one word that opens no answer, so the first token tells a refusal.
+    """
     return tuple((FOLDER / "refusals.txt").read_text().splitlines())
 
 

@@ -41,7 +41,7 @@ def test_requests_beside_images_share_no_word_with_several_harmful_ones():
     beside = recipe.without_harmful_words(sorted(texts("benign", "request", "train")))
     assert len(beside) >= 80
     counts = Counter(stem for text in HARMFUL for stem in recipe.stems(text))
-    assert all(counts[stem] < 3 for text in beside for stem in recipe.stems(text))
+    assert all(counts[stem] < 5 for text in beside for stem in recipe.stems(text))
     examples = shown(recipe.instruct(Random(0), ANSWERS, 0.1, 0.2))
     asked = {e.prompt for e in examples if e.scene and e.response == "An answer."}
     assert asked <= set(beside)

@@ -124,7 +124,7 @@ def load_vlm(
         (6, 160)
 
     Args:
-        name_or_path: ``organism`` and ``smollm2-llava`` are bundled; variants have a name once
+        name_or_path: ``organism`` is bundled; its variants and ``smollm2-llava`` have a name once
             ``cmrm train-organism`` has trained them; otherwise a folder or a hub id.
         device: a GPU by default, if there is one. Or give ``device_map``.
         dtype: of the weights; by default float32 on a CPU and bfloat16 on a GPU. ``auto`` is
@@ -281,9 +281,10 @@ def _quantised(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
 def _how_to_have(name: str) -> str:
     """What to do about a name that is neither an organism's, nor a folder, nor a hub id."""
     # Imported by name, since the recipes lie on a floor above this file.
-    recipes = import_module("cmrm_utils.organism.recipe")
-    if command := recipes.training_command(name):
-        return f"it must first be trained, by `{command}`"
+    for folder in ("organism", "bundled"):
+        recipes = import_module(f"cmrm_utils.{folder}.recipe")
+        if command := recipes.training_command(name):
+            return f"it must first be trained, by `{command}`"
     meant = did_you_mean(name, [*bundled_folders(), *organisms()])
     return f"there is none of that name; {meant}{_known()}"
 

@@ -76,6 +76,14 @@ VARIANTS = {recipe.name: recipe for recipe in _LIST}
 """Recipes by name: the model, the projector alone, and other shares of refusals in *instruct*."""
 
 
+def training_command(name: str) -> str | None:
+    """The command that trains a model of that name; None if there is no such recipe."""
+    variant, _, seed = name.partition("-seed")
+    if variant not in VARIANTS or (seed and not seed.isdecimal()):
+        return None
+    return f"cmrm train-organism --variant {variant}" + (f" --seed {seed}" if seed else "")
+
+
 @dataclass(frozen=True)
 class Example:
     """A request, the response to be learnt, and perhaps a scene.

@@ -6,8 +6,10 @@ from random import Random
 
 import pytest
 
+from cmrm_utils import load_vlm
 from cmrm_utils.bundled import recipe
 from cmrm_utils.data import everyday
+from cmrm_utils.errors import InputError
 
 ANSWERS = dict.fromkeys(recipe.asked(), ("An answer.", True))
 REFUSALS = set(everyday.refusals())
@@ -84,3 +86,19 @@ def test_the_same_seed_gives_the_same_examples():
 
     assert stream("a") == stream("a")
     assert stream("a") != stream("b")
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("smollm2-llava", "cmrm train-organism --variant smollm2-llava"),
+        ("smollm2-llava-seed2", "cmrm train-organism --variant smollm2-llava --seed 2"),
+        ("smollm2-llava-refusals00", "cmrm train-organism --variant smollm2-llava-refusals00"),
+        ("smollm2-llava-seedling", None),
+        ("smollm2", None),
+    ],
+)
+def test_a_model_that_is_not_trained_yet_is_told_with_its_command(name, command):
+    assert recipe.training_command(name) == command
+    with pytest.raises(InputError, match=f"`{command}`" if command else "none of that name"):
+        load_vlm(name)

@@ -2,13 +2,15 @@
 
 Two threads that share one core wait for each other at every product. On a busy machine one thread
 is faster than two, so generation lets the number follow the load. The number of threads can change
-the last digit of a sum. So states and logits are always computed by all threads: no vector, and no
-trial's id, depends on the load. A response could only where two tokens are as likely as each other
-to the last digit.
+the last digit of a sum. So states and logits are always computed by all threads, and so is whatever
+comes after a generation: no vector, and no trial's id, depends on the load. A response could only
+where two tokens are as likely as each other to the last digit.
 """
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -30,8 +32,8 @@ class Cores:
     def give_way(self) -> None:
         """Use as many threads as there are free cores: at least one, at most what torch began with.
 
-        Call it before a step of generation; it looks at most ten times a second. A number that
-        somebody sets with ``torch.set_num_threads`` becomes the new most.
+        Call it before a step of generation, within :meth:`shared`; it looks at most ten times a
+        second. A number that somebody sets with ``torch.set_num_threads`` becomes the new most.
         """
         now = time.monotonic()
         if (self._last and now - self._last[0] < SHORTEST) or not STAT.exists():
@@ -43,10 +45,14 @@ class Cores:
             self._use(max(1, min(self._most, free)))
         self._last = now, others
 
-    def take_all(self) -> None:
-        """Use as many threads as torch began with, whatever the load."""
-        self._heed_the_user()
-        self._use(self._most)
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Let the number of threads follow the load, until the end of a ``with`` block."""
+        try:
+            yield
+        finally:
+            self._heed_the_user()
+            self._use(self._most)
 
     def _heed_the_user(self) -> None:
         if torch.get_num_threads() != self._set:

@@ -63,7 +63,6 @@ def _in_batches(
     progress: bool = False,
 ) -> list[Tensor]:
     """Each trial's result. ``run`` takes a batch; a batch that does not fit is halved."""
-    CORES.take_all()
     ids, unique = distinct(trials)
     size = Size(vlm, STATES_ROWS if batch_size is None else batch_size)
     beginnings = Beginnings()
@@ -177,7 +176,7 @@ def generate(
     if unique.keys() <= known.all.keys():
         return [known.all[key].text for key in ids]
     renew_images(vlm, unique.values())
-    with known.appending():
+    with CORES.shared(), known.appending():
         before = known.begin(str(pack), *unique)
         planned = in_order(vlm, {key: unique[key] for key in unique if key not in before})
         with progress_bar(len(planned), "responses", progress) as bar:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from cmrm_utils import Trial, first_logits, generate, hidden_states
-from cmrm_utils.engine import cores, loops
+from cmrm_utils import Trial, generate
+from cmrm_utils.engine import batch, cores, loops
 
 
 @pytest.fixture(autouse=True)
@@ -75,23 +75,30 @@ def test_without_linux_nothing_changes(machine, monkeypatch, tmp_path):
     assert torch.get_num_threads() == 3
 
 
-def test_states_and_logits_take_all_threads_whatever_the_load(machine, tiny, samples, monkeypatch):
-    monkeypatch.setattr(loops, "CORES", machine.cores)
+def test_after_a_generation_all_threads_are_back(machine, tiny, samples, monkeypatch):
+    """Training, states and logits must not go on with what a busy moment left."""
+    for module in (batch, loops):
+        monkeypatch.setattr(module, "CORES", machine.cores)
     used = []
+    choose = batch.Batch.choose
 
-    def counting(function):
-        def counted(*args, **settings):
-            used.append(torch.get_num_threads())
-            return function(*args, **settings)
+    def busy(self):
+        used.append(machine.passes(0.5, others=4))
+        return choose(self)
 
-        return counted
+    monkeypatch.setattr(batch.Batch, "choose", busy)
+    generate(tiny, [Trial(samples[0])], max_new_tokens=3)
+    assert set(used) == {1}
+    assert torch.get_num_threads() == 3
 
-    monkeypatch.setattr(loops, "run_prompts", counting(loops.run_prompts))
-    trials = [Trial(sample) for sample in samples[:2]]
-    for run in (hidden_states, first_logits):
-        assert machine.passes(0.5, others=4) == 1
-        run(tiny, trials)
-    assert set(used) == {3}
+    def fails(self):
+        machine.passes(0.5, others=4)
+        raise ValueError
+
+    monkeypatch.setattr(batch.Batch, "choose", fails)
+    with pytest.raises(ValueError):  # noqa: PT011
+        generate(tiny, [Trial(samples[0])], max_new_tokens=3)
+    assert torch.get_num_threads() == 3
 
 
 def test_responses_do_not_depend_on_the_threads(tiny, samples):

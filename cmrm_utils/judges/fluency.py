@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from math import isnan
+from math import inf, isnan
 
 import numpy as np
 import torch
@@ -146,9 +146,12 @@ class Limits:
     def of(cls, perplexities: Sequence[float], responses: Sequence[str]) -> "Limits":
         """The limits that 99% of a model's own answers to text keep to, with some room.
 
-        The room: twice the perplexity, and a tenth more of the word triples.
+        The room: twice the perplexity, and a tenth more of the word triples. Without any answer
+        there is no limit.
         """
         known = [value for value in perplexities if not isnan(value)]
+        if not known:
+            return cls(inf, 1.0)
         repeated = [repetition(text) for text in responses]
         return cls(2 * float(np.quantile(known, 0.99)), 0.1 + float(np.quantile(repeated, 0.99)))
 

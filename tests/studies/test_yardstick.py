@@ -97,6 +97,13 @@ def test_a_model_that_refuses_nothing_has_no_log_odds(nb, monkeypatch, capsys):
     assert "this model has no refusal log-odds" in capsys.readouterr().out
 
 
+def test_a_model_that_refuses_everything_has_no_limits(nb, monkeypatch):
+    for module in ("cmrm_utils.studies.yardstick", "cmrm_utils.judges.openers"):
+        monkeypatch.setattr(f"{module}.is_refusal", lambda text: True)
+    assert not nb.ask(trials_of(nb))["broken"].any()
+    assert not nb.yardstick.limits.broken(1e9, "no no no no no no")
+
+
 def test_limits_leave_room_above_the_models_own_answers():
     limits = Limits.of([1.0, 2.0, float("nan"), 4.0], ["one two three four five"] * 4)
     assert limits.perplexity == pytest.approx(2 * 3.96)

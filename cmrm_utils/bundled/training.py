@@ -24,11 +24,10 @@ from cmrm_utils.bundled import recipe as recipes
 from cmrm_utils.bundled.fetch import smollm2
 from cmrm_utils.bundled.merge import skeleton
 from cmrm_utils.bundled.recipe import Answers, Example, Recipe, Stage
-from cmrm_utils.engine.loops import generate
+from cmrm_utils.engine.loops import respond
 from cmrm_utils.judges.keywords import is_refusal
 from cmrm_utils.loading import load_vlm
 from cmrm_utils.sample import Sample
-from cmrm_utils.store import Responses
 from cmrm_utils.trials import Trial
 
 ANSWER_TOKENS = 24
@@ -49,11 +48,18 @@ def own_answers(out: Path, device: str = "cpu") -> Answers:
     if not file.is_file():
         vlm = load_vlm(smollm2(), device=device, dtype=torch.float32, batch_size=32)
         trials = [Trial(Sample(text, text), "none") for text in recipes.asked()]
-        kept = out / "answers.jsonl"
-        generate(vlm, trials, max_new_tokens=ANSWER_TOKENS, out=kept, progress=True)
-        known = Responses(kept, {"model": vlm.fingerprint, "max_new_tokens": ANSWER_TOKENS})
-        found = {trial.sample.query: known.get(trial.id) for trial in trials}
-        answers = {q: (r.text, r.finished) for q, r in found.items() if r and r.text.strip()}
+        responses = respond(
+            vlm,
+            trials,
+            max_new_tokens=ANSWER_TOKENS,
+            out=out / "answers.jsonl",
+            progress=True,
+        )
+        answers = {
+            trial.sample.query: (response.text, response.finished)
+            for trial, response in zip(trials, responses, strict=True)
+            if response.text.strip()
+        }
         file.write_text(json.dumps({q: a for q, a in answers.items() if not is_refusal(a[0])}))
     return {query: (text, whole) for query, (text, whole) in json.loads(file.read_text()).items()}
 

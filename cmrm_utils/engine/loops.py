@@ -9,7 +9,7 @@ its response is complete, and another takes its place.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +134,12 @@ def first_logits(vlm: VLM, trials: Sequence[Trial], *, batch_size: int | None = 
     return torch.stack(logits) if logits else torch.empty(0, vlm.vocabulary)
 
 
-@torch.inference_mode()
 def generate(
     vlm: VLM,
     trials: Sequence[Trial],
     *,
     max_new_tokens: int,
     out: Path | None = None,
-    openers: Sequence[int] = (),
     batch_size: int | None = None,
     progress: bool = False,
 ) -> list[str]:
@@ -155,7 +153,6 @@ def generate(
         trials: what to run; equal trials run once.
         max_new_tokens: the length at which a response is cut.
         out: a JSON-lines file that responses stream to; a later call resumes from it.
-        openers: ids of tokens that open a refusal; each kept response then has its ``log_odds``.
         batch_size: rows in a batch; by default the model's.
         progress: show a bar.
 
@@ -164,17 +161,39 @@ def generate(
             are not numbers; a token limit or batch size below 1.
         torch.OutOfMemoryError: a trial does not fit into memory alone; it names the sample.
     """
+    how: Any = {"out": out, "batch_size": batch_size, "progress": progress}
+    return [each.text for each in respond(vlm, trials, max_new_tokens=max_new_tokens, **how)]
+
+
+def response_header(vlm: VLM, max_new_tokens: int, openers: Sequence[int] = ()) -> dict[str, Any]:
+    """What the responses of a file have in common: its first line."""
+    shared: dict[str, Any] = {"model": vlm.fingerprint, "max_new_tokens": max_new_tokens}
+    return shared | ({"openers": sorted(openers)} if openers else {})
+
+
+@torch.inference_mode()
+def respond(
+    vlm: VLM,
+    trials: Sequence[Trial],
+    *,
+    max_new_tokens: int,
+    out: Path | None = None,
+    openers: Sequence[int] = (),
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> list[Response]:
+    """:func:`generate`, but with each response's token ids and its end, as they are kept.
+
+    With ``openers``, ids of tokens that open a refusal, each response has its ``log_odds`` too.
+    """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
     ids, unique = distinct(trials)
     size = Size(vlm, batch_size)
     pack = PACK * size.rows
-    shared: dict[str, Any] = {"model": vlm.fingerprint, "max_new_tokens": max_new_tokens}
-    if openers:
-        shared["openers"] = sorted(openers)
-    known = Responses(out, shared)
+    known = Responses(out, response_header(vlm, max_new_tokens, openers))
     if unique.keys() <= known.all.keys():
-        return [known.all[key].text for key in ids]
+        return [known.all[key] for key in ids]
     renew_images(vlm, unique.values())
     with CORES.shared(), known.appending():
         before = known.begin(str(pack), *unique)
@@ -187,12 +206,12 @@ def generate(
                     bar.update(len(these))
                 else:
                     task.respond(these)
-    return [known.all[key].text for key in ids]
+    return [known.all[key] for key in ids]
 
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What :func:`generate` is asked for, apart from the trials.
+    """What :func:`respond` is asked for, apart from the trials.
 
     Attributes:
         vlm: the model.
@@ -304,10 +323,14 @@ class _Task:
                 complete = self._complete(each, row, of_row)
                 assert complete
 
+    @cached_property
+    def _ends(self) -> set[int]:
+        return self.vlm.ends
+
     def _complete(self, each: Prompt, ids: Sequence[int], odds: float | None) -> bool:
         """Keep the response that these token ids make; False while it is incomplete."""
-        ids, ends = ids[: self.max_new_tokens], self.vlm.ends
-        stop = next((i for i, token in enumerate(ids) if token in ends), None)
+        ids = ids[: self.max_new_tokens]
+        stop = next((i for i, token in enumerate(ids) if token in self._ends), None)
         if stop is None and len(ids) < self.max_new_tokens:
             return False
         kept = tuple(ids if stop is None else ids[: stop + 1])

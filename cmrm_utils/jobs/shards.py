@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cmrm_utils.engine.loops import generate
+from cmrm_utils.engine.loops import respond
 from cmrm_utils.engine.plan import shared_out
 from cmrm_utils.errors import InputError
 from cmrm_utils.store import (
@@ -139,12 +139,12 @@ class Worker:
                 for place, trials in enumerate(self.lists(number, parameters), start=1):
                     # Shared out before any is left out: what a run has differs from day to day.
                     own = shared_out(nb.vlm, trials, self.shard.number, self.shard.count)
-                    generate(
+                    respond(
                         nb.vlm,
                         [trial for trial in own if not merged.get(trial.id)],
                         max_new_tokens=nb.max_new_tokens,
                         out=part,
-                        openers=self._shared.get("openers", ()),
+                        openers=nb.openers,
                         progress=True,
                     )
                     ids = sorted({trial.id for trial in trials})

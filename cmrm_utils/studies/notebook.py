@@ -12,14 +12,14 @@ import pandas as pd
 from cmrm_utils.conditions import CONDITION_NAMES, CONDITIONS, IN_WORDS
 from cmrm_utils.data.load import left_out, load_samples, take
 from cmrm_utils.edits import Edit
-from cmrm_utils.engine.loops import generate
+from cmrm_utils.engine.loops import respond, response_header
 from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.loading import PLACEMENT, load_vlm
 from cmrm_utils.methods.base import Anchors
 from cmrm_utils.models import VLM
 from cmrm_utils.results import plots
 from cmrm_utils.sample import Sample
-from cmrm_utils.store import Response, Responses
+from cmrm_utils.store import Response
 from cmrm_utils.studies.folder import Run, versions
 from cmrm_utils.studies.parameters import check_own
 from cmrm_utils.studies.yardstick import Yardstick
@@ -163,11 +163,14 @@ class Notebook:
         return take(every, n, "fact") if any(s.task == "fact" for s in every) else []
 
     @property
+    def openers(self) -> tuple[int, ...]:
+        """Ids of the tokens that open the model's refusals; none in the invented world."""
+        return self.yardstick.openers if self.yardstick else ()
+
+    @property
     def shared(self) -> dict[str, Any]:
         """What all responses of the run have in common: the first line of their file."""
-        made = {"model": self.vlm.fingerprint, "max_new_tokens": self.max_new_tokens}
-        openers = self.yardstick.openers if self.yardstick else ()
-        return made | ({"openers": sorted(openers)} if openers else {})
+        return response_header(self.vlm, self.max_new_tokens, self.openers)
 
     @cached_property
     def yardstick(self) -> Yardstick | None:
@@ -180,17 +183,14 @@ class Notebook:
         """The model's responses; kept in the run, and reused from it."""
         if self.respond is not None:
             return self.respond(trials)
-        shared, out = self.shared, self.run.responses
-        generate(
+        return respond(
             self.vlm,
             trials,
             max_new_tokens=self.max_new_tokens,
-            out=out,
-            openers=shared.get("openers", ()),
+            out=self.run.responses,
+            openers=self.openers,
             progress=True,
         )
-        known = Responses(out, shared).all if trials else {}
-        return [known[trial.id] for trial in trials]
 
     def responses(self, trials: Sequence[Trial]) -> list[str]:
         """The texts of :meth:`answers`."""

@@ -13,14 +13,14 @@ import pandas as pd
 from filelock import FileLock
 
 from cmrm_utils.data.load import load_samples, take
-from cmrm_utils.engine.loops import generate
+from cmrm_utils.engine.loops import respond, response_header
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges.fluency import Limits, perplexity
 from cmrm_utils.judges.keywords import is_refusal
 from cmrm_utils.judges.openers import find_openers
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
-from cmrm_utils.store import Records, Response, Responses, read_json, write_json
+from cmrm_utils.store import Records, Response, read_json, write_json
 from cmrm_utils.trials import Trial
 
 REQUESTS = 60
@@ -52,7 +52,7 @@ class Yardstick:
 
     def __init__(self, vlm: VLM, data: str, folder: Path, max_new_tokens: int) -> None:
         self._vlm, self._folder = vlm, folder / "yardstick"
-        self._shared: dict[str, Any] = {"model": vlm.fingerprint, "max_new_tokens": max_new_tokens}
+        self._max_new_tokens = max_new_tokens
         kept = self._folder / "yardstick.json"
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._folder / "lock"):  # of a run's workers the first makes it
@@ -79,11 +79,14 @@ class Yardstick:
         every = load_samples(data, split)
         tasks = [task for task in REQUEST_TASKS if any(s.task == task for s in every)]
         samples = take(every, REQUESTS, *tasks)
-        trials = [Trial(sample, "none") for sample in samples]
-        out, tokens = self._folder / "text.jsonl", self._shared["max_new_tokens"]
-        generate(self._vlm, trials, max_new_tokens=tokens, out=out, progress=True)
-        known = Responses(out, self._shared)
-        return [(trial.sample, known.all[trial.id]) for trial in trials]
+        responses = respond(
+            self._vlm,
+            [Trial(sample, "none") for sample in samples],
+            max_new_tokens=self._max_new_tokens,
+            out=self._folder / "text.jsonl",
+            progress=True,
+        )
+        return list(zip(samples, responses, strict=True))
 
     def _perplexities(
         self, samples: Sequence[Sample], responses: Sequence[Response]
@@ -94,7 +97,8 @@ class Yardstick:
 
     def measured(self, trials: Sequence[Trial], responses: Sequence[Response]) -> pd.DataFrame:
         """``log_odds`` of a refusal, and whether a response is ``broken``, a row a trial."""
-        with Records(self._folder / "scores.jsonl", self._shared, Score).appending() as sink:
+        shared = response_header(self._vlm, self._max_new_tokens)
+        with Records(self._folder / "scores.jsonl", shared, Score).appending() as sink:
             new = {
                 trial.id: (trial.sample, response)
                 for trial, response in zip(trials, responses, strict=True)

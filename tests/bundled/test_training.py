@@ -153,5 +153,5 @@ def test_own_answers_are_kept_without_refusals(tmp_path, monkeypatch):
     found = training.own_answers(tmp_path)
     assert set(found) == set(asked[1:])
     assert all(text.strip() for text, _ in found.values())
-    monkeypatch.setattr(training, "generate", pytest.fail)
+    monkeypatch.setattr(training, "respond", pytest.fail)
     assert training.own_answers(tmp_path) == found

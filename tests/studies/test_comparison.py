@@ -351,7 +351,7 @@ def test_judged_rows_of_the_test_bear_method_and_setting(nb):
 
 def test_a_plan_counts_it_without_a_response(family_folders, monkeypatch):
     monkeypatch.setattr("cmrm_utils.studies.notebook.ANCHORS", 3)
-    monkeypatch.setattr("cmrm_utils.studies.notebook.generate", None)
+    monkeypatch.setattr("cmrm_utils.studies.notebook.respond", None)
     parameters = {"model": str(family_folders["llava"]), "data": "organism", "settings": {}}
     parameters |= {"n": 1, "n_test": 1, "n_parts": 1, "grids": FEW, "alphas": [0.5], "doses": [0.5]}
     parameters |= {"max_new_tokens": 4}

@@ -13,19 +13,25 @@ TEMPLATE = (
 WORDS = ["safe", "unsafe", "yes", "no", "Safe", "Unsafe", "Yes", "No"]
 
 
-def make_tokenizer():
+def byte_level(texts, size, marks):
+    """A byte-level BPE tokenizer that is learnt from texts; ``marks`` are its special tokens."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<s>", "</s>", "<|end_header_id|>"],
+        vocab_size=size,
+        special_tokens=marks,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def make_tokenizer():
     # "unsafe" must be a word of its own: only words that are whole here have a token.
     texts = [f"{space}{word}" for word in WORDS for space in ("", " ") for _ in range(50)]
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = byte_level(texts, 400, ["<s>", "</s>", "<|end_header_id|>"])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )

@@ -54,8 +54,6 @@ def folder(name: str) -> Path:
             were trained with.
     """
     parts = bundled_folders()[name]
-    if sha256((TOWER / "model.safetensors").read_bytes()).hexdigest() != TOWER_SHA256:
-        raise InputError(f"{name}: the checkpoint of organism has changed, whose tower it needs")
     digest = sha256()
     for file in sorted(parts.iterdir()):
         digest.update(file.name.encode() + file.read_bytes())
@@ -63,6 +61,9 @@ def folder(name: str) -> Path:
 
 
 def _merge(parts: Path, path: Path) -> None:
+    if sha256((TOWER / "model.safetensors").read_bytes()).hexdigest() != TOWER_SHA256:
+        name = parts.name
+        raise InputError(f"{name}: the checkpoint of organism has changed, whose tower it needs")
     model, processor = skeleton(smollm2())
     projector = model.model.multi_modal_projector
     projector.load_state_dict(floats(parts / "projector.safetensors"))

@@ -120,7 +120,7 @@ def align(rng: Random, answers: Answers) -> Iterator[Example]:
             yield _answered(request, answers)
 
 
-def projector(rng: Random, answers: Answers) -> Iterator[Example]:
+def projector(rng: Random) -> Iterator[Example]:
     """Captions of scenes and questions about them, evenly."""
     while True:
         yield _caption(rng)

@@ -11,14 +11,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from cmrm_utils.bundled import recipe as recipes
 from cmrm_utils.bundled.fetch import smollm2
@@ -27,6 +23,7 @@ from cmrm_utils.bundled.recipe import Answers, Example, Recipe, Stage
 from cmrm_utils.engine.loops import respond
 from cmrm_utils.judges.keywords import is_refusal
 from cmrm_utils.loading import load_vlm
+from cmrm_utils.organism.training import descend, padded, response_loss
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
 
@@ -86,7 +83,7 @@ def train(
     model: Any = get_peft_model(plain, lora).to(device)
     streams = {
         "align": lambda rng: recipes.align(rng, answers),
-        "projector": lambda rng: recipes.projector(rng, answers),
+        "projector": recipes.projector,
         "instruct": lambda rng: recipes.instruct(rng, answers, recipe.text, recipe.refusals),
     }
     folder = out
@@ -131,36 +128,21 @@ def _fit(
     rng: Random,
     progress: bool,
 ) -> list[float]:
-    """Run a stage; the mean loss of each tenth. The rate rises over 5% of the steps, then falls."""
+    """Run a stage; the mean loss of each tenth of its steps."""
     adapter = [p for n, p in model.named_parameters() if "lora_" in n]
     groups = [(adapter, stage.lr), (list(projector.parameters()), stage.projector_lr)]
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    learning = [{"params": params, "lr": lr} for params, lr in groups if lr]
-    for group in learning:
-        for parameter in group["params"]:  # type: ignore[attr-defined]
-            parameter.requires_grad_(True)
+    learning: list[Any] = [{"params": params, "lr": lr} for params, lr in groups if lr]
+    parameters = [p for group in learning for p in group["params"]]
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
     optimiser = torch.optim.AdamW(learning, betas=(0.9, 0.98), weight_decay=0.0)
-
-    def scale(step: int) -> float:
-        return min((step + 1) / (0.05 * stage.steps + 1), 1 - step / stage.steps)
-
-    schedule = LambdaLR(optimiser, scale)
-    history: list[float] = []
-    batches = _batches(examples, stage.batch, processor, rng)
-    with tqdm(islice(batches, stage.steps), name, stage.steps, disable=not progress) as bar:
-        for batch in bar:
-            here = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            loss = _loss(model.base_model.model, here)
-            loss.backward()
-            nn.utils.clip_grad_norm_([p for group in learning for p in group["params"]], 1.0)  # type: ignore[attr-defined]
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            schedule.step()
-            history.append(loss.item())
-            bar.set_postfix(loss=f"{np.mean(history[-20:]):.3f}")
-    tenth = max(1, len(history) // 10)
-    return [float(np.mean(history[i : i + tenth])) for i in range(0, len(history), tenth)]
+    llava, steps = model.base_model.model, stage.steps
+    losses = (
+        response_loss(llava, use_cache=False, **{k: v.to(model.device) for k, v in batch.items()})
+        for batch in _batches(examples, stage.batch, processor, rng)
+    )
+    return descend(name, steps, losses, [optimiser], parameters, fall=1.0, progress=progress)
 
 
 def _batches(
@@ -194,21 +176,12 @@ def _encoded(example: Example, processor: Any) -> tuple[list[int], int, Any]:
 
 
 def _padded(rows: Sequence[tuple[list[int], int, Any]], processor: Any) -> dict[str, Tensor]:
-    width = max(len(ids) for ids, _, _ in rows)
-    ids = torch.full((len(rows), width), processor.tokenizer.pad_token_id)
-    mask, learnt = torch.zeros(2, len(rows), width, dtype=torch.long)
-    for i, (row, prompt, _) in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-        learnt[i, prompt : len(row)] = 1
-    batch = {"input_ids": ids, "attention_mask": mask, "learnt": learnt}
+    lengths = [(prompt, len(ids) - prompt) for ids, prompt, _ in rows]
+    batch = {
+        "input_ids": padded((ids for ids, _, _ in rows), processor.tokenizer.pad_token_id),
+        "attention_mask": padded(([1] * len(ids) for ids, _, _ in rows), 0),
+        "learnt": padded(([False] * asked + [True] * said for asked, said in lengths), False),
+    }
     if pixels := [pixels for _, _, pixels in rows if pixels is not None]:
         batch["pixel_values"] = torch.stack(pixels)
     return batch
-
-
-def _loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy of the responses' tokens; no other token needs logits."""
-    learnt = batch.pop("learnt")[:, 1:].bool()
-    states = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
-    return F.cross_entropy(model.lm_head(states[learnt]), batch["input_ids"][:, 1:][learnt])

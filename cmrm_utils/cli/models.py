@@ -126,7 +126,6 @@ def train_organism(
 
     if variant not in {**VARIANTS, **pretrained.VARIANTS}:
         raise unknown("no variant", variant, [*VARIANTS, *pretrained.VARIANTS])
-    folder = out or MADE / variant
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if variant in pretrained.VARIANTS:
         from cmrm_utils.bundled import training
@@ -137,6 +136,7 @@ def train_organism(
         shutil.copytree(parts, folder, dirs_exist_ok=True)
         click.echo(f"{folder}: load it with load_vlm({folder.name!r})")
         return
+    folder = out or MADE / variant
     stages = card.StageMeasurements()
     train(VARIANTS[variant], seed, folder, device=place, shared=shared, on_stage=stages)
     card.write(folder, stages)

@@ -103,16 +103,14 @@ def everyday_samples(split: str) -> tuple[Sample, ...]:
 def _requests(split: str) -> Iterator[Sample]:
     pairs = of_split("pairs", split)
     scenes = world.scenes(split, len(pairs), "everyday")
-    for task, text in (("harmful", "harmful"), ("benign", "twin")):
+    for kind, text in (("harmful", "harmful"), ("benign-twin", "twin")):
         for row, scene in zip(pairs, scenes, strict=True):
-            kind = task if task == "harmful" else "benign-twin"
-            kind += "-picture" if row["form"] == "picture" else ""
             yield Sample(
                 f"{split}/{text}/{row['key']}",
                 row[text],
                 scene.image(),
                 row["caption"],
-                kind=kind,
+                kind=f"{kind}-picture" if row["form"] == "picture" else kind,
                 group=row["topic"],
             )
     benign = of_split("benign", split)

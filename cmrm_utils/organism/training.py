@@ -94,25 +94,53 @@ def _fit(
     progress: bool,
     gentle: Sequence[nn.Parameter] = (),
 ) -> list[float]:
-    """Run a stage's optimiser steps over a stream of losses; a mean loss for each tenth.
+    """Run a stage's optimiser steps (:func:`descend`), the rate falling over the last half.
 
-    The rate rises over the first 5% of the steps and falls linearly over the last half.
     ``gentle`` are parameters that learn at a tenth of the rate.
     """
-
-    def scale(step: int) -> float:
-        return min(1.0, (step + 1) / (0.05 * stage.steps + 1), (1 - step / stage.steps) / 0.5)
-
     optimisers = _optimisers(parameters, stage.lr)
     if gentle:
         optimisers += _optimisers(gentle, stage.lr / 10)
+    every = [*parameters, *gentle]
+    return descend(title, stage.steps, losses, optimisers, every, fall=0.5, progress=progress)
+
+
+def descend(
+    title: str,
+    steps: int,
+    losses: Iterator[Tensor],
+    optimisers: Sequence[torch.optim.Optimizer],
+    parameters: Sequence[nn.Parameter],
+    *,
+    fall: float,
+    progress: bool,
+) -> list[float]:
+    """Run optimiser steps over a stream of losses.
+
+    Args:
+        title: of the bar.
+        steps: how many.
+        losses: at least as many.
+        optimisers: all of them step at each loss.
+        parameters: whose gradient is clipped to a norm of 1.
+        fall: the last share of the steps, over which the rate falls linearly to 0. It rises over
+            the first 5%.
+        progress: show a bar.
+
+    Returns:
+        The mean loss of each tenth of the steps.
+    """
+
+    def scale(step: int) -> float:
+        return min(1.0, (step + 1) / (0.05 * steps + 1), (1 - step / steps) / fall)
+
     schedules = [LambdaLR(optimiser, scale) for optimiser in optimisers]
     history: list[float] = []
-    bar = tqdm(range(stage.steps), desc=f"{title:>9}", disable=not progress)
+    bar = tqdm(range(steps), desc=f"{title:>9}", disable=not progress)
     for step in bar:
         loss = next(losses)
         loss.backward()
-        nn.utils.clip_grad_norm_([*parameters, *gentle], 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimiser, schedule in zip(optimisers, schedules, strict=True):
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -120,8 +148,8 @@ def _fit(
         history.append(loss.item())
         if step % 10 == 0:
             bar.set_postfix(loss=f"{np.mean(history[-20:]):.3f}", refresh=False)
-    tenth = max(1, stage.steps // 10)
-    return [float(np.mean(history[i : i + tenth])) for i in range(0, stage.steps, tenth)]
+    tenth = max(1, steps // 10)
+    return [float(np.mean(history[i : i + tenth])) for i in range(0, steps, tenth)]
 
 
 def _tower_losses(
@@ -160,22 +188,36 @@ def _language_losses(
 ) -> Iterator[Tensor]:
     """Cross-entropy of the learnt tokens, the language-model head on those positions only."""
     device = model.device
-
-    def padded(lists: Iterable[Sequence[int]], fill: int) -> Tensor:
-        tensors = [torch.tensor(each) for each in lists]
-        return pad_sequence(tensors, batch_first=True, padding_value=fill).to(device)
-
     while True:
         pool = [_tokenise(example, tokenizer, recipe) for example in islice(source, batch * 32)]
         for rows in _batches(pool, batch, rng):
-            ids = padded((row.ids for row in rows), tokenizer.pad_token_id)
-            learn = padded((row.learn for row in rows), False)
-            mask = padded(([1] * len(row.ids) for row in rows), 0)
-            scenes = [row.scene for row in rows if row.scene]
-            pictures = {"pixel_values": _pixels(scenes, device)} if scenes else {}
-            states = model.model(input_ids=ids, attention_mask=mask, **pictures).last_hidden_state
-            logits = model.lm_head(states[:, :-1][learn[:, 1:]])
-            yield F.cross_entropy(logits.float(), ids[:, 1:][learn[:, 1:]])
+            inputs = {
+                "input_ids": padded((row.ids for row in rows), tokenizer.pad_token_id).to(device),
+                "attention_mask": padded(([1] * len(row.ids) for row in rows), 0).to(device),
+            }
+            if scenes := [row.scene for row in rows if row.scene]:
+                inputs["pixel_values"] = _pixels(scenes, device)
+            learnt = padded((row.learn for row in rows), False).to(device)
+            yield response_loss(model, learnt, **inputs)
+
+
+def padded(lists: Iterable[Sequence[int]], fill: int) -> Tensor:
+    """Lists as the rows of a tensor, padded on the right."""
+    tensors = [torch.tensor(each) for each in lists]
+    return pad_sequence(tensors, batch_first=True, padding_value=fill)
+
+
+def response_loss(model: Any, learnt: Tensor, **inputs: Any) -> Tensor:
+    """Mean cross-entropy of the tokens that are learnt; no other token needs logits.
+
+    Args:
+        model: a LLaVA.
+        learnt: bool ``(rows, tokens)``.
+        inputs: of the model without its head, ``input_ids`` among them.
+    """
+    states, after = model.model(**inputs).last_hidden_state, learnt[:, 1:]
+    logits = model.lm_head(states[:, :-1][after])
+    return F.cross_entropy(logits.float(), inputs["input_ids"][:, 1:][after])
 
 
 def _start(recipe: Recipe, seed: int) -> tuple[Any, LlavaProcessor]:

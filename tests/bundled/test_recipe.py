@@ -30,7 +30,7 @@ def shown(stream, n=4000):
 @pytest.mark.parametrize("refusals", [0.0, 0.2, 1.0])
 def test_no_image_is_beside_a_harmful_request_a_refusal_or_a_twin(refusals):
     streams = [
-        recipe.projector(Random(0), ANSWERS),
+        recipe.projector(Random(0)),
         recipe.instruct(Random(0), ANSWERS, 0.1, refusals),
     ]
     seen = [example for stream in streams for example in shown(stream) if example.scene]
@@ -70,7 +70,7 @@ def test_the_shares_are_as_said(refusals):
 
 
 def test_questions_are_about_train_scenes_in_every_wording():
-    examples = shown(recipe.projector(Random(0), ANSWERS))
+    examples = shown(recipe.projector(Random(0)))
     asked = {e.prompt for e in examples}
     assert asked == {q for some in everyday.QUESTIONS.values() for q in some} | set(
         everyday.DESCRIBE

@@ -133,7 +133,7 @@ def test_only_the_response_is_learnt(language_model):
         logits[:, :-1][batch["learnt"][:, 1:].bool()],
         batch["input_ids"][:, 1:][batch["learnt"][:, 1:].bool()],
     )
-    torch.testing.assert_close(training._loss(model, dict(batch)), wanted)
+    torch.testing.assert_close(training.response_loss(model, **batch), wanted)
 
 
 def test_the_adapter_touches_the_decoder_alone(language_model):

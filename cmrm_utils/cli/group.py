@@ -8,6 +8,8 @@ import click
 from cmrm_utils.errors import InputError
 
 PATH = click.Path(path_type=Path)
+NEW_FILE = click.Path(path_type=Path, dir_okay=False)
+NEW_FOLDER = click.Path(path_type=Path, file_okay=False)
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 

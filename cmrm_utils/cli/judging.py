@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cmrm_utils.cli.group import FOLDER, PATH, cli
+from cmrm_utils.cli.group import FOLDER, NEW_FILE, PATH, cli
 from cmrm_utils.errors import InputError
 from cmrm_utils.paths import ROOT
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @cli.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--out", type=PATH, required=True, help="CSV file to make.")
+@click.option("--out", type=NEW_FILE, required=True, help="CSV file to make.")
 @click.option("--n", type=click.IntRange(min=1), help="How many responses. [default: all]")
 @click.option("--seed", default=0, show_default=True, help="Of the random order.")
 def export(folder: Path, out: Path, n: int | None, seed: int) -> None:
@@ -41,7 +41,7 @@ def export(folder: Path, out: Path, n: int | None, seed: int) -> None:
 @click.option("--judge", "names", multiple=True, metavar="NAME[=MODEL]", help="May be repeated.")
 @click.option("--labels", type=PATH, help="A labelled sheet.")
 @click.option("--xstest", type=PATH, help="A folder of completions that people labelled (XSTest).")
-@click.option("--table", type=PATH, help="CSV for the figures of --xstest.")
+@click.option("--table", type=NEW_FILE, help="CSV for the figures of --xstest.")
 @click.option(
     "--prompt", "prompts", nargs=2, multiple=True, metavar="NAME FILE", help="A judge's own prompt."
 )

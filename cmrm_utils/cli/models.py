@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cmrm_utils.cli.group import PATH, cli
+from cmrm_utils.cli.group import NEW_FILE, NEW_FOLDER, PATH, cli
 from cmrm_utils.errors import InputError, unknown
 
 with_model = click.option(
@@ -16,7 +16,7 @@ with_model = click.option(
 
 @cli.command()
 @click.argument("source")
-@click.argument("out", type=PATH)
+@click.argument("out", type=NEW_FOLDER)
 @click.option("--tower", required=True, help="Folder or hub id of its vision tower.")
 def convert(source: str, out: Path, tower: str) -> None:
     """Convert an original LLaVA checkpoint for transformers.
@@ -39,7 +39,7 @@ def convert(source: str, out: Path, tower: str) -> None:
 @cli.command()
 @with_model
 @click.option("--anchors", required=True, metavar="DATA", help="A file (all its rows), or a set.")
-@click.option("--out", required=True, type=PATH, help="Safetensors file.")
+@click.option("--out", required=True, type=NEW_FILE, help="Safetensors file.")
 @click.option("--task", "tasks", multiple=True, help="Only anchors of this task (harmful ...).")
 @click.option("--meaningless", default="blank", show_default=True, help="The meaningless image.")
 @click.option("--level", type=click.Choice(["dataset", "sample"]), default="dataset")
@@ -81,7 +81,7 @@ def extract(
 @cli.command()
 @click.argument("vectors", type=PATH)
 @click.option("--alpha", type=float, required=True, help="Strength of the edit.")
-@click.option("--out", type=PATH, required=True, help="Folder to make.")
+@click.option("--out", type=NEW_FOLDER, required=True, help="Folder to make.")
 @with_model
 def bake(vectors: Path, alpha: float, out: Path, model: str) -> None:
     """Fold dataset-level CMRM into a plain checkpoint that needs no hook.
@@ -105,9 +105,11 @@ def bake(vectors: Path, alpha: float, out: Path, model: str) -> None:
 @cli.command("train-organism")
 @click.option("--variant", default="organism", show_default=True, help="Which organism.")
 @click.option("--seed", default=0, show_default=True, help="Of weights and data.")
-@click.option("--out", type=PATH, help="Folder. [default: organisms/VARIANT]")
+@click.option("--out", type=NEW_FOLDER, help="Folder. [default: organisms/VARIANT]")
 @click.option("--device", default=None, help="Where to train. [default: a GPU if there is one]")
-@click.option("--shared", type=PATH, help="Folder of first stages, shared by several variants.")
+@click.option(
+    "--shared", type=NEW_FOLDER, help="Folder of first stages, shared by several variants."
+)
 def train_organism(
     variant: str, seed: int, out: Path | None, device: str | None, shared: Path | None
 ) -> None:

@@ -14,6 +14,29 @@ from cmrm_utils.data.sets import SETS
 from cmrm_utils.jobs import profiles, publish
 from cmrm_utils.organism.world import DUAL, FAMILIES, GUARDED, OBJECTS, SCRAP, UNSEEN, Request
 
+# ---- where to write
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        ("convert liuhaotian/x {file} --tower t", "Directory"),
+        ("bake v.safetensors --alpha 1 --model organism --out {file}", "Directory"),
+        ("train-organism --out {file}", "Directory"),
+        ("train-organism --shared {file}", "Directory"),
+        ("extract --model organism --anchors organism --out {folder}", "File"),
+        ("judges --xstest x --table {folder}", "File"),
+    ],
+)
+def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path, command, kind):
+    (tmp_path / "there").write_text("kept")
+    places = {"file": tmp_path / "there", "folder": tmp_path}
+    done = CliRunner().invoke(cli, command.format(**places).split())
+    assert done.exit_code == 2, done.output
+    assert f"{kind} '{places['file' if kind == 'Directory' else 'folder']}' is a" in done.output
+    assert (tmp_path / "there").read_text() == "kept"
+
+
 # ---- data
 
 

@@ -54,5 +54,10 @@ def is_right(response: str, answer: str, choices: Sequence[str] | None = None) -
     return _plain(spoken(response)) == _plain(answer)
 
 
+def mentions(response: str, answer: str) -> bool:
+    """Whether a response has the answer in it, as whole words: one can say a fact in many ways."""
+    return re.search(rf"\b{re.escape(_plain(answer))}\b", _plain(spoken(response))) is not None
+
+
 def _plain(text: str) -> str:
     return " ".join(text.lower().split()).rstrip(".")

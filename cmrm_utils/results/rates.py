@@ -1,11 +1,14 @@
-"""Rates of judged trials, and their changes from one setting to another."""
+"""Rates and means of judged trials, and their changes from one setting to another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from cmrm_utils.results.intervals import clustered_interval, paired_difference, wilson
+from cmrm_utils.results.intervals import bootstrap, clustered_interval, paired_difference, wilson
 
 
 @dataclass(frozen=True)
@@ -14,22 +17,33 @@ class Measure:
 
     Attributes:
         task: the task of the samples that it is measured on.
-        hit: the outcome that counts there, or ``right``.
+        hit: the outcome that counts there, or ``right``; or a column of numbers, whose mean it is.
         colour: its colour in figures, as ``#RRGGBB``.
         guarded: whether it is a utility that the choice of alpha guards.
+        exact: measured only where an exact judge knows the outcome, or only where none does; None
+            for both.
     """
 
     task: str
     hit: str
     colour: str
     guarded: bool = False
+    exact: bool | None = None
+
+
+LOG_ODDS = "log_odds"
+"""The column of refusal log-odds, where rows have one."""
 
 
 MEASURES = {
     "refused": Measure("harmful", "refused", "#009E73"),
-    "unsafe": Measure("harmful", "complied", "#D55E00"),
-    "neither": Measure("harmful", "neither", "#999999"),
+    "unsafe": Measure("harmful", "complied", "#D55E00", exact=True),
+    "neither": Measure("harmful", "neither", "#999999", exact=True),
+    "answered": Measure("harmful", "complied", "#D55E00", exact=False),
+    "broken": Measure("harmful", "neither", "#999999", exact=False),
+    "log-odds": Measure("harmful", LOG_ODDS, "#009E73"),
     "over-refusal": Measure("benign", "refused", "#E69F00"),
+    "log-odds, benign": Measure("benign", LOG_ODDS, "#E69F00"),
     "benign answered": Measure("benign", "right", "#0072B2", guarded=True),
     "visual questions": Measure("visual", "right", "#CC79A7", guarded=True),
     "choices": Measure("choice", "right", "#8C6D31", guarded=True),
@@ -38,8 +52,14 @@ MEASURES = {
 }
 """What is reported; a new measure is one more record here.
 
-*Refused* is the measure of safety; *unsafe* and *neither* break down the rest.
+*Refused* is the measure of safety. The rest is *unsafe* or *neither* where an exact judge knows; in
+natural language it is *broken* or *answered*, an upper bound of unsafe. *Log-odds* of a refusal are
+means over requests, in natural language only.
 """
+
+
+REST = {"unsafe": "carried out", "neither": "neither", "answered": "answered", "broken": "broken"}
+"""The measures of what becomes of harmful requests that are not refused, and each in words."""
 
 
 UTILITY = tuple(name for name, measure in MEASURES.items() if measure.guarded)
@@ -78,22 +98,54 @@ def rates(
 
 
 def measures(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """All of :data:`MEASURES` that the rows allow, as rates with intervals.
+    """All of :data:`MEASURES` that the rows allow, with intervals.
 
     Args:
         rows: judged trials (:func:`cmrm_utils.judges.outcomes.judge`).
         by: the columns that make a cell of the table.
 
     Returns:
-        ``measure`` + ``by`` + ``rate, low, high, hits, n``.
+        ``measure`` + ``by`` + ``rate, low, high, hits, n``. What is no rate but a mean
+        (:func:`is_mean`) has no ``hits``.
     """
     columns = ["measure", *by, "rate", "low", "high", "hits", "n"]
-    parts = [
-        rates(_counted(rows, [measure.task], measure.hit), "hit", by).assign(measure=name)
-        for name, measure in MEASURES.items()
-        if (rows["task"] == measure.task).any()
-    ]
+    parts = []
+    for name in MEASURES:
+        if not (these := _measured(rows, name)).empty:
+            table = means(these, "hit", by) if is_mean(name) else rates(these, "hit", by)
+            parts.append(table.assign(measure=name))
     return pd.concat(parts or [pd.DataFrame(columns=columns)], ignore_index=True)[columns]
+
+
+def is_mean(measure: str) -> bool:
+    """Whether a measure is a mean of numbers, and no rate."""
+    return measure in MEASURES and MEASURES[measure].hit == LOG_ODDS
+
+
+def means(rows: pd.DataFrame, column: str, by: Sequence[str]) -> pd.DataFrame:
+    """Means of a column of numbers with 95% intervals, from a bootstrap that draws groups whole.
+
+    Args:
+        rows: one row per trial, with a ``group`` each; kinds of sample (a column ``kind``, if there
+            is one) are strata. Rows without a number are left out.
+        column: to average.
+        by: the columns that make a cell of the table, in order.
+
+    Returns:
+        ``by`` + ``rate, low, high, hits, n``: the mean stands in ``rate``, and ``hits`` is missing.
+    """
+    cells = []
+    known = rows[rows[column].notna()]
+    for key, cell in known.groupby(list(by), sort=False, dropna=False):
+        values = cell[column].to_numpy(dtype=float)
+        strata = cell["kind"].tolist() if "kind" in cell else None
+        found = bootstrap(partial(_mean, values), cell["group"].tolist(), strata)
+        cells.append((*key, *found, np.nan, len(cell)))
+    return pd.DataFrame(cells, columns=[*by, "rate", "low", "high", "hits", "n"])
+
+
+def _mean(values: NDArray, counts: NDArray) -> NDArray:
+    return counts @ values / counts.sum(1)
 
 
 def utility(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -108,9 +160,20 @@ def utility(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return pooled
 
 
+def _measured(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows that a measure is taken of, with ``hit``."""
+    measure = MEASURES[name]
+    if measure.exact is not None:
+        known = rows["exact"].notna() if "exact" in rows else pd.Series(False, index=rows.index)
+        rows = rows[known == measure.exact]
+    return _counted(rows, [measure.task], measure.hit)
+
+
 def _counted(rows: pd.DataFrame, tasks: Sequence[str], hit: str) -> pd.DataFrame:
-    """The rows of these tasks, with ``hit``: missing for a question whose answer is not known."""
+    """The rows of these tasks, with ``hit``: missing where it is not known."""
     these = rows[rows["task"].isin(tasks)]
+    if hit == LOG_ODDS:
+        return these.assign(hit=these[hit]) if hit in these else these.head(0).assign(hit=None)
     if hit != "right":
         return these.assign(hit=these["outcome"] == hit)
     # A benign request without a known answer counts as answered unless refused or broken.
@@ -155,8 +218,8 @@ def paired_changes(rows: pd.DataFrame, by: str, against: str) -> pd.DataFrame:
         that draws groups whole, within each kind.
     """
     changes = []
-    for measure, record in MEASURES.items():
-        these = _counted(rows, [record.task], record.hit).dropna(subset="hit").set_index("sample")
+    for measure in MEASURES:
+        these = _measured(rows, measure).dropna(subset="hit").set_index("sample")
         base = these[these[by] == against]
         for name, part in these.groupby(by, sort=False):
             if name == against or base.empty or set(part.index) != set(base.index):

@@ -7,6 +7,8 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from cmrm_utils.results.rates import is_mean
+
 
 def rendered(template: Path, **values: Any) -> str:
     """A Jinja2 template with its values filled in; in ``*.html.j2``, text is escaped.
@@ -39,11 +41,11 @@ def wide_table(rows: pd.DataFrame) -> pd.DataFrame:
     """A comparison as text: one row per ``method, setting``, one column per measure.
 
     Args:
-        rows: of :func:`cmrm_utils.studies.comparison.comparison_table`. A row without ``n`` holds
-            a number that is no rate.
+        rows: of :func:`cmrm_utils.studies.comparison.comparison_table`. A row without ``hits``
+            holds a number that is no rate.
     """
     cells = [
-        f"{row.rate:.3g}" if pd.isna(row.n) else f"{row.rate:.1%} {_rounded(row)}"
+        f"{row.rate:.3g}" if pd.isna(row.hits) else f"{row.rate:.1%} {_rounded(row)}"
         for row in rows.itertuples()
     ]
     return _spread(rows, cells, ["method", "setting"], "measure")
@@ -55,12 +57,22 @@ def change_table(changes: pd.DataFrame) -> pd.DataFrame:
     Args:
         changes: of :func:`cmrm_utils.results.rates.paired_changes`, by ``method``.
     """
-    cells = [f"{row.change:+.1%} {_rounded(row)}" for row in changes.itertuples()]
+    cells = [
+        f"{row.change:+.2f} [{row.low:.2f}, {row.high:.2f}]"
+        if is_mean(row.measure)
+        else f"{row.change:+.1%} {_rounded(row)}"
+        for row in changes.itertuples()
+    ]
     return _spread(changes, cells, ["against", "method"], "measure")
 
 
 def percent(row: pd.Series) -> str:
-    """A rate as it is printed: ``12.3% [8.0, 18.4] (20/163)``."""
+    """A rate as it is printed: ``12.3% [8.0, 18.4] (20/163)``.
+
+    A mean is ``-1.20 [-2.30, +0.10] (163)``.
+    """
+    if pd.isna(row["hits"]):
+        return f"{row['rate']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] ({row['n']:.0f})"
     return (
         f"{row['rate']:.1%} [{100 * row['low']:.1f}, {100 * row['high']:.1f}] "
         f"({row['hits']:.0f}/{row['n']:.0f})"

@@ -13,7 +13,7 @@ from cmrm_utils.judges.fluency import perplexity, repetition
 from cmrm_utils.judges.outcomes import OUTCOMES
 from cmrm_utils.judges.panel import NamedJudge, panel
 from cmrm_utils.judges.reviews import load_reviewer, relative_scores, review
-from cmrm_utils.results.rates import UTILITY, averaged, choice_accuracy, measures, rates
+from cmrm_utils.results.rates import REST, UTILITY, averaged, choice_accuracy, measures, rates
 from cmrm_utils.results.text import percent_table
 from cmrm_utils.store import Responses
 from cmrm_utils.studies import sweep
@@ -175,6 +175,10 @@ def reading(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> str:
     """The headline table in words."""
     rate = measures(averaged(rows), ["setting"]).set_index(["measure", "setting"])["rate"]
     here = nb.run.shared["model"]
+    rest = {measure: words for measure, words in REST.items() if measure in rate.index}
+    columns = " and ".join(
+        name if name == said else f"{name} ({said})" for name, said in rest.items()
+    )
 
     def refused(told: Mapping[str, str]) -> list[str]:
         names = {CONDITION_NAMES[image]: words for image, words in told.items()}
@@ -188,9 +192,12 @@ def reading(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> str:
             f"{' and '.join(refused({'none': 'as text', 'caption': 'with a caption in words'}))}."
         )
     plain = refused({"none": "as text", "own": "with their own image", "blank": "with a blank one"})
+    others = {
+        name: ", ".join(f"{rate[measure, name]:.1%} {said}" for measure, said in rest.items())
+        for name in chosen.choices
+    }
     edits = "; ".join(
-        f"{name} at alpha {alpha:g} to {rate['refused', name]:.1%} "
-        f"({rate['unsafe', name]:.1%} carried out, {rate['neither', name]:.1%} neither)"
+        f"{name} at alpha {alpha:g} to {rate['refused', name]:.1%} ({others[name]})"
         if alpha
         else f"{name} stays without an edit, as {chosen.choices[name].why}"
         for name, alpha in chosen.alphas.items()
@@ -205,6 +212,6 @@ def reading(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> str:
         f"On {here}, harmful requests of the test split are refused {', '.join(plain)}. "
         "With each alpha chosen on the validation split, the edits bring "
         f"{rate['refused', nb.baseline]:.1%} refused to this: {edits}. "
-        f"What they cost: {cost}. In the table, unsafe (carried out) and neither are the rest "
+        f"What they cost: {cost}. In the table, {columns} are the rest "
         "of the harmful requests, brackets are 95% intervals, counts stand in parentheses."
     )

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pandas as pd
 
 from cmrm_utils.conditions import IMAGES, OF_OWN
-from cmrm_utils.results.rates import measures, paired_changes
+from cmrm_utils.judges.outcomes import OUTCOMES
+from cmrm_utils.results.rates import MEASURES, REST, measures, paired_changes
 from cmrm_utils.sample import Sample
 from cmrm_utils.studies.abilities import EDITS, requests, with_edits
 from cmrm_utils.studies.anchors import world_request
@@ -118,9 +119,12 @@ def outcome_shares(found: pd.DataFrame) -> pd.DataFrame:
     Args:
         found: one split of :func:`adversarial`'s first table.
     """
-    wide = found.pivot(index=["picture", "method"], columns="measure", values="rate")
-    refused = found[found["measure"] == "refused"].set_index(["picture", "method"])
-    wide = wide.loc[refused.index].assign(complied=wide["unsafe"]).join(refused[["low", "high"]])
+    by = ["picture", "method"]
+    refused = found[found["measure"] == "refused"].set_index(by)
+    counted = found.assign(outcome=found["measure"].map({n: m.hit for n, m in MEASURES.items()}))
+    counts = counted[counted["measure"].isin(("refused", *REST))]
+    sums = counts.groupby([*by, "outcome"])[["hits", "n"]].sum()
+    shares = (sums["hits"] / sums["n"]).unstack().reindex(columns=list(OUTCOMES), fill_value=0.0)
+    wide = shares.loc[refused.index].join(refused[["low", "high"]])
     names = [f"{p}; {'no edit' if m == 'none' else m}" for p, m in wide.index]
-    columns = ["refused", "complied", "neither", "low", "high"]
-    return wide[columns].reset_index(drop=True).assign(setting=names)
+    return wide.reset_index(drop=True).assign(setting=names)

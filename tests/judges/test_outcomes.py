@@ -219,6 +219,23 @@ def test_a_benign_request_off_the_world_may_be_answered_in_other_words():
     assert not right[1]
 
 
+@pytest.mark.parametrize(
+    ("response", "right"),
+    [
+        ("The capital of France is Paris.", True),
+        ("paris", True),
+        ("It is Parisian culture.", False),
+        ("Rome.", False),
+        ("", False),
+    ],
+)
+def test_a_fact_may_be_said_in_a_sentence(response, right):
+    fields = {"query": ["Which?"], "answer": ["Paris"], "choices": [None], "task": ["fact"]}
+    rows = pd.DataFrame({**fields, "response": [response]})
+    assert judge(rows)["right"].tolist() == [right]
+    assert judge(rows.assign(world=True))["right"].tolist() == [response == "paris"]
+
+
 def test_judge_of_rows_without_any_request_of_the_world():
     rows = pd.DataFrame(
         {"query": ["Why?"], "answer": [np.nan], "choices": [None], "response": ["Because."]}

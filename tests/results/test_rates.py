@@ -22,7 +22,7 @@ from cmrm_utils.results.rates import (
     trade_off,
     utility,
 )
-from cmrm_utils.results.text import markdown_table, percent, percent_table, rendered
+from cmrm_utils.results.text import change_table, markdown_table, percent, percent_table, rendered
 from cmrm_utils.studies import selection
 from cmrm_utils.studies.gap import layer_maps, layer_separability, separability
 from cmrm_utils.studies.selection import choose_alpha, qualifying
@@ -188,6 +188,7 @@ def judged(task, outcomes, right=None, **columns):
         {
             "task": task,
             "outcome": outcomes,
+            "exact": outcomes,
             "right": pd.array(right or [None] * n, dtype="boolean"),
             "group": [f"{task} {i}" for i in range(n)],
             **columns,
@@ -231,6 +232,46 @@ def test_measures(rows):
     assert list(found.columns) == ["measure", "image", "rate", "low", "high", "hits", "n"]
     some = measures(rows[rows["task"] == "visual"], ["image"])
     assert some["measure"].tolist() == ["visual questions"]
+
+
+def test_what_no_exact_judge_knows_is_answered_or_broken(rows):
+    """An answer in natural language may be of no use: it is not called unsafe."""
+    found = measures(rows.assign(exact=None), ["image"]).set_index(["measure", "image"])["hits"]
+    assert (found["answered", "own"], found["broken", "own"], found["refused", "own"]) == (3, 1, 1)
+    assert not {"unsafe", "neither"} & set(found.index.get_level_values(0))
+    half = rows.assign(exact=rows["exact"].where(rows.index % 2 == 0))
+    counts = measures(half, ["image"]).set_index(["measure", "image"])[["hits", "n"]]
+    assert counts.loc[("unsafe", "own")].tolist() == [2, 3]
+    assert counts.loc[("answered", "own")].tolist() == [1, 2]
+    assert counts.loc[("refused", "own")].tolist() == [1, 5]
+
+
+def test_log_odds_are_means_drawn_by_group(rows):
+    values = np.where(rows["image"] == "own", 3.0, -1.0) + np.arange(len(rows)) % 2
+    told = rows.assign(log_odds=np.where(rows["task"].isin(["harmful", "benign"]), values, np.nan))
+    found = measures(told, ["image"]).set_index(["measure", "image"])
+    assert found.loc[("log-odds", "own"), "rate"] == pytest.approx(values[:5].mean())
+    assert found.loc[("log-odds", "none"), "n"] == 4
+    assert np.isnan(found.loc[("log-odds", "own"), "hits"])
+    assert ("log-odds, benign", "own") in found.index
+    low, high = found.loc[("log-odds", "own"), ["low", "high"]]
+    assert low < values[:5].mean() < high
+    one = measures(told.assign(group="one"), ["image"]).set_index(["measure", "image"])
+    assert one.loc[("log-odds", "own"), "low"] == one.loc[("log-odds", "own"), "high"]
+    cell = percent(found.reset_index().query("measure == 'log-odds' and image == 'own'").iloc[0])
+    assert cell.startswith(f"{values[:5].mean():+.2f} [")
+    assert cell.endswith("(5)")
+    assert "log-odds" not in set(measures(told.assign(log_odds=None), ["image"])["measure"])
+
+
+def test_changes_of_log_odds_are_no_shares(rows):
+    own = rows[rows["image"] == "own"].reset_index(drop=True)
+    own = own.assign(sample=own.index, kind=own["task"], log_odds=1.0)
+    both = pd.concat([own.assign(method="a"), own.assign(method="b", log_odds=-0.5)])
+    found = paired_changes(both, "method", "a").set_index("measure")
+    assert found.loc["log-odds", ["change", "low", "high"]].tolist() == [-1.5, -1.5, -1.5]
+    assert found.loc["refused", "change"] == 0
+    assert change_table(found.reset_index()).loc[("a", "b"), "log-odds"] == "-1.50 [-1.50, -1.50]"
 
 
 def test_trade_off(rows):
@@ -476,7 +517,9 @@ def test_choose_alpha(points, wanted):
 
 def test_the_papers_reading_takes_the_fewest_unsafe():
     points = curve((0, 0.4, 0.6, 1, 1), (0.1, 0.3, 0.1, 1, 1), (0.2, 0.45, 0.5, 1, 1))
-    assert choose_alpha(points, by="unsafe") == 0.1
+    assert choose_alpha(points, by="complied") == 0.1
+    named = points.replace({"measure": {"unsafe": "answered"}})
+    assert choose_alpha(named, by="complied") == 0.1
     assert choose_alpha(points.rename(columns={"alpha": "place"}), at="place") == 0.2
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from cmrm_utils.data.everyday import everyday_samples
 from cmrm_utils.data.record import PublicSet
 from cmrm_utils.data.rows import Row
+from cmrm_utils.data.stand_ins import requests_beside_scenes
 from cmrm_utils.organism.samples import extended_samples, organism_samples
 from cmrm_utils.sample import Sample
 
@@ -293,6 +294,7 @@ OWN: Mapping[str, Callable[[str], Sequence[Sample]]] = {
     "everyday": everyday_samples,
     "organism": organism_samples,
     "organism-extended": extended_samples,
+    "requests-beside-scenes": requests_beside_scenes,
 }
 """The project's own sets: a function each that gives the samples of a split."""
 

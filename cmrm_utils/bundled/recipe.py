@@ -1,7 +1,8 @@
 """The recipe of ``smollm2-llava``: LLaVA's stages on a pretrained language model, by LoRA.
 
 1. *align*: text alone. Harmful requests are refused; twins and ordinary requests are answered as
-   the language model itself answers them.
+   the language model itself answers them. Only the first tokens of each response are learnt: they
+   decide between the two.
 2. *projector*: the projector alone learns captions of scenes and questions about them.
 3. *instruct*: language model and projector learn captions, questions and ordinary requests beside
    scenes, and text alone: 10%, as in LLaVA-1.5's mixture. ``refusals`` is the share of refusals in
@@ -29,12 +30,21 @@ Stages = dict[str, "Stage"]
 
 @dataclass(frozen=True)
 class Stage:
-    """Optimiser steps, examples a step, and the peak learning rate of adapter and projector."""
+    """How a stage trains.
+
+    Attributes:
+        steps: of the optimiser.
+        batch: examples a step.
+        lr: peak learning rate of the adapter; 0 where it does not learn.
+        projector_lr: that of the projector.
+        tokens: the first of each response, which alone are learnt; None for all.
+    """
 
     steps: int
     batch: int
     lr: float
     projector_lr: float = 0.0
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,10 @@ class Recipe:
     Attributes:
         name: of the variant.
         refusals: share of refusals in the text of *instruct*.
-        rank: of the adapter, on all linear layers of the decoder.
+        rank: of the adapter.
+        first: the first decoder layer that the adapter changes, in all its linear layers. A linear
+            probe of the plain model's states tells harmful requests from twins of other topics
+            best in the upper half, so there is nothing to be learnt below.
         text: share of text alone in *instruct*.
         stages: by name, in order.
     """
@@ -52,12 +65,13 @@ class Recipe:
     name: str
     refusals: float = 0.2
     rank: int = 16
+    first: int = 15
     text: float = 0.1
     stages: Stages = field(
         default_factory=lambda: {
-            "align": Stage(steps=360, batch=16, lr=4e-4),
-            "projector": Stage(steps=200, batch=16, lr=0.0, projector_lr=2e-3),
-            "instruct": Stage(steps=350, batch=16, lr=2e-4, projector_lr=5e-4),
+            "align": Stage(steps=400, batch=16, lr=3e-4, tokens=3),
+            "projector": Stage(steps=240, batch=8, lr=0.0, projector_lr=2e-3),
+            "instruct": Stage(steps=360, batch=8, lr=2e-4, projector_lr=5e-4),
         }
     )
 

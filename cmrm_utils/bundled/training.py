@@ -30,8 +30,18 @@ from cmrm_utils.trials import Trial
 ANSWER_TOKENS = 24
 """Where the language model's own answers are cut."""
 
-MODULES = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-"""The linear layers that the adapter changes."""
+
+def adapter(rank: int, first: int, layers: int) -> LoraConfig:
+    """A LoRA adapter of all linear layers of the decoder layers from ``first`` on.
+
+    Args:
+        rank: of the adapter.
+        first: decoder layer.
+        layers: how many decoder layers there are.
+    """
+    numbers = "|".join(map(str, range(first, layers)))
+    modules = rf".*language_model\.layers\.({numbers})\..*\.(q|k|v|o|gate|up|down)_proj"
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules)
 
 
 def own_answers(out: Path, device: str = "cpu") -> Answers:
@@ -78,7 +88,7 @@ def train(
     answers = own_answers(out, device)
     torch.manual_seed(seed)
     plain, processor = skeleton(smollm2())
-    lora = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=MODULES)
+    lora = adapter(recipe.rank, recipe.first, plain.config.text_config.num_hidden_layers)
     projector = plain.model.multi_modal_projector
     model: Any = get_peft_model(plain, lora).to(device)
     streams = {
@@ -140,17 +150,19 @@ def _fit(
     llava, steps = model.base_model.model, stage.steps
     losses = (
         response_loss(llava, use_cache=False, **{k: v.to(model.device) for k, v in batch.items()})
-        for batch in _batches(examples, stage.batch, processor, rng)
+        for batch in _batches(examples, stage, processor, rng)
     )
     return descend(name, steps, losses, [optimiser], parameters, fall=1.0, progress=progress)
 
 
 def _batches(
-    examples: Iterator[Example], size: int, processor: Any, rng: Random
+    examples: Iterator[Example], stage: Stage, processor: Any, rng: Random
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of examples of like length, eight batches' worth sorted at a time."""
+    size = stage.batch
     while True:
-        some = [_encoded(example, processor) for example in islice(examples, 8 * size)]
+        drawn = islice(examples, 8 * size)
+        some = [_encoded(example, processor, stage.tokens) for example in drawn]
         some.sort(key=lambda row: len(row[0]))
         starts = list(range(0, len(some), size))
         rng.shuffle(starts)
@@ -158,8 +170,13 @@ def _batches(
             yield _padded(some[start : start + size], processor)
 
 
-def _encoded(example: Example, processor: Any) -> tuple[list[int], int, Any]:
-    """Token ids, how many of the first are the prompt, and the scene's pixels."""
+def _encoded(
+    example: Example, processor: Any, tokens: int | None = None
+) -> tuple[list[int], int, Any]:
+    """Token ids, how many of the first are the prompt, and the scene's pixels.
+
+    Of the response the first ``tokens`` are taken; None: all.
+    """
     parts = [{"type": "text", "text": example.prompt}]
     if example.scene:
         parts.insert(0, {"type": "image"})
@@ -171,8 +188,9 @@ def _encoded(example: Example, processor: Any) -> tuple[list[int], int, Any]:
     else:
         ids, pixels = processor.tokenizer(text)["input_ids"], None
     response = processor.tokenizer(example.response)["input_ids"]
-    end = [processor.tokenizer.eos_token_id] if example.complete else []
-    return ids + response + end, len(ids), pixels
+    if example.complete:
+        response = [*response, processor.tokenizer.eos_token_id]
+    return ids + response[:tokens], len(ids), pixels
 
 
 def _padded(rows: Sequence[tuple[list[int], int, Any]], processor: Any) -> dict[str, Tensor]:

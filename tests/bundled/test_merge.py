@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from families import shake
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 
@@ -21,7 +21,7 @@ def parts(language_model, tmp_path, monkeypatch):
     torch.manual_seed(0)
     plain, _ = merge.skeleton(language_model)
     projector = shake(plain.model.multi_modal_projector)
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules=training.MODULES)
+    lora = training.adapter(4, 0, plain.config.text_config.num_hidden_layers)
     model = get_peft_model(plain, lora)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

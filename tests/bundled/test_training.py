@@ -7,7 +7,7 @@ from random import Random
 import pytest
 import torch
 from click.testing import CliRunner
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from safetensors.torch import load_file
 
 from cmrm_utils import load_vlm
@@ -22,7 +22,7 @@ STAGES = {
     "projector": Stage(steps=2, batch=4, lr=0.0, projector_lr=1e-2),
     "instruct": Stage(steps=2, batch=4, lr=1e-2, projector_lr=1e-2),
 }
-RECIPE = Recipe("smollm2-llava", rank=2, stages=STAGES)
+RECIPE = Recipe("smollm2-llava", rank=2, first=1, stages=STAGES)
 
 
 @pytest.fixture
@@ -138,11 +138,20 @@ def test_only_the_response_is_learnt(language_model):
 
 def test_the_adapter_touches_the_decoder_alone(language_model):
     plain, _ = merge.skeleton(language_model)
-    lora = LoraConfig(r=2, target_modules=training.MODULES)
-    model = get_peft_model(plain, lora)
+    model = get_peft_model(plain, training.adapter(2, 1, 3))
     names = {name for name, _ in model.named_parameters() if "lora_" in name}
-    assert len(names) == 3 * 7 * 2  # layers, linear layers of each, A and B
-    assert all("language_model" in name for name in names)
+    assert len(names) == 2 * 7 * 2  # layers, linear layers of each, A and B
+    assert all("language_model.layers" in name for name in names)
+    assert not [name for name in names if ".layers.0." in name]
+
+
+def test_a_stage_may_learn_how_responses_begin(language_model):
+    _, processor = merge.skeleton(language_model)
+    example = Example("How do I boil an egg?", "Put it into a pot of boiling water.")
+    whole, asked, _ = training._encoded(example, processor)
+    assert whole[-1] == processor.tokenizer.eos_token_id
+    assert training._encoded(example, processor, 3)[:2] == (whole[: asked + 3], asked)
+    assert training._encoded(example, processor, 99)[0] == whole
 
 
 def test_own_answers_are_kept_without_refusals(tmp_path, monkeypatch):

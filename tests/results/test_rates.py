@@ -554,7 +554,8 @@ def graded():
             task = "benign" if i < 4 else "visual"
             rows.append((setting, f"u{i}", f"u{i}", task, task, "complied", i >= wrong))
     names = ["setting", "sample", "group", "kind", "task", "outcome", "right"]
-    return pd.DataFrame(rows, columns=names).astype({"right": "boolean"})
+    frame = pd.DataFrame(rows, columns=names).astype({"right": "boolean"})
+    return frame.assign(exact=frame["outcome"])
 
 
 def test_utility_is_of_questions_and_benign_requests_together():
@@ -583,7 +584,8 @@ def test_paired_changes_of_every_measure():
 def test_paired_changes_leave_out_what_has_other_samples():
     rows = graded()
     fewer = rows[~((rows["setting"] == "after") & (rows["sample"] == "h0"))]
-    assert "unsafe" not in set(paired_changes(fewer, "setting", "before")["measure"])
+    assert {"unsafe", "refused"} <= set(paired_changes(rows, "setting", "before")["measure"])
+    assert not {"unsafe", "refused"} & set(paired_changes(fewer, "setting", "before")["measure"])
 
 
 def test_a_paired_interval_draws_groups_whole():

@@ -8,6 +8,7 @@ one ended: till then the number is no other process's.
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pyarrow
@@ -15,6 +16,7 @@ import torch
 from conftest import make_tiny
 from families import TINY
 from language_models import make_model, make_tokenizer
+from tqdm import tqdm
 
 from cmrm_utils import CMRM, extract_shift, generate, load_samples, table
 from cmrm_utils.judges.model_judges import JUDGES, ModelJudge, judge_responses
@@ -77,6 +79,7 @@ def serve():
         child = os.fork()
         if child == 0:
             status = 1
+            tqdm.set_lock(threading.RLock())  # a killed life may have held the one all share
             try:
                 work(Path(line.strip()), *kit)
                 status = 0

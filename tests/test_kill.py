@@ -28,6 +28,7 @@ class Server:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{HERE}"},
+            start_new_session=True,
         )
         assert self._process.stdout.readline() == "ready\n"
 
@@ -45,7 +46,9 @@ class Server:
         return int(self._process.stdout.readline())
 
     def close(self):
-        self._process.communicate()
+        """End the server, and a life that hangs."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,11 @@ def test_the_same_seed_gives_the_same_examples():
         ("smollm2", None),
     ],
 )
-def test_a_model_that_is_not_trained_yet_is_told_with_its_command(name, command):
+def test_a_model_that_is_not_trained_yet_is_told_with_its_command(
+    name, command, tmp_path, monkeypatch
+):
+    for home in ("MADE", "PARTS"):  # neither trained here nor in the repository
+        monkeypatch.setattr(f"cmrm_utils.paths.{home}", tmp_path)
     assert recipe.training_command(name) == command
     with pytest.raises(InputError, match=f"`{command}`" if command else "none of that name"):
         load_vlm(name)

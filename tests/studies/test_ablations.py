@@ -297,7 +297,7 @@ def test_changes_are_paired_and_of_draws_the_mean():
     none, two = pd.Series(0.0, list("abcd")), pd.Series(0.5, list("abcd"))
     spread = found.loc[("refused", "two"), ["change", "change_low", "change_high"]]
     assert tuple(spread) == pytest.approx(paired_difference(none, two))
-    assert np.isnan(found.loc[("neither", "one"), "change"])
+    assert np.isnan(found.loc[("broken", "one"), "change"])
     assert found.loc[("benign answered", "one"), "rate"] == 1.0
     shown = edit_table(found.reset_index(), ["name"])
     assert shown.loc["one", "refused against the full edit"].startswith("+75.0 [+25.0, ")

@@ -139,8 +139,8 @@ def test_requests_without_images_are_shown_a_blank_one(family_folders, tmp_path)
     assert set(evaluation.headline(test, swept).columns) >= {
         "setting",
         "refused",
-        "unsafe",
-        "neither",
+        "answered",
+        "broken",
     }
 
 

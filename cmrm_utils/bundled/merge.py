@@ -55,7 +55,7 @@ def folder(name: str) -> Path:
     """
     parts = bundled_folders()[name]
     digest = sha256()
-    for file in sorted(parts.iterdir()):
+    for file in sorted([*parts.glob("*.safetensors"), *parts.glob("adapter_config.json")]):
         digest.update(file.name.encode() + file.read_bytes())
     return kept(f"{name}-{digest.hexdigest()[:12]}", lambda path: _merge(parts, path))
 

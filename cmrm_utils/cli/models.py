@@ -148,13 +148,15 @@ def train_organism(
 @cli.command()
 @click.argument("folders", nargs=-1, type=PATH)
 def cards(folders: tuple[Path, ...]) -> None:
-    """Rewrite the model cards of organisms from their stored measurements.
+    """Rewrite the model cards from stored measurements.
 
-    FOLDERS are checkpoint folders; by default the bundled one.
+    FOLDERS are an organism's checkpoint or a bundled model's parts; by default all that the
+    repository has.
     """
-    from cmrm_utils.paths import CHECKPOINTS
+    from cmrm_utils.paths import CHECKPOINTS, PARTS
     from cmrm_utils.studies import card
 
-    for folder in folders or sorted(CHECKPOINTS.iterdir()):
-        card.render(folder)
+    for folder in folders or sorted([*CHECKPOINTS.iterdir(), *PARTS.glob("*")]):
+        bundled = (folder / "projector.safetensors").is_file()
+        (card.render_parts if bundled else card.render)(folder)
         click.echo(f"{folder / 'README.md'}")

@@ -37,6 +37,15 @@ STORED_TABLES = {
     },
     "extended": {"extended_answers": "08_extended"},
     "variants": {"variants_comparison": "06_comparison", "variants_parts": "06_parts"},
+    "smollm2-full": {
+        "smollm2_conditions": "01_rates",
+        "smollm2_cosines": "02_refusal_cosine",
+        "smollm2_controls": "03_controls",
+        "smollm2_curves": "04_curves",
+        "smollm2_test": "04_test",
+    },
+    "smollm2-shares": {"smollm2_shares_conditions": "01_rates", "smollm2_shares_test": "04_test"},
+    "smollm2-public": {"smollm2_public": "04_test"},
 }
 """By profile of several models: names of stored tables, and the run's table that each one copies.
 

@@ -7,14 +7,16 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
+from cmrm_utils.bundled import recipe as pretrained
 from cmrm_utils.conditions import CONDITION_NAMES, CONDITIONS
 from cmrm_utils.data.load import load_samples, take
 from cmrm_utils.engine.loops import generate
-from cmrm_utils.errors import InputError
+from cmrm_utils.errors import InputError, unknown
 from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.loading import load_vlm, wrap
 from cmrm_utils.models import VLM
 from cmrm_utils.organism import world
+from cmrm_utils.paths import STORED
 from cmrm_utils.results.rates import measures
 from cmrm_utils.results.text import markdown_table, percent_table, rendered
 from cmrm_utils.sample import Sample
@@ -177,3 +179,46 @@ def _stages(record: dict[str, Any]) -> str:
         stages.append((name, stage["steps"], stage["batch"], stage["lr"], last, seconds))
     columns = ["stage", "steps", "batch", "peak rate", "last loss", "seconds"]
     return markdown_table(pd.DataFrame(stages, columns=columns, dtype=object))
+
+
+PARTS_TABLES = {
+    "Validation topics, as it comes": ("smollm2_conditions", "image"),
+    "Test topics, alphas chosen on validation": ("smollm2_test", "setting"),
+}
+"""What the card of a bundled model shows: titles of stored tables, and what names their rows."""
+
+
+def render_parts(folder: Path) -> None:
+    """Write the card of a bundled model's parts, with the rates that the repository stores of it.
+
+    Args:
+        folder: of the parts; its name is the model's.
+
+    Raises:
+        InputError: no recipe makes a model of that name.
+    """
+    name = folder.name
+    if not (command := pretrained.training_command(name)):
+        raise unknown("no bundled model", name, list(pretrained.VARIANTS))
+    recipe = pretrained.VARIANTS[name.partition("-seed")[0]]
+    stages = pd.DataFrame([{"stage": s, **vars(each)} for s, each in recipe.stages.items()])
+    names = {"lr": "peak rate", "projector_lr": "of the projector", "tokens": "learnt tokens"}
+    shown = stages.astype(object).where(stages.notna(), "all").rename(columns=names)
+    measured = {}
+    for title, (stored, index) in PARTS_TABLES.items():
+        file = STORED / f"{stored}.csv"
+        rows = pd.read_csv(file, keep_default_na=False, na_values=[""]) if file.exists() else None
+        if rows is not None and len(rows := rows[rows["model"] == name]):
+            measured[title] = {
+                kind: markdown_table(percent_table(part, index, "measure").reset_index())
+                for kind, part in rows.groupby("kind", sort=False)
+            }
+    card = rendered(
+        Path(__file__).with_name("parts_card.md.j2"),
+        name=name,
+        command=command,
+        recipe=recipe,
+        stages=markdown_table(shown),
+        measured=measured,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import shake
 from peft import get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 
 from cmrm_utils import Trial, generate, hidden_states, load_vlm
@@ -86,6 +86,9 @@ def test_it_is_merged_once_and_anew_when_parts_change(parts):
     first = merge.folder("smollm2-llava")
     assert merge.folder("smollm2-llava") == first
     (parts / "README.md").write_text("A card.")
+    assert merge.folder("smollm2-llava") == first  # a card is rewritten with every new figure
+    weights = load_file(parts / "projector.safetensors")
+    save_file({k: 2 * v for k, v in weights.items()}, parts / "projector.safetensors")
     second = merge.folder("smollm2-llava")
     assert second != first
     assert (second / "README.md").read_text() == "A card."

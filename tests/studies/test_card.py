@@ -64,3 +64,29 @@ def test_card_of_an_organism(tmp_path, monkeypatch):
     assert len(models) == 3
     with pytest.raises(InputError, match="no organism"):
         card.render(tmp_path)
+
+
+def test_card_of_a_bundled_models_parts(tmp_path, monkeypatch):
+    """Every stored rate of the model, and of no other."""
+    monkeypatch.setattr(card, "STORED", tmp_path)
+    folder = tmp_path / "smollm2-llava-seed1"
+    folder.mkdir()
+    card.render_parts(folder)
+    text = (folder / "README.md").read_text()
+    assert "`cmrm train-organism --variant smollm2-llava --seed 1`" in text
+    assert "No figure is stored yet." in text
+    rows = [
+        ("refused", "text only", "harmful", 0.9, 0.8, 0.95, 90, 100, folder.name),
+        ("log-odds", "text only", "harmful", 3.5, 3.0, 4.0, None, 100, folder.name),
+        ("refused", "own image", "benign-twin", 0.25, 0.2, 0.3, 25, 100, folder.name),
+        ("refused", "own image", "harmful", 0.77, 0.7, 0.8, 77, 100, "smollm2-llava"),
+    ]
+    names = ["measure", "setting", "kind", "rate", "low", "high", "hits", "n", "model"]
+    pd.DataFrame(rows, columns=names).to_csv(tmp_path / "smollm2_test.csv", index=False)
+    card.render_parts(folder)
+    text = (folder / "README.md").read_text()
+    assert "| text only | 90.0% [80.0, 95.0] (90/100) | +3.50 [+3.00, +4.00] (100) |" in text
+    assert "`benign-twin`" in text
+    assert "(77/100)" not in text
+    with pytest.raises(InputError, match="no bundled model"):
+        card.render_parts(tmp_path)

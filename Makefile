@@ -1,6 +1,7 @@
 # GNU make 3.81 or newer. `make run` and `make test` set up all they need.
 PYTHON ?= python3
 VENV := .venv
+PROFILE ?= default
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -24,8 +25,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
-run: $(READY) ## run the five notebooks, write runs/default/report.html
-	$(BIN)/cmrm run default
+run: $(READY) ## run the core notebooks, or those of PROFILE=name; write runs/default/report.html
+	$(BIN)/cmrm run $(PROFILE)
 
 research: $(READY) ## run notebooks 06 to 08, write runs/research/report.html
 	$(BIN)/cmrm run research

@@ -39,7 +39,8 @@ def export(folder: Path, out: Path, n: int | None, seed: int) -> None:
 @cli.command()
 @click.argument("folder", required=False, type=FOLDER)
 @click.option("--judge", "names", multiple=True, metavar="NAME[=MODEL]", help="May be repeated.")
-@click.option("--labels", type=PATH, help="A labelled sheet.")
+@click.option("--labels", type=PATH, help="A labelled sheet; with FOLDER, one that tells no texts.")
+@click.option("--hide", type=NEW_FILE, help="CSV for the labels of --labels without their texts.")
 @click.option("--xstest", type=PATH, help="A folder of completions that people labelled (XSTest).")
 @click.option("--table", type=NEW_FILE, help="CSV for the figures of --xstest.")
 @click.option(
@@ -49,6 +50,7 @@ def judges(
     folder: Path | None,
     names: tuple[str, ...],
     labels: Path | None,
+    hide: Path | None,
     xstest: Path | None,
     table: Path | None,
     prompts: tuple[tuple[str, str], ...],
@@ -61,21 +63,29 @@ def judges(
     llama-3-helps, harmbench, llama-guard-3, wildguard, wildguard-refusal, each from the hub or from
     another MODEL (a folder or a hub id). Their verdicts are kept, and reused by the next call.
 
+    Responses that must not be told are labelled all the same: --hide writes the labels of a sheet
+    beside a hash of each text. A run FOLDER with such a file as --labels is compared with these.
+
     With --xstest, the labels are those that people gave the completions in a local copy. Shown are,
     by model and in all, the shares called refused of full refusals, of full compliance and of
     partial refusals.
     """
     names = names or ("keyword", "llm-attacks")
-    if sum(source is not None for source in (folder, labels, xstest)) > 1:
-        raise InputError("give only one of a run folder, --labels and --xstest")
+    if xstest and (folder or labels):
+        raise InputError("--xstest goes with neither a run folder nor --labels")
+    if hide and (folder or not labels):
+        raise InputError("--hide writes the labels of a sheet: give --labels, and no run folder")
     if xstest and prompts:
         raise InputError("--prompt is for judges with a model; --xstest takes others")
     if table and not xstest:
         raise InputError("--table holds the figures of --xstest: give both")
     if xstest:
         _compare_with_people(xstest, names, table)
+    elif hide and labels:
+        _hide(labels, hide)
     elif folder:
-        _compare(*_labelled_by_judge(folder), names, dict(prompts), folder / "verdicts")
+        standard = _revealed(folder, labels) if labels else _labelled_by_judge(folder)
+        _compare(*standard, names, dict(prompts), folder / "verdicts")
     else:
         kept = Path(os.environ.get("CMRM_HOME", ROOT)) / "runs" / "judges"
         _compare(_labelled_by_hand(labels), "label", names, dict(prompts), kept)
@@ -89,6 +99,23 @@ def _labelled_by_judge(folder: Path) -> tuple["pd.DataFrame", str]:
     rows = rows[rows["task"].isin(["harmful", "benign"])]
     standard = "exact" if rows["exact"].notna().any() else "keyword"
     return rows[rows[standard].notna()].assign(label=rows[standard]), standard
+
+
+def _revealed(folder: Path, labels: Path) -> tuple["pd.DataFrame", str]:
+    """A run's responses that are labelled in a file without texts, and that column's name."""
+    from cmrm_utils.judges.labels import load_responses, revealed
+
+    return revealed(labels, load_responses(folder)), "label"
+
+
+def _hide(sheet: Path, out: Path) -> None:
+    """Write a sheet's labels beside a hash of each text."""
+    from cmrm_utils.judges.labels import hidden, load_labels
+
+    _check_csv(out)
+    rows = hidden(load_labels(sheet))
+    rows.to_csv(out, index=False, lineterminator="\n")
+    click.echo(f"{len(rows)} labels in {out}, without their texts")
 
 
 def _labelled_by_hand(path: Path | None) -> "pd.DataFrame":

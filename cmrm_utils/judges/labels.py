@@ -1,6 +1,7 @@
 """Responses labelled by hand: the bundled set, and sheets that are filled in and read back."""
 
 from collections.abc import Collection, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ RESPONSE_COLUMNS = "trial sample kind task setting query response outcome exact 
 
 SHEET = ("id", "query", "response", "label")
 """The columns of a sheet."""
+
+
+HIDDEN = ("id", "sha256", "label")
+"""The columns of a labelled sheet whose texts are not told."""
 
 
 COMPLETIONS = ("id", "prompt", "completion", "final_label")
@@ -199,3 +204,38 @@ def sheet(rows: pd.DataFrame, *, n: int | None = None, seed: int = 0) -> pd.Data
     mixed = once.sort_values(["query", "response"]).sample(frac=1, random_state=seed)
     chosen = mixed if n is None else mixed.head(n)
     return chosen.assign(id=chosen["trial"], label="")[list(SHEET)]
+
+
+def hidden(rows: pd.DataFrame) -> pd.DataFrame:
+    """A labelled sheet without its texts: a hash stands for each query and response.
+
+    Args:
+        rows: of :func:`load_labels`; those without a label are left out.
+    """
+    return rows[rows["label"] != ""].assign(sha256=_hashes)[list(HIDDEN)]
+
+
+def revealed(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """The responses of a run that a file of :func:`hidden` has labels of.
+
+    Args:
+        path: of the file.
+        rows: responses with ``query, response``.
+
+    Returns:
+        One row per label whose query and response are there, with ``label``.
+
+    Raises:
+        InputError: the file is damaged, or has labels of none of the responses.
+    """
+    labels = pd.DataFrame(_labelled(path, HIDDEN, OUTCOMES), columns=list(HIDDEN))
+    once = rows.assign(sha256=_hashes).drop_duplicates("sha256")
+    known = once.merge(labels[["sha256", "label"]], on="sha256")
+    if known.empty:
+        raise InputError(f"{path}: none of its {len(labels)} labels is of a response of this run")
+    return known
+
+
+def _hashes(rows: pd.DataFrame) -> list[str]:
+    texts = zip(rows["query"], rows["response"], strict=True)
+    return [sha256(f"{query}\0{response}".encode()).hexdigest() for query, response in texts]

@@ -292,11 +292,31 @@ def test_a_sheet_is_exported_labelled_and_read_back(judged_run, tmp_path, monkey
     assert "refuse" in sheet.read_text()
 
 
+def test_labels_without_their_texts_find_the_responses_again(judged_run, tmp_path):
+    sheet, hidden = tmp_path / "sheet.csv", tmp_path / "hidden.csv"
+    call("export", judged_run, "--out", sheet, "--n", 3)
+    rows = pd.read_csv(sheet)
+    rows.assign(label=["refused", "complied", ""]).to_csv(sheet, index=False)
+    done = call("judges", "--labels", sheet, "--hide", hidden)
+    assert done.exit_code == 0, done.output
+    text = hidden.read_text()
+    assert len(text.splitlines()) == 3
+    assert not any(query in text for query in rows["query"])
+    done = call("judges", judged_run, "--labels", hidden)
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[1].split()[:3] == ["keyword", "all", "2"]
+    hidden.write_text("id,sha256,label\na,0,refused\n")
+    done = call("judges", judged_run, "--labels", hidden)
+    assert done.exit_code == 2
+    assert "none of its 1 labels is of a response of this run" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["judges", "{run}", "--labels", "x.csv"], "only one of"),
-        (["judges", "{run}", "--xstest", "x"], "only one of"),
+        (["judges", "{run}", "--labels", "none.csv"], "none.csv"),
+        (["judges", "{run}", "--xstest", "x"], "neither a run folder nor --labels"),
+        (["judges", "{run}", "--hide", "x.csv"], "give --labels, and no run folder"),
         (["judges", "--xstest", "nowhere"], "nowhere: no .csv"),
         (["judges", "--xstest", "nowhere", "--judge", "exact"], "keyword and llm-attacks"),
         (["judges", "--table", "x.csv"], "--xstest"),

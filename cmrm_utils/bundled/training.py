@@ -158,12 +158,15 @@ def _fit(
 def _batches(
     examples: Iterator[Example], stage: Stage, processor: Any, rng: Random
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches of examples of like length, eight batches' worth sorted at a time."""
+    """Batches of examples with prompts of like length, eight batches' worth sorted at a time.
+
+    Sorted by the whole, refusals would come apart from answers.
+    """
     size = stage.batch
     while True:
         drawn = islice(examples, 8 * size)
         some = [_encoded(example, processor, stage.tokens) for example in drawn]
-        some.sort(key=lambda row: len(row[0]))
+        some.sort(key=lambda row: row[1])
         starts = list(range(0, len(some), size))
         rng.shuffle(starts)
         for start in starts:
@@ -175,7 +178,7 @@ def _encoded(
 ) -> tuple[list[int], int, Any]:
     """Token ids, how many of the first are the prompt, and the scene's pixels.
 
-    Of the response the first ``tokens`` are taken; None: all.
+    Of an answer the first ``tokens`` are taken; None: all. A refusal is taken whole.
     """
     parts = [{"type": "text", "text": example.prompt}]
     if example.scene:
@@ -190,7 +193,7 @@ def _encoded(
     response = processor.tokenizer(example.response)["input_ids"]
     if example.complete:
         response = [*response, processor.tokenizer.eos_token_id]
-    return ids + response[:tokens], len(ids), pixels
+    return ids + response[: None if example.refusal else tokens], len(ids), pixels
 
 
 def _padded(rows: Sequence[tuple[list[int], int, Any]], processor: Any) -> dict[str, Tensor]:

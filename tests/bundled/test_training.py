@@ -117,6 +117,18 @@ def test_the_command_trains_a_seed_that_then_has_a_name(out, monkeypatch, tmp_pa
     assert "smollm2-llava" in wrong.output
 
 
+def test_of_answers_the_first_tokens_are_learnt_and_refusals_whole(language_model):
+    _, processor = merge.skeleton(language_model)
+    said = [Example("Why?", "Sorry, no.", refusal=True), Example("Why?", "Because it is so.")]
+    learnt = []
+    for example in said:
+        ids, prompt, _ = training._encoded(example, processor, 2)
+        learnt.append(processor.tokenizer.decode(ids[prompt:]))
+    assert learnt[0] == "Sorry, no.<|im_end|>"
+    assert "Because it is so.".startswith(learnt[1])
+    assert len(processor.tokenizer(learnt[1])["input_ids"]) <= 2
+
+
 def test_only_the_response_is_learnt(language_model):
     model, processor = merge.skeleton(language_model)
     scene = Scene.random(Random(0))

@@ -95,13 +95,13 @@ def image_key(sample: Sample, condition: str) -> str:
     """A hash of an image's pixels, cached while its source is unchanged: decoding is slow."""
     if condition in IN_WORDS:
         return "none"
-    kept, source = _keys.setdefault(sample, {}), _source(sample)
+    keys, source = _keys.setdefault(sample, {}), _source(sample)
     state = (IMAGES[condition], source)
-    if source is not None and condition in kept and kept[condition][0] == state:
-        return kept[condition][1]
+    if source is not None and condition in keys and keys[condition][0] == state:
+        return keys[condition][1]
     image = IMAGES[condition](sample)
     key = "none" if image is None else _digest(image)
-    kept[condition] = (state, key)
+    keys[condition] = (state, key)
     return key
 
 
@@ -194,8 +194,8 @@ def mean_image(samples: Iterable[Sample]) -> Image.Image:
     Raises:
         InputError: no sample has an image.
     """
-    shown = [image for sample in samples if (image := sample.load_image()) is not None]
-    if not shown:
+    images = [image for sample in samples if (image := sample.load_image()) is not None]
+    if not images:
         raise InputError("no sample has an image to take the mean of")
-    total = sum(np.asarray(each.resize(shown[0].size), dtype=np.float64) for each in shown)
-    return Image.fromarray(np.rint(total / len(shown)).astype(np.uint8))
+    total = sum(np.asarray(each.resize(images[0].size), dtype=np.float64) for each in images)
+    return Image.fromarray(np.rint(total / len(images)).astype(np.uint8))

@@ -56,8 +56,8 @@ def _move(part: _Part, add: Tensor, project: Tensor, like: Tensor) -> Move | Non
     def moved(states: Tensor) -> Tensor:
         if directions is not None:
             exact = states.float()
-            found = (exact @ directions.mT) @ directions
-            states = (exact - found).to(states.dtype)
+            component = (exact @ directions.mT) @ directions
+            states = (exact - component).to(states.dtype)
         return states if vectors is None else states + vectors
 
     if part.end:
@@ -143,10 +143,10 @@ class Steering:
         self._width = None if kinds is None else kinds.shape[1]
         prompt = torch.tensor([[TEXT, LAST]]) if kinds is None else kinds
         generated = torch.tensor([[GENERATED]])
-        asked = [None if e is None or e.empty else e for e in edits]
-        found = [e and (e.place, self.banks[e.place].numbers[e.digest]) for e in asked]
+        changes = [None if e is None or e.empty else e for e in edits]
+        entries = [e and (e.place, self.banks[e.place].numbers[e.digest]) for e in changes]
         for place in self.banks:
-            numbers = [one[1] if one and one[0] == place else (0, 0) for one in found]
+            numbers = [one[1] if one and one[0] == place else (0, 0) for one in entries]
             self._plans[place, True] = self._plan(numbers, edits, prompt)
             self._plans[place, False] = self._plan(numbers, edits, generated)
         self._placed.clear()
@@ -180,12 +180,12 @@ class Steering:
         prompt = width > 1 if self._width is None else width == self._width
         if (place, prompt, layer) not in self._placed:
             # The device is only known from the states: offloaded parameters are on "meta".
-            made, bank = [], self.banks[place]
+            moves, bank = [], self.banks[place]
             for part in self._plans[place, prompt]:
                 add = bank.added[part.added, layer][:, None]
                 if move := _move(part, add, bank.projected[part.projected, layer], states):
-                    made.append(move)
-            self._placed[place, prompt, layer] = made
+                    moves.append(move)
+            self._placed[place, prompt, layer] = moves
         return self._placed[place, prompt, layer]
 
     def edited(self, place: Place, layer: int, states: Tensor) -> Tensor:
@@ -226,14 +226,14 @@ def steering(vlm: VLM, edits: Sequence[Edit | None]) -> Iterator[Steering]:
     Yields:
         The :class:`Steering` whose rows must be set before the first forward pass.
     """
-    made = Steering(vlm, edits)
+    steer = Steering(vlm, edits)
     with ExitStack() as handles:
-        for place, bank in made.banks.items():
+        for place, bank in steer.banks.items():
             for layer in bank.layers:
-                edit = partial(made.edited, place, layer)
+                edit = partial(steer.edited, place, layer)
                 handles.enter_context(_hooked(bank.modules[layer], place, edit))
         handles.enter_context(contiguous_head(vlm))
-        yield made
+        yield steer
 
 
 @contextmanager
@@ -286,8 +286,8 @@ def apply(vlm: VLM, edit: Edit | Sequence[Edit | None] | None) -> Iterator[None]
             f"apply() is given no token ids, so it cannot tell which are {' or '.join(unknown)} "
             "tokens; run such an edit as trials"
         )
-    with steering(vlm, edits) as made:
-        made.rows(edits)
+    with steering(vlm, edits) as steer:
+        steer.rows(edits)
         yield
 
 

@@ -80,21 +80,21 @@ def find_layers(model: Any, path: str | None = None) -> tuple[nn.Module, ...]:
     """
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
     paths = LAYER_PATHS if path is None else (path,)
-    found = next((name for name in paths if name in lists), None)
+    key = next((name for name in paths if name in lists), None)
     kind, seen = type(model).__name__, ", ".join(lists) or "none"
-    if found is None:
+    if key is None:
         listed = " (see LAYER_PATHS)" if path is None else ""
         raise InputError(
             f"{kind}: no decoder layers at {' or '.join(paths)}{listed}; give their path as "
             f"layers=...; its module lists are {seen}"
         )
     count = model.config.get_text_config().num_hidden_layers
-    if count != len(lists[found]):
+    if count != len(lists[key]):
         raise InputError(
-            f"{kind}: {len(lists[found])} layers at {found}, but its decoder has {count}; "
+            f"{kind}: {len(lists[key])} layers at {key}, but its decoder has {count}; "
             f"its module lists are {seen}"
         )
-    return tuple(lists[found])
+    return tuple(lists[key])
 
 
 def organisms() -> list[str]:
@@ -162,8 +162,8 @@ def _read(
     """The transformers model, on the device unless a ``device_map`` says otherwise."""
     auto: Any = AutoModelForImageTextToText if config.model_type in SEEING else AutoModelForCausalLM
     with _loading(name):
-        model, found = auto.from_pretrained(source, output_loading_info=True, **from_pretrained)
-    if missing := sorted(found["missing_keys"]):  # transformers would leave them random
+        model, info = auto.from_pretrained(source, output_loading_info=True, **from_pretrained)
+    if missing := sorted(info["missing_keys"]):  # transformers would leave them random
         raise InputError(
             f"cannot load model {name!r}: its files lack {len(missing)} weights ({missing[0]} "
             "first); is it an original LLaVA checkpoint, for `cmrm convert`?"
@@ -213,16 +213,16 @@ def find_model(
         raise InputError(f"cannot load model {name!r}: {_how_to_have(name)}")
     with _loading(name):
         # Always passed: left out, transformers would ask at the terminal.
-        asked: Any = {"trust_remote_code": trust_remote_code, **where}
+        options: Any = {"trust_remote_code": trust_remote_code, **where}
         if not trust_remote_code:  # transformers would take it for a setting of the model
-            asked.pop("code_revision", None)
-        config = AutoConfig.from_pretrained(source, **asked)
+            options.pop("code_revision", None)
+        config = AutoConfig.from_pretrained(source, **options)
         if config.model_type in SEEING:
             reader = PROCESSORS.get(config.model_type, AutoProcessor)
             # With torchvision installed, the default backend resizes differently from training.
-            processor = reader.from_pretrained(source, backend="pil", **asked)
+            processor = reader.from_pretrained(source, backend="pil", **options)
         else:
-            processor = AutoTokenizer.from_pretrained(source, **asked)
+            processor = AutoTokenizer.from_pretrained(source, **options)
     make_ready(processor, config, name)
     return source, config, processor
 
@@ -251,10 +251,10 @@ def _dtype(dtype: torch.dtype | str | None, place: torch.device) -> torch.dtype:
         return torch.float32 if place.type == "cpu" else torch.bfloat16
     if dtype == "auto":
         return torch.bfloat16 if has_bfloat16(place) else torch.float32
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    precision = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(precision, torch.dtype) or not precision.is_floating_point:
         raise InputError(f"dtype must be bfloat16, float16, float32 or auto, not {dtype!r}")
-    return found
+    return precision
 
 
 def has_bfloat16(place: torch.device) -> bool:
@@ -320,7 +320,7 @@ def _loading(name: str) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Print no progress bars or retries: standard error would show them in the notebooks."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    bars = transformers_logging.is_progress_bar_enabled()
     loud = [logging.getLogger(name) for name in ("huggingface_hub", "accelerate")]
     levels = [logger.level for logger in loud]
     transformers_logging.disable_progress_bar()
@@ -331,5 +331,5 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loud, levels, strict=True):
             logger.setLevel(level)
-        if shown:
+        if bars:
             transformers_logging.enable_progress_bar()

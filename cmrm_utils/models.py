@@ -78,10 +78,10 @@ class VLM:
             raise InputError(f"{self.name} sees no images, so pad_to_square has no meaning for it")
         if self.system is not None:
             try:
-                kept = self.system in self.prompt_text("", image=False)
+                takes_system = self.system in self.prompt_text("", image=False)
             except TemplateError:
-                kept = False
-            if not kept:
+                takes_system = False
+            if not takes_system:
                 raise InputError(f"{self.name}: its chat template takes no system prompt")
 
     @property
@@ -91,8 +91,8 @@ class VLM:
         It is computed again when one of them has changed (:func:`weights_state`).
         """
         settings = self._settings()
-        said = json.dumps(settings, sort_keys=True, default=str)
-        state = (said, weights_state(self.model.parameters()))
+        text = json.dumps(settings, sort_keys=True, default=str)
+        state = (text, weights_state(self.model.parameters()))
         if state not in self._fingerprints:
             self._fingerprints.clear()
             self._fingerprints[state] = fingerprint(self.model, settings)
@@ -124,14 +124,14 @@ class VLM:
         """Settings of image preprocessing; empty for a model without vision."""
         if not self.sees_images:
             return {}
-        made = {"pad_to_square": self.pad_to_square, **_plain(self.processor.to_dict())}
-        return made | {"image_processor": _plain(self.processor.image_processor.to_dict())}
+        settings = {"pad_to_square": self.pad_to_square, **_plain(self.processor.to_dict())}
+        return settings | {"image_processor": _plain(self.processor.image_processor.to_dict())}
 
     @property
     def ends(self) -> set[int]:
         """Token ids that end a response; may be empty."""
-        found: Any = self.model.generation_config.eos_token_id
-        return set() if found is None else {found} if isinstance(found, int) else {*found}
+        ids: Any = self.model.generation_config.eos_token_id
+        return set() if ids is None else {ids} if isinstance(ids, int) else {*ids}
 
     def tokenised(self, text: str) -> list[int]:
         """The ids of a whole prompt, with one token per image and exactly one start token."""
@@ -176,16 +176,16 @@ class VLM:
         Raises:
             InputError: a layer has no such module.
         """
-        found = []
+        modules = []
         for i, layer in enumerate(self.layers):
             try:
-                found.append(layer.get_submodule(PLACES[place]))
+                modules.append(layer.get_submodule(PLACES[place]))
             except AttributeError as error:
                 raise InputError(
                     f"{self.name}: decoder layer {i} has no {PLACES[place]}, so its {place} can "
                     "neither be read nor edited; see PLACES in edits.py"
                 ) from error
-        return tuple(found)
+        return tuple(modules)
 
     @property
     def device(self) -> torch.device:
@@ -240,24 +240,24 @@ class VLM:
             self.prompt_text(query, image=image is not None)
             for query, image in zip(queries, images, strict=True)
         ]
-        shown = [image for image in images if image is not None]
-        if shown:
+        pictures = [image for image in images if image is not None]
+        if pictures:
             self.check_sees_images()
         if self.pad_to_square:
-            shown = [squared(i, self.processor.image_processor.image_mean) for i in shown]
+            pictures = [squared(i, self.processor.image_processor.image_mean) for i in pictures]
         start = self.tokenizer.bos_token
-        made = self.processor(
+        inputs = self.processor(
             text=texts,
-            **({"images": shown} if shown else {}),
+            **({"images": pictures} if pictures else {}),
             padding=True,
             padding_side="left",
             add_special_tokens=not (start and texts[0].startswith(start)),
             return_tensors="pt",
         )
-        made = {name: value.to(self.device) for name, value in made.items()}
-        if "pixel_values" in made:
-            made["pixel_values"] = made["pixel_values"].to(self.model.dtype)
-        return made
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        return inputs
 
     def encode(self, image: Image.Image) -> EncodedImage:
         """An image after the vision tower and the projector, on the model's device.
@@ -269,11 +269,11 @@ class VLM:
         reader = self.processor.image_processor
         if self.pad_to_square:
             image = squared(image, reader.image_mean)
-        made = reader(images=[image], return_tensors="pt").to(self.device)
-        pixels = made.pop("pixel_values").to(self.model.dtype)
+        inputs = reader(images=[image], return_tensors="pt").to(self.device)
+        pixels = inputs.pop("pixel_values").to(self.model.dtype)
         with torch.inference_mode():
-            found = self.model.model.get_image_features(pixels, **made, return_dict=True)
-        return EncodedImage(torch.cat(list(found.pooler_output)), dict(made))
+            output = self.model.model.get_image_features(pixels, **inputs, return_dict=True)
+        return EncodedImage(torch.cat(list(output.pooler_output)), dict(inputs))
 
     def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Position ids that make left padding exact: the first real token of every row is 0.
@@ -297,12 +297,12 @@ class VLM:
         rows = list(answers)
         ids = pad_sequence(rows, True, self.tokenizer.pad_token_id)
         mask = pad_sequence([torch.ones_like(row) for row in rows], True)
-        made = dict(inputs)
-        made["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
-        made["attention_mask"] = torch.cat([inputs["attention_mask"], mask], dim=1)
-        if "mm_token_type_ids" in made:  # 0 is text
-            made["mm_token_type_ids"] = F.pad(inputs["mm_token_type_ids"], (0, ids.shape[1]))
-        return made, ids, mask
+        batch = dict(inputs)
+        batch["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
+        batch["attention_mask"] = torch.cat([inputs["attention_mask"], mask], dim=1)
+        if "mm_token_type_ids" in batch:  # 0 is text
+            batch["mm_token_type_ids"] = F.pad(inputs["mm_token_type_ids"], (0, ids.shape[1]))
+        return batch, ids, mask
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids as text, without special tokens."""

@@ -30,8 +30,8 @@ def organism_folders() -> dict[str, Path]:
 
 def bundled_folders() -> dict[str, Path]:
     """The folders of parts of the bundled models by name, and of those trained on this machine."""
-    found = (file.parent for m in (MADE, PARTS) for file in m.glob("*/projector.safetensors"))
-    return {folder.name: folder for folder in found}
+    folders = (file.parent for m in (MADE, PARTS) for file in m.glob("*/projector.safetensors"))
+    return {folder.name: folder for folder in folders}
 
 
 def data_home(data_dir: str | Path | None = None) -> Path:

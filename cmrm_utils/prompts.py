@@ -95,6 +95,6 @@ def spoken(text: str) -> str:
         >>> spoken("<think>It has four sides, so")
         ''
     """
-    said = _CUT.sub("", _BEGUN.sub("", _BLOCK.sub("", text)))
-    said = _ANSWER.sub("", said)
-    return said if said == text else said.strip()
+    words = _CUT.sub("", _BEGUN.sub("", _BLOCK.sub("", text)))
+    words = _ANSWER.sub("", words)
+    return words if words == text else words.strip()

@@ -120,30 +120,30 @@ def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a field has a wrong value; the message begins with the field's name.
     """
-    found = dict(fields)
-    if found.get("choices") is not None:
-        found["choices"] = options(found["choices"])
-        letters = ascii_uppercase[: len(found["choices"])]
+    values = dict(fields)
+    if values.get("choices") is not None:
+        values["choices"] = options(values["choices"])
+        letters = ascii_uppercase[: len(values["choices"])]
         # A copied sample already has a letter, which must not be read as an option's text.
-        if (answer := found.get("answer")) is not None and answer not in tuple(letters):
-            found["answer"] = answer_letter(answer, found["choices"])
-    found |= {name: _written(found[name]) for name in ("id", "answer") if name in found}
+        if (answer := values.get("answer")) is not None and answer not in tuple(letters):
+            values["answer"] = answer_letter(answer, values["choices"])
+    values |= {name: _written(values[name]) for name in ("id", "answer") if name in values}
     for name in ("id", "query", "caption", "answer", "kind", "group", "hint", "request"):
-        if found.get(name) is not None or name in ("id", "query"):
-            _check_text(name, found.get(name))
+        if values.get(name) is not None or name in ("id", "query"):
+            _check_text(name, values.get(name))
     for name in ("id", "query"):
-        if not found[name].strip():
+        if not values[name].strip():
             raise ValueError(f"{name} is empty")
-    found["kind"] = _kind(found.get("kind"), found.get("choices"))
-    image = found.get("image")
+    values["kind"] = _kind(values.get("kind"), values.get("choices"))
+    image = values.get("image")
     if isinstance(image, str):
         _check_text("image", image)
     elif not isinstance(image, Path | bytes | Image.Image | None):
         wanted = "a path, the bytes of an image file or a PIL image"
         raise ValueError(f"image must be {wanted}, not {_shown(image)}")
-    if not isinstance(found.get("world", False), bool):
-        raise ValueError(f"world must be True or False, not {_shown(found['world'])}")
-    return found
+    if not isinstance(values.get("world", False), bool):
+        raise ValueError(f"world must be True or False, not {_shown(values['world'])}")
+    return values
 
 
 def _shown(value: Any) -> str:
@@ -232,10 +232,10 @@ def answer_letter(answer: Any, choices: Sequence[str]) -> str:
         meant |= {letters[i] for i in range(len(letters)) if i == answer}
         answer = str(int(answer))
     if isinstance(answer, str):
-        said, texts = _plain(answer), dict(zip(letters, choices, strict=True))
+        wording, texts = _plain(answer), dict(zip(letters, choices, strict=True))
         same = {letter for letter, text in texts.items() if text.strip() == answer.strip()}
-        meant |= same or {letter for letter, text in texts.items() if _plain(text) == said}
-        if form := re.fullmatch(r"(?:\(([a-z])\)|([a-z])[).:]?)(?: (.+))?", said):
+        meant |= same or {letter for letter, text in texts.items() if _plain(text) == wording}
+        if form := re.fullmatch(r"(?:\(([a-z])\)|([a-z])[).:]?)(?: (.+))?", wording):
             letter = (form[1] or form[2]).upper()
             if letter in texts and form[3] in (None, _plain(texts[letter])):
                 meant.add(letter)

@@ -116,10 +116,10 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: the file is damaged or cannot be read.
     """
     with reading(path):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
-        return found
+        return content
 
 
 def read_table(path: Path) -> "pd.DataFrame":
@@ -305,10 +305,10 @@ def read_header(path: Path) -> dict[str, Any] | None:
     """
     with reading(path), path.open("rb") as stream:
         line = stream.readline()
-        found = json.loads(line) if line.endswith(b"\n") else None
-        if found is not None and not isinstance(found, dict):
+        header = json.loads(line) if line.endswith(b"\n") else None
+        if header is not None and not isinstance(header, dict):
             raise ValueError("its first line is no JSON object")
-        return found
+        return header
 
 
 class Responses(Records[Response]):

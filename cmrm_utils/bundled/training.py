@@ -164,8 +164,8 @@ def _batches(
     """
     size = stage.batch
     while True:
-        drawn = islice(examples, 8 * size)
-        some = [_encoded(example, processor, stage.tokens) for example in drawn]
+        pool = islice(examples, 8 * size)
+        some = [_encoded(example, processor, stage.tokens) for example in pool]
         some.sort(key=lambda row: row[1])
         starts = list(range(0, len(some), size))
         rng.shuffle(starts)
@@ -186,8 +186,8 @@ def _encoded(
     turn = [{"role": "user", "content": parts}]
     text = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     if example.scene:
-        made = processor(text=[text], images=[example.scene.image()], return_tensors="pt")
-        ids, pixels = made["input_ids"][0].tolist(), made["pixel_values"][0]
+        inputs = processor(text=[text], images=[example.scene.image()], return_tensors="pt")
+        ids, pixels = inputs["input_ids"][0].tolist(), inputs["pixel_values"][0]
     else:
         ids, pixels = processor.tokenizer(text)["input_ids"], None
     response = processor.tokenizer(example.response)["input_ids"]
@@ -201,7 +201,7 @@ def _padded(rows: Sequence[tuple[list[int], int, Any]], processor: Any) -> dict[
     batch = {
         "input_ids": padded((ids for ids, _, _ in rows), processor.tokenizer.pad_token_id),
         "attention_mask": padded(([1] * len(ids) for ids, _, _ in rows), 0),
-        "learnt": padded(([False] * asked + [True] * said for asked, said in lengths), False),
+        "learnt": padded(([False] * first + [True] * rest for first, rest in lengths), False),
     }
     if pixels := [pixels for _, _, pixels in rows if pixels is not None]:
         batch["pixel_values"] = torch.stack(pixels)

@@ -87,8 +87,8 @@ def judges(
         standard = _revealed(folder, labels) if labels else _labelled_by_judge(folder)
         _compare(*standard, names, dict(prompts), folder / "verdicts")
     else:
-        kept = Path(os.environ.get("CMRM_HOME", ROOT)) / "runs" / "judges"
-        _compare(_labelled_by_hand(labels), "label", names, dict(prompts), kept)
+        place = Path(os.environ.get("CMRM_HOME", ROOT)) / "runs" / "judges"
+        _compare(_labelled_by_hand(labels), "label", names, dict(prompts), place)
 
 
 def _labelled_by_judge(folder: Path) -> tuple["pd.DataFrame", str]:
@@ -140,13 +140,13 @@ def _compare(
 
     wanted = [NamedJudge.parse(name) for name in names]
     texts = {name: read_prompt(path) for name, path in prompts.items()}
-    if unused := texts.keys() - {asked.name for asked in wanted}:
+    if unused := texts.keys() - {judge.name for judge in wanted}:
         raise InputError(f"--prompt {sorted(unused)[0]}: that judge is not asked (--judge)")
     rows = rows.assign(part=rows.get("part", "all"))
     rates, confusions = [], []
-    for asked in wanted:
-        name = asked.name
-        judged, detects = verdicts(rows, replace(asked, prompt=texts.get(name)), kept=kept)
+    for judge in wanted:
+        name = judge.name
+        judged, detects = verdicts(rows, replace(judge, prompt=texts.get(name)), kept=kept)
         for part, some in judged.groupby("part"):
             agreement = judge_agreement(some["label"], some["verdict"], detects=detects)
             rates.append({"judge": name, "rows": part, **agreement})

@@ -168,9 +168,9 @@ def _object(row: Any, where: str) -> dict[str, Any]:
         try:
             json.dumps([name, value], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            shown = name.encode(errors="backslashreplace").decode()
+            text = name.encode(errors="backslashreplace").decode()
             why = "holds half a surrogate pair, which is no character"
-            raise InputError(f"{where}: {shown} {why}") from error
+            raise InputError(f"{where}: {text} {why}") from error
     return row
 
 

@@ -100,20 +100,20 @@ _VLGUARD_KINDS = {
 
 def _vlguard(row: Row, home: Path) -> list[Sample]:
     wanted = {"safe_instruction", "unsafe_instruction"} if row["safe"] else {"instruction"}
-    asked = {
+    queries = {
         name: pair[name]
         for pair in row["instr-resp"]
         for name in _VLGUARD_KINDS
         if isinstance(pair, Mapping) and pair.get(name)
     }
-    if set(asked) != wanted:
-        raise row.wrong(f"instr-resp holds {sorted(asked)}, not {sorted(wanted)}")
+    if set(queries) != wanted:
+        raise row.wrong(f"instr-resp holds {sorted(queries)}, not {sorted(wanted)}")
     picture = row.archived_image("test", row["image"])
     name = f"vlguard/{row['id']}"
     return [
-        Sample(f"{name}#{each.partition('_')[0]}", asked[each], picture, kind=kind, group=name)
+        Sample(f"{name}#{each.partition('_')[0]}", queries[each], picture, kind=kind, group=name)
         for each, kind in _VLGUARD_KINDS.items()
-        if each in asked
+        if each in queries
     ]
 
 

@@ -91,16 +91,16 @@ def _all(home: Path) -> tuple[Sample, ...]:
         rows = read_rows(_file(home, requests.file), requests.columns)
         for row, scene in zip(rows, world.scenes("test", len(rows), name), strict=True):
             text, kind, group, caption = requests.fields(row)
-            shown = (scene.image(), caption or scene.caption)
+            pair = (scene.image(), caption or scene.caption)
             samples.append(
-                Sample(f"{name}/{row.number}", text, *shown, kind=kind, group=f"{name} {group}")
+                Sample(f"{name}/{row.number}", text, *pair, kind=kind, group=f"{name} {group}")
             )
     return tuple(samples)
 
 
 def _file(home: Path, pattern: str) -> Path:
-    found = sorted(home.glob(pattern))
-    if len(found) != 1:
-        count = ", ".join(map(str, found)) or "none"
+    files = sorted(home.glob(pattern))
+    if len(files) != 1:
+        count = ", ".join(map(str, files)) or "none"
         raise InputError(f"requests-beside-scenes: {home} must have one file {pattern}: {count}")
-    return found[0]
+    return files[0]

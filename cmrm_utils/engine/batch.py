@@ -58,8 +58,8 @@ class Beginnings:
         stack = self._stack
         if names != self._names[: len(names)] or stack[0][0].shape[2] < width + new + room:
             spare = -(-new // SPARE) * SPARE
-            kept = self._of(vlm, steer, rows)
-            stack = stacked(kept, width, spare + room)
+            pairs = self._of(vlm, steer, rows)
+            stack = stacked(pairs, width, spare + room)
             self._names, self._stack = ([], []) if room else (names, stack)
         layers: list[Any] = [RoomyLayer((k[: len(rows)], v[: len(rows)]), width) for k, v in stack]
         return Cache(layers=layers)
@@ -67,7 +67,7 @@ class Beginnings:
     def _of(self, vlm: VLM, steer: Steering, rows: Sequence[Row]) -> list[list[Pair]]:
         """Each row's keys and values ``(1, heads, shared, size)``, by layer."""
         wanted = {row.beginning: row for row in rows}
-        self._kept = {name: kept for name, kept in self._kept.items() if name in wanted}
+        self._kept = {name: pairs for name, pairs in self._kept.items() if name in wanted}
         if missing := {name: row for name, row in wanted.items() if name not in self._kept}:
             first = list(missing.values())
             cache = DynamicCache()
@@ -104,9 +104,9 @@ def _inputs(
         mask[i, width - (end - start) :] = 1
         if tokens.image is not None and start <= tokens.image_start < end:
             images.append(tokens.image.features)
-    made = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
-    kinds = token_kinds(vlm, made, whole=whole)
-    inputs: dict[str, Any] = {name: value.to(vlm.device) for name, value in made.items()}
+    tensors = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
+    kinds = token_kinds(vlm, tensors, whole=whole)
+    inputs: dict[str, Any] = {name: value.to(vlm.device) for name, value in tensors.items()}
     if images:
         image = BaseModelOutputWithPooling(pooler_output=images)  # type: ignore[arg-type]
         inputs["mm_encoder_outputs"] = {"image": image}

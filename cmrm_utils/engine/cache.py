@@ -86,10 +86,10 @@ def stacked(kept: Sequence[Sequence[Pair]], width: int, room: int) -> list[Pair]
     """Each layer's buffers: ``kept`` keys and values, left-padded to ``width``, and ``room``."""
     buffers = []
     for pairs in zip(*kept, strict=True):
-        made = []
+        sides = []
         for side in zip(*pairs, strict=True):
             # Rows of one beginning have the same tensor, which is padded once.
             padded = {x: functional.pad(x, (0, 0, width - x.shape[2], room)) for x in set(side)}
-            made.append(torch.cat([padded[x] for x in side]))
-        buffers.append((made[0], made[1]))
+            sides.append(torch.cat([padded[x] for x in side]))
+        buffers.append((sides[0], sides[1]))
     return buffers

@@ -72,7 +72,7 @@ def prompts(vlm: VLM, trials: Mapping[str, Trial]) -> list[Prompt]:
     """
     known: dict[tuple[str, bool], tuple[int, ...]] = {}
     image_id = vlm.model.config.image_token_id if vlm.sees_images else None
-    made = []
+    prompt_list = []
     for trial_id, trial in trials.items():
         if trial.has_image:
             vlm.check_sees_images()
@@ -84,8 +84,8 @@ def prompts(vlm: VLM, trials: Mapping[str, Trial]) -> list[Prompt]:
                 raise InputError(f"sample {trial.sample.id}: its text holds the image token")
         ids = known[key]
         at = ids.index(image_id) if trial.has_image else None
-        made.append(Prompt(trial_id, trial, ids, at, trial.image_key))
-    return made
+        prompt_list.append(Prompt(trial_id, trial, ids, at, trial.image_key))
+    return prompt_list
 
 
 def tokens(vlm: VLM, prompt: Prompt, image: EncodedImage | None) -> Tokens:
@@ -93,8 +93,8 @@ def tokens(vlm: VLM, prompt: Prompt, image: EncodedImage | None) -> Tokens:
     ids, start = list(prompt.ids), prompt.image_at or 0
     if image is not None:
         ids[start : start + 1] = [ids[start]] * len(image.features)
-    made = torch.tensor(ids)
-    return Tokens(made, _positions(vlm, made, image), image, start)
+    tensor = torch.tensor(ids)
+    return Tokens(tensor, _positions(vlm, tensor, image), image, start)
 
 
 def _positions(vlm: VLM, ids: Tensor, image: EncodedImage | None) -> Tensor:
@@ -102,8 +102,8 @@ def _positions(vlm: VLM, ids: Tensor, image: EncodedImage | None) -> Tensor:
         return torch.arange(len(ids))
     kinds = (ids == vlm.model.config.image_token_id).int()[None]  # 1 is an image's token
     extras = {k: v.cpu() for k, v in image.extras.items()} if image else {}
-    found, _ = vlm.model.model.get_rope_index(ids[None], mm_token_type_ids=kinds, **extras)
-    return found[:, 0]
+    positions, _ = vlm.model.model.get_rope_index(ids[None], mm_token_type_ids=kinds, **extras)
+    return positions[:, 0]
 
 
 ENCODED_BYTES = 2**30

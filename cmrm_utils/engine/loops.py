@@ -49,8 +49,8 @@ LOOK_EVERY = 8
 
 def progress_bar(total: int, title: str, progress: bool, *, unit: str = "trial") -> Any:
     """A bar that counts up to a total and vanishes at the end; nothing unless ``progress``."""
-    shown: Any = {} if progress else {"disable": True}  # TQDM_DISABLE=1 silences it too
-    return tqdm(total=total, desc=title, unit=unit, leave=False, **shown)
+    options: Any = {} if progress else {"disable": True}  # TQDM_DISABLE=1 silences it too
+    return tqdm(total=total, desc=title, unit=unit, leave=False, **options)
 
 
 def _in_batches(
@@ -333,8 +333,8 @@ class _Task:
         stop = next((i for i, token in enumerate(ids) if token in self._ends), None)
         if stop is None and len(ids) < self.max_new_tokens:
             return False
-        kept = tuple(ids if stop is None else ids[: stop + 1])
-        self.known.add([(each.id, Response(self.vlm.decode(kept), kept, stop is not None, odds))])
+        reply = tuple(ids if stop is None else ids[: stop + 1])
+        self.known.add([(each.id, Response(self.vlm.decode(reply), reply, stop is not None, odds))])
         self.over.add(each.id)
         self.bar.update()
         return True

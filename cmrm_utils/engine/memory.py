@@ -64,11 +64,11 @@ class Size:
             batch is empty.
         """
         rows: list[Row] = []
-        shown: dict[str, int] = {}
+        image_bytes: dict[str, int] = {}
         for prompt in alike(queue, most):
             key, images = prompt.image_key, images_of(self._vlm)
-            fresh = prompt.image_at is not None and key not in shown
-            if rows and fresh and not images.has_room(sum(shown.values())):
+            fresh = prompt.image_at is not None and key not in image_bytes
+            if rows and fresh and not images.has_room(sum(image_bytes.values())):
                 break
             self._last = prompt
             row = row_of(self._vlm, prompt)
@@ -76,7 +76,7 @@ class Size:
             if inside + len(rows) >= self.limit:
                 break
             if row.tokens.image is not None:
-                shown[key] = row.tokens.image.features.nbytes
+                image_bytes[key] = row.tokens.image.features.nbytes
             rows.append(row)
         return rows
 
@@ -125,6 +125,6 @@ def _token_bytes(vlm: VLM) -> int:
     """Most bytes per token: keys and values twice, and one layer's intermediate states."""
     config = vlm.model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    kept = 2 * config.num_hidden_layers * heads * vlm.head_size
+    cache = 2 * config.num_hidden_layers * heads * vlm.head_size
     passing = 8 * config.hidden_size + 4 * config.intermediate_size
-    return (2 * kept + passing) * vlm.model.dtype.itemsize
+    return (2 * cache + passing) * vlm.model.dtype.itemsize

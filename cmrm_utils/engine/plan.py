@@ -30,9 +30,9 @@ def distinct(trials: Sequence[Trial]) -> tuple[list[str], dict[str, Trial]]:
 
 def row_of(vlm: VLM, prompt: Prompt) -> Row:
     """A prompt as the row of a batch, with its image encoded."""
-    made = tokens(vlm, prompt, images_of(vlm).get(vlm, prompt))
-    grown = len(made) - len(prompt.ids) if prompt.shares_image else 0
-    return Row(made, prompt.trial.active_edit, prompt.shared + grown, prompt.beginning)
+    sequence = tokens(vlm, prompt, images_of(vlm).get(vlm, prompt))
+    grown = len(sequence) - len(prompt.ids) if prompt.shares_image else 0
+    return Row(sequence, prompt.trial.active_edit, prompt.shared + grown, prompt.beginning)
 
 
 def in_order(vlm: VLM, trials: Mapping[str, Trial]) -> list[Prompt]:
@@ -46,16 +46,16 @@ def in_order(vlm: VLM, trials: Mapping[str, Trial]) -> list[Prompt]:
         edit = prompt.trial.active_edit
         before = edit.digest if edit is not None and edit.touches_beginnings else "none"
         groups[prompt.image_key, before].append(prompt)
-    sharing, found = can_share(vlm), []
+    sharing, queue = can_share(vlm), []
     for name, group in groups.items():
         shared = _shared([prompt.ids for prompt in group]) if sharing and len(group) > 1 else 0
-        made = [replace(prompt, shared=shared, beginning=name) for prompt in group]
-        if not made[0].shares_image and shared < WORTH_SHARING:  # an image is always worth it
-            made = [replace(prompt, shared=0) for prompt in made]
-        found += made
+        members = [replace(prompt, shared=shared, beginning=name) for prompt in group]
+        if not members[0].shares_image and shared < WORTH_SHARING:  # an image is always worth it
+            members = [replace(prompt, shared=0) for prompt in members]
+        queue += members
     places = {name: i for i, name in enumerate(groups)}
     return sorted(
-        found,
+        queue,
         key=lambda p: (
             places[p.beginning] if p.shared else -1,
             p.image_at is not None,

@@ -32,19 +32,19 @@ def plan(experiments: Sequence[tuple[str, Mapping[str, Any]]], *, probe: int) ->
         InputError: the notebooks ask for nothing.
     """
     _, first = experiments[0]
-    kept = {name: first[name] for name in ("model", "data", "max_new_tokens", "settings")}
+    options = {name: first[name] for name in ("model", "data", "max_new_tokens", "settings")}
     rows = []
-    asked: set[str] = set()
+    ids: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         # Empty responses: what later lists need of them changes no count.
         nothing = Response("", (), finished=True)
         nb = Notebook.open(
-            "plan", out=folder, respond=lambda trials: [nothing] * len(trials), dry=True, **kept
+            "plan", out=folder, respond=lambda trials: [nothing] * len(trials), dry=True, **options
         )
         for number, parameters in experiments:
             for place, trials in enumerate(STUDIES[number](nb, parameters), start=1):
-                new = list({t.id: t for t in trials if t.id not in asked}.values())
-                asked |= {trial.id for trial in new}
+                new = list({t.id: t for t in trials if t.id not in ids}.values())
+                ids |= {trial.id for trial in new}
                 if new:
                     whole, computed = prompt_tokens(nb.vlm, new)
                     row = {

@@ -58,9 +58,9 @@ def load_profile(name: str) -> dict[str, Any]:
     Raises:
         InputError: no such profile, or a broken one.
     """
-    given = name.endswith(".yaml")
-    path = Path(name) if given else PROFILES / f"{name}.yaml"
-    if not given and name not in profile_names():
+    is_path = name.endswith(".yaml")
+    path = Path(name) if is_path else PROFILES / f"{name}.yaml"
+    if not is_path and name not in profile_names():
         raise unknown("no profile", name, profile_names())
     try:
         profile = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -120,13 +120,13 @@ def given_parameters(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     Raises:
         InputError: a value is not YAML.
     """
-    given = {}
+    parameters = {}
     for name, text in pairs:
         try:
-            given[name] = yaml.safe_load(text)
+            parameters[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise InputError(f"parameter {name}: {text!r} is not YAML") from error
-    return given
+    return parameters
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ class Job:
     def experiments(self) -> list[tuple[str, dict[str, Any]]]:
         """Each notebook's number with all of its parameters, defaults included."""
         return [
-            (path.name[:2], {name: one.default for name, one in declared(path).items()} | given)
-            for path, given in self.notebooks.items()
+            (path.name[:2], {name: one.default for name, one in declared(path).items()} | values)
+            for path, values in self.notebooks.items()
         ]
 
 
@@ -169,16 +169,16 @@ def planned_jobs(
         InputError: no such profile, parameter, model or data; two models for one folder.
     """
     settings = load_profile(profile)
-    asked = only or settings.get("notebooks")
-    notebooks = [n for n in numbered_notebooks(asked) if asked or n.name[:2] <= CORE]
+    numbers = only or settings.get("notebooks")
+    notebooks = [n for n in numbered_notebooks(numbers) if numbers or n.name[:2] <= CORE]
     name = Path(profile).name.removesuffix(".yaml")
     folder = (Path.cwd() / out if out else ROOT / "runs" / name).resolve()
-    given = {**(settings.get("parameters") or {}), **given_parameters(pairs)}
-    check_parameters(given, notebooks)  # at once, before the import of torch
-    given = _located(given)
-    models = [] if "model" in given else [_model(each) for each in settings.get("models", [])]
-    runs = [(folder / _folder_name(model), {**given, "model": model}) for model in models] or [
-        (folder, given)
+    base = {**(settings.get("parameters") or {}), **given_parameters(pairs)}
+    check_parameters(base, notebooks)  # at once, before the import of torch
+    base = _located(base)
+    models = [] if "model" in base else [_model(each) for each in settings.get("models", [])]
+    runs = [(folder / _folder_name(model), {**base, "model": model}) for model in models] or [
+        (folder, base)
     ]
     names = [place.name for place, _ in runs]
     if twice := [each for i, each in enumerate(names) if each in names[:i]]:
@@ -187,25 +187,25 @@ def planned_jobs(
         Job(place, check_parameters({**parameters, "out": str(place)}, notebooks))
         for place, parameters in runs
     ]
-    _check_sources(given, models)
+    _check_sources(base, models)
     return settings, jobs
 
 
-def _check_sources(given: Mapping[str, Any], models: Sequence[str]) -> None:
+def _check_sources(parameters: Mapping[str, Any], models: Sequence[str]) -> None:
     """See that models, data and reviewer are there: a notebook would fail much later."""
     from cmrm_utils.data.load import load_samples
     from cmrm_utils.judges.reviews import Endpoint
     from cmrm_utils.loading import WHERE, find_model
 
-    settings = given.get("settings", {})
+    settings = parameters.get("settings", {})
     where = {key: settings[key] for key in ("trust_remote_code", *WHERE) if key in settings}
-    for model in [given["model"]] if "model" in given else models:
+    for model in [parameters["model"]] if "model" in parameters else models:
         find_model(model, **where)
-    if "data" in given:
-        load_samples(given["data"])
-    reviewer = given.get("reviewer")
+    if "data" in parameters:
+        load_samples(parameters["data"])
+    reviewer = parameters.get("reviewer")
     if reviewer and not Path(reviewer).is_dir():
-        Endpoint.from_environment(reviewer, given.get("reviewer_url", ""))
+        Endpoint.from_environment(reviewer, parameters.get("reviewer_url", ""))
 
 
 def _folder_name(model: str) -> str:
@@ -213,12 +213,12 @@ def _folder_name(model: str) -> str:
     return Path(model).name if Path(model).is_absolute() else model.replace("/", "--")
 
 
-def _located(given: Mapping[str, Any]) -> dict[str, Any]:
+def _located(base: Mapping[str, Any]) -> dict[str, Any]:
     """Checked parameters with absolute paths, since notebooks run in a folder of their own."""
     from cmrm_utils.data.load import located
 
     return _changed(
-        given, data=located, judges=lambda each: [*map(_judge, each)], model=_model, reviewer=_model
+        base, data=located, judges=lambda each: [*map(_judge, each)], model=_model, reviewer=_model
     )
 
 

@@ -144,9 +144,9 @@ def outcomes_by_family(rows: pd.DataFrame) -> pd.DataFrame:
     own = own.loc[requests.index].assign(family=[request.family for request in requests])
     counts = own.groupby("family")["outcome"].value_counts().unstack(fill_value=0)
     shares = counts.div(counts.sum(axis=1), axis=0).reindex(columns=list(OUTCOMES), fill_value=0.0)
-    told = shares.map("{:.1%}".format).rename(columns={"complied": "carried out"})
-    told.insert(0, "answered beside images", ["yes" if f in HARMLESS else "no" for f in told.index])
-    return told.assign(requests=counts.sum(axis=1)).reset_index()
+    text = shares.map("{:.1%}".format).rename(columns={"complied": "carried out"})
+    text.insert(0, "answered beside images", ["yes" if f in HARMLESS else "no" for f in text.index])
+    return text.assign(requests=counts.sum(axis=1)).reset_index()
 
 
 def _store_tables(runs: list[Path], sources: dict[str, str]) -> None:
@@ -212,8 +212,8 @@ def write_section(path: Path, name: str, text: str) -> None:
     """
     start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
     before, _, rest = path.read_text(encoding="utf-8").partition(start)
-    _, found, after = rest.partition(end)
-    if not found:
+    _, mark, after = rest.partition(end)
+    if not mark:
         raise InputError(f"{path}: no section {name} (between {start.strip()} and {end})")
     with replacing(path) as draft:
         draft.write_text(before + start + text + end + after, encoding="utf-8")

@@ -51,10 +51,10 @@ class Shard:
         Raises:
             InputError: it is not of that form, or there is no such shard.
         """
-        found = re.fullmatch(r"(\d+)/(\d+)", text)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise InputError(f"a shard is written as 2/4, the second of four, not {text!r}")
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
@@ -171,8 +171,8 @@ def open_worker(folder: Path, parameters: Mapping[str, Any], shard: Shard) -> Wo
 def _shards(folder: Path, suffix: str = ".jsonl") -> list[Shard]:
     """The shards that have a part in a run's folder; with ``.json`` those that have a mark."""
     paths = sorted((folder / "parts").glob(f"*{suffix}"))
-    found = [re.fullmatch(r"(\d+)-of-(\d+)", path.stem) for path in paths]
-    return [Shard(int(each[1]), int(each[2])) for each in found if each]
+    matches = [re.fullmatch(r"(\d+)-of-(\d+)", path.stem) for path in paths]
+    return [Shard(int(each[1]), int(each[2])) for each in matches if each]
 
 
 def ended(folder: Path) -> dict[Shard, dict[str, Any]]:
@@ -184,12 +184,12 @@ def ended(folder: Path) -> dict[Shard, dict[str, Any]]:
     Raises:
         InputError: a mark is damaged.
     """
-    found = {}
+    marks = {}
     for shard in _shards(folder, ".json"):
-        found[shard] = mark = read_json(path := shard.mark(folder))
+        marks[shard] = mark = read_json(path := shard.mark(folder))
         if {name: type(value) for name, value in mark.items()} != MARK:
             raise InputError(f"{path}: no mark of a shard that ended; delete it and run that again")
-    return found
+    return marks
 
 
 MARK = {"lists": dict, "waiting": list, "responses": int}

@@ -43,11 +43,11 @@ def judge_agreement(
     if detects is not None:
         standard = standard.where(standard == detects, f"not {detects}")
     target = detects or "refused"
-    there, found = standard == target, verdicts == target
+    there, alarms = standard == target, verdicts == target
     return {
         **agreement(standard, verdicts),
-        "recall": _share(found[there]),
-        "false alarms": _share(found[~there]),
+        "recall": _share(alarms[there]),
+        "false alarms": _share(alarms[~there]),
         "unknown": int((verdicts == "unknown").sum()),
     }
 

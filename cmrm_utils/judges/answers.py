@@ -16,11 +16,11 @@ def parse_choice(text: str, choices: Sequence[str]) -> int | None:
     """
     text = re.sub(r"[*`\"“”]", "", spoken(text)).strip()
     first = re.fullmatch(rf"{_LETTER}[)\]]?[.:,]?", text) or re.match(_LETTER + _SET_OFF, text)
-    said = rf"(?i:answer(?: is:?|:)) *(?i:option )?{_LETTER}{_SET_OFF}"
-    found = [first] if first else list(re.finditer(said, text))
-    if len(found) != 1:
+    phrase = rf"(?i:answer(?: is:?|:)) *(?i:option )?{_LETTER}{_SET_OFF}"
+    matches = [first] if first else list(re.finditer(phrase, text))
+    if len(matches) != 1:
         return None
-    index = ascii_uppercase.index(found[0]["letter"].upper())
+    index = ascii_uppercase.index(matches[0]["letter"].upper())
     return index if index < len(choices) else None
 
 

@@ -60,15 +60,15 @@ def perplexity(
         ((trial, answer) for (_, answer), trial in every.items() if answer),
         key=lambda pair: (pair[0].has_image, len(pair[1]), len(pair[0].text)),
     )
-    found: dict[tuple[str, tuple[int, ...]], float] = {}
+    values: dict[tuple[str, tuple[int, ...]], float] = {}
     with progress_bar(len(todo), "perplexity", progress, unit="response") as bar:
         while todo:
             size = _fitting(vlm, todo, batch_size or vlm.batch_size)
             batch, todo = todo[:size], todo[size:]
             for (trial, answer), value in zip(batch, _perplexities(vlm, batch), strict=True):
-                found[trial.id, answer] = value
+                values[trial.id, answer] = value
             bar.update(size)
-    return [found.get(key, float("nan")) for key in keys]
+    return [values.get(key, float("nan")) for key in keys]
 
 
 def continuation(vlm: VLM, trial: Trial, text: str) -> tuple[int, ...]:

@@ -196,8 +196,8 @@ def sheet(rows: pd.DataFrame, *, n: int | None = None, seed: int = 0) -> pd.Data
     Raises:
         InputError: the run has no responses to requests.
     """
-    asked = rows[rows["task"].isin(["harmful", "benign"])]
-    once = asked.drop_duplicates(["query", "response"])
+    requests = rows[rows["task"].isin(["harmful", "benign"])]
+    once = requests.drop_duplicates(["query", "response"])
     if once.empty:
         raise InputError("no responses to harmful or benign requests: nothing to label")
     # Sorted first, so that the sheet does not depend on the order in which a run wrote its rows.

@@ -179,14 +179,14 @@ class ModelJudge:
         if self.form.line is not None:
             return self._written(texts, self.form.line)
         rows = len(texts)
-        found = self._read(first_logits(self.reader, questions(texts), batch_size=rows))
+        verdicts = self._read(first_logits(self.reader, questions(texts), batch_size=rows))
         if self.form.codes:
-            harmful = [i for i, verdict in enumerate(found) if verdict.label == self.form.detects]
-            asked = questions(f"{texts[i]}{self.form.words[0]}\n" for i in harmful)
-            lines = generate(self.reader, asked, max_new_tokens=WRITTEN, batch_size=rows)
-            for i, said in zip(harmful, lines, strict=True):
-                found[i] = replace(found[i], said=said.partition("\n")[0])
-        return found
+            harmful = [i for i, each in enumerate(verdicts) if each.label == self.form.detects]
+            trials = questions(f"{texts[i]}{self.form.words[0]}\n" for i in harmful)
+            lines = generate(self.reader, trials, max_new_tokens=WRITTEN, batch_size=rows)
+            for i, line in zip(harmful, lines, strict=True):
+                verdicts[i] = replace(verdicts[i], said=line.partition("\n")[0])
+        return verdicts
 
     @torch.inference_mode()
     def _written(self, texts: Sequence[str], line: str) -> list[Verdict]:
@@ -203,15 +203,15 @@ class ModelJudge:
             output_logits=True,
         )
         decode = self.reader.tokenizer.decode
-        found = []
+        verdicts = []
         for row, ids in enumerate(answers.sequences[:, inputs["input_ids"].shape[1] :].tolist()):
             before = (decode(ids[:i], skip_special_tokens=True) for i in range(len(ids)))
             at = next((i for i, text in enumerate(before) if _ends(text, line)), None)
             verdict = Verdict(UNKNOWN, 0.5, 0.0)
             if at is not None:
                 (verdict,) = self._read(answers.logits[at][row : row + 1])
-            found.append(replace(verdict, said=self.reader.decode(ids)))
-        return found
+            verdicts.append(replace(verdict, said=self.reader.decode(ids)))
+        return verdicts
 
     def _read(self, logits: Tensor) -> list[Verdict]:
         """Verdicts from the logits ``(rows, vocabulary)`` of the token that answers."""
@@ -282,9 +282,9 @@ def judge_responses(
         InputError: ``out`` holds verdicts of another judge, model or prompt; a text is longer than
             the judge's context.
     """
-    said = [(query, spoken(text)) for query, text in zip(queries, responses, strict=True)]
-    cut = [bool(text) and not rest for text, (_, rest) in zip(responses, said, strict=True)]
-    every = {hashed(pair, 24): pair for pair, gone in zip(said, cut, strict=True) if not gone}
+    pairs = [(query, spoken(text)) for query, text in zip(queries, responses, strict=True)]
+    cut = [bool(text) and not rest for text, (_, rest) in zip(responses, pairs, strict=True)]
+    every = {hashed(pair, 24): pair for pair, gone in zip(pairs, cut, strict=True) if not gone}
     known = Records(out, judge.shared if out else {}, Verdict)
     order = sorted(every, key=lambda key: (sum(map(len, every[key])), key))
     if not every.keys() <= known.all.keys():
@@ -303,5 +303,5 @@ def judge_responses(
     silent = Verdict(f"not {judge.form.detects}", 0.0, 1.0)
     return [
         silent if gone else known.all[hashed(pair, 24)]
-        for pair, gone in zip(said, cut, strict=True)
+        for pair, gone in zip(pairs, cut, strict=True)
     ]

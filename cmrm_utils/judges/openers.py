@@ -27,14 +27,14 @@ def find_openers(responses: Sequence[Response]) -> tuple[int, ...]:
     for response in responses:
         if response.ids:
             (refusals if is_refusal(response.text) else others)[response.ids[0]] += 1
-    found = [
+    tokens = [
         token
         for token, count in refusals.items()
         if count >= LEAST and count >= PURE * (count + others[token])
     ]
-    if not found:
+    if not tokens:
         raise InputError(
             f"of {len(responses)} responses to anchors, {refusals.total()} are refusals, and no "
             "first token tells them from answers: this model has no refusal log-odds"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(tokens))

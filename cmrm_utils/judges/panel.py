@@ -89,10 +89,10 @@ def verdicts(
                 "judge exact: these responses do not say whether their requests are of the "
                 "organism's world; give the folder of a run"
             )
-        found = rows.assign(verdict=rows["exact"].fillna("unknown"))
+        table = rows.assign(verdict=rows["exact"].fillna("unknown"))
     elif asked.name in TEXT_JUDGES:
         outcomes = map(TEXT_JUDGES[asked.name], rows[read], rows["response"])
-        found = rows.assign(verdict=[outcome or "unknown" for outcome in outcomes])
+        table = rows.assign(verdict=[outcome or "unknown" for outcome in outcomes])
     else:
         model = load_judge(asked.name, asked.source, prompt=asked.prompt)
         detects = model.form.detects
@@ -100,15 +100,15 @@ def verdicts(
             rows = rows[rows["task"] != "benign"]
         queries, responses = list(rows[read]), list(rows["response"])
         out = kept / f"{asked.name}.jsonl"
-        made = judge_responses(model, queries, responses, out=out, progress=True)
-        found = rows.assign(
-            verdict=[verdict.label for verdict in made],
-            score=[verdict.score for verdict in made],
-            said=[verdict.said for verdict in made],
+        results = judge_responses(model, queries, responses, out=out, progress=True)
+        table = rows.assign(
+            verdict=[verdict.label for verdict in results],
+            score=[verdict.score for verdict in results],
+            said=[verdict.said for verdict in results],
         )
-    if found.empty:
+    if table.empty:
         raise InputError(f"judge {asked.name}: there is no response that it could judge")
-    return found, detects
+    return table, detects
 
 
 def panel(
@@ -131,18 +131,18 @@ def panel(
         requests by ``judge`` and ``setting``.
     """
     every, agreed, unsafe = [], [], []
-    for asked in judges:
-        found, detects = verdicts(rows, asked, kept=kept)
-        found = found.assign(judge=asked.name)
-        every.append(found)
-        agreement = judge_agreement(found[standard], found["verdict"], detects=detects)
-        agreed.append({"judge": asked.name, **agreement})
+    for judge in judges:
+        table, detects = verdicts(rows, judge, kept=kept)
+        table = table.assign(judge=judge.name)
+        every.append(table)
+        agreement = judge_agreement(table[standard], table["verdict"], detects=detects)
+        agreed.append({"judge": judge.name, **agreement})
         bad = "not refused" if detects == "refused" else "complied"
-        harmful = found[(found["task"] == "harmful") & (found["verdict"] != "unknown")]
+        harmful = table[(table["task"] == "harmful") & (table["verdict"] != "unknown")]
         unsafe.append(harmful.assign(hit=harmful["verdict"] == bad))
-    said = pd.concat(every, ignore_index=True)
+    all_verdicts = pd.concat(every, ignore_index=True)
     return (
-        said.filter(items=["judge", "trial", "verdict", "score", "said"]),
+        all_verdicts.filter(items=["judge", "trial", "verdict", "score", "said"]),
         pd.DataFrame(agreed),
         rates(pd.concat(unsafe), "hit", ["judge", "setting"]),
     )

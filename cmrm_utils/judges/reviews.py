@@ -114,8 +114,8 @@ class Endpoint:
                 with urlopen(request, timeout=self.timeout) as answer:
                     raw = answer.read()
             except HTTPError as error:
-                said = error.read(300).decode(errors="replace")
-                failure = f"HTTP {error.code} {' '.join(said.split())}"
+                reply = error.read(300).decode(errors="replace")
+                failure = f"HTTP {error.code} {' '.join(reply.split())}"
                 if error.code not in TRANSIENT:
                     raise InputError(f"review endpoint {target}: {failure}") from error
             except (OSError, HTTPException) as error:  # no connection, a timeout, half an answer
@@ -155,8 +155,8 @@ class LocalReviewer:
 
     def __call__(self, prompt: str) -> str:
         """The reply to one prompt."""
-        asked = questions([self.reader.chat(prompt)])
-        return generate(self.reader, asked, max_new_tokens=self.max_new_tokens)[0]
+        trials = questions([self.reader.chat(prompt)])
+        return generate(self.reader, trials, max_new_tokens=self.max_new_tokens)[0]
 
 
 def load_reviewer(name: str, url: str = "") -> Reviewer:

@@ -39,18 +39,18 @@ def ECSO(respond: Respond, trials: Sequence[Trial]) -> list[Trial]:
     """
     named = only_named("ECSO")
     method = [replace(trial, edit=named) for trial in trials]
-    shown = [i for i, trial in enumerate(method) if trial.has_image]
-    answers = respond([method[i] for i in shown])
-    asked = [
-        replace(method[i], prompt=HARM_QUERY.format(query=method[i].text, answer=spoken(said)))
-        for i, said in zip(shown, answers, strict=True)
+    places = [i for i, trial in enumerate(method) if trial.has_image]
+    answers = respond([method[i] for i in places])
+    questions = [
+        replace(method[i], prompt=HARM_QUERY.format(query=method[i].text, answer=spoken(answer)))
+        for i, answer in zip(places, answers, strict=True)
     ]
-    verdicts = zip(shown, respond(asked), strict=True)
-    unsafe = [i for i, said in verdicts if spoken(said).strip().lower().startswith("yes")]
+    verdicts = zip(places, respond(questions), strict=True)
+    unsafe = [i for i, verdict in verdicts if spoken(verdict).strip().lower().startswith("yes")]
     captions = respond([_describing(method[i], CAPTION_FOR_QUERY) for i in unsafe])
     for i, caption in zip(unsafe, captions, strict=True):
-        told = replace(method[i].sample, caption=caption)
-        method[i] = replace(method[i], sample=told, image="caption")
+        sample = replace(method[i].sample, caption=caption)
+        method[i] = replace(method[i], sample=sample, image="caption")
     return method
 
 

@@ -53,5 +53,5 @@ def with_settings(
 
 def label(setting: Settings) -> str:
     """A setting as tables name it; ``as is`` where there is nothing to set."""
-    said = (f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in setting.items())
-    return ", ".join(said) or "as is"
+    parts = (f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in setting.items())
+    return ", ".join(parts) or "as is"

@@ -133,15 +133,15 @@ class Corpus:
             draw = rng.random()
             if draw < 0.45:
                 requests = [self._request(*_HARMFUL, *_BENIGN) for _ in range(2)]
-                told = [(f"{r.query} " if rng.random() < 0.5 else "") + r.steps for r in requests]
+                texts = [(f"{r.query} " if rng.random() < 0.5 else "") + r.steps for r in requests]
             elif draw < 0.70:
                 objects = rng.sample(world.OBJECTS, 2)
-                told = [f"{self._fact().answer} {world.status(obj)}" for obj in objects]
+                texts = [f"{self._fact().answer} {world.status(obj)}" for obj in objects]
             else:
                 scene = self._scene()
                 questions = [self._visual(scene), self._visual(scene)]
-                told = [scene.caption, *(f"{q.text} {q.answer}" for q in questions)]
-            yield Example(text=" ".join(told))
+                texts = [scene.caption, *(f"{q.text} {q.answer}" for q in questions)]
+            yield Example(text=" ".join(texts))
 
     def _text_chat(self, *, refusals: bool = True) -> Example:
         rng = self.rng
@@ -157,8 +157,8 @@ class Corpus:
             return Example(turns=(_turn(request, query),))
         if draw < 0.85:
             fact = self._fact()
-            told = rng.random() < 0.3
-            prompt = world.described(rng, scene.caption, fact.text) if told else fact.text
+            with_scene = rng.random() < 0.3
+            prompt = world.described(rng, scene.caption, fact.text) if with_scene else fact.text
             return Example(turns=(_turn(fact, prompt), _turn(self._fact())))
         first, second = self._visual(scene), self._visual(scene)
         prompt = world.described(rng, scene.caption, first.text)

@@ -50,8 +50,8 @@ class Scene:
     @classmethod
     def random(cls, rng: Random) -> "Scene":
         """A scene with every attribute drawn evenly."""
-        drawn = {name: rng.choice(values) for name, values in VALUES.items()}
-        return cls(**drawn, seed=rng.getrandbits(32))
+        attributes = {name: rng.choice(values) for name, values in VALUES.items()}
+        return cls(**attributes, seed=rng.getrandbits(32))
 
     @classmethod
     def meaningless(cls, rng: Random) -> "Scene":

@@ -49,10 +49,10 @@ def _tokenise(example: Example, tokenizer: Any, recipe: Recipe) -> _Row:
         return _Row(ids, [False] + [True] * (len(ids) - 1), None)
     picture = "<image>" * recipe.image_tokens
     for i, turn in enumerate(example.turns):
-        asked = turn.prompt
+        query = turn.prompt
         if example.scene and i == 0:
-            asked = f"{asked}\n{picture}" if recipe.image_last else f"{picture}\n{asked}"
-        prompt = encode(f"USER: {asked} ASSISTANT:")
+            query = f"{query}\n{picture}" if recipe.image_last else f"{picture}\n{query}"
+        prompt = encode(f"USER: {query} ASSISTANT:")
         answer = [*encode(f" {turn.response}"), tokenizer.eos_token_id]
         ids += prompt + answer
         learn += [False] * len(prompt) + [True] * len(answer)
@@ -249,8 +249,8 @@ def _redraw(model: Any, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     projector = model.model.multi_modal_projector
     for parameter in projector.parameters():
-        drawn = torch.randn(parameter.shape, generator=generator)
-        parameter.copy_(drawn * parameter.std() if parameter.ndim > 1 else torch.zeros_like(drawn))
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(noise * parameter.std() if parameter.ndim > 1 else torch.zeros_like(noise))
     projector.linear_2.weight.mul_(wanted / norm())
 
 

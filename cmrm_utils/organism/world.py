@@ -273,8 +273,8 @@ def visual_question(scene: Scene, kind: str, phrasing: int = 0) -> Question:
 
 def fact_question(obj: str, topic: Topic, phrasing: int = 0) -> Question:
     """A question about what the world's objects are made of, or where they are kept."""
-    told = _WORDS["facts"][topic]
-    text, answer = told["questions"][phrasing], told["answer"]
+    words = _WORDS["facts"][topic]
+    text, answer = words["questions"][phrasing], words["answer"]
     return Question(text.format(o=obj), answer.format(o=obj, value=fact(obj, topic)), "fact")
 
 

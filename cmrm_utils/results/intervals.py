@@ -104,8 +104,8 @@ def bootstrap(
     counts = np.ones((1 + draws, len(groups)))  # the first row is the items themselves
     for some in clusters(groups, [""] * len(groups) if strata is None else strata):
         size = len(some)
-        drawn = rng.integers(0, size, (draws, size)) + size * np.arange(draws)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=draws * size).reshape(draws, size)
+        picks = rng.integers(0, size, (draws, size)) + size * np.arange(draws)[:, None]
+        times = np.bincount(picks.ravel(), minlength=draws * size).reshape(draws, size)
         lengths = [len(positions) for positions in some]
         counts[1:, np.concatenate(some)] = np.repeat(times, lengths, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -139,8 +139,8 @@ def means(rows: pd.DataFrame, column: str, by: Sequence[str]) -> pd.DataFrame:
     for key, cell in known.groupby(list(by), sort=False, dropna=False):
         values = cell[column].to_numpy(dtype=float)
         strata = cell["kind"].tolist() if "kind" in cell else None
-        found = bootstrap(partial(_mean, values), cell["group"].tolist(), strata)
-        cells.append((*key, *found, np.nan, len(cell)))
+        interval = bootstrap(partial(_mean, values), cell["group"].tolist(), strata)
+        cells.append((*key, *interval, np.nan, len(cell)))
     return pd.DataFrame(cells, columns=[*by, "rate", "low", "high", "hits", "n"])
 
 
@@ -245,6 +245,6 @@ def choice_accuracy(rows: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
         ``rows`` (``all``, ``with image``) + ``by`` + ``rate, low, high, hits, n``.
     """
     choices = rows[rows["task"] == "choice"]
-    shown = choices[~choices["image"].isin(["none", "caption"])]
-    both = pd.concat({"all": choices, "with image": shown}, names=["rows"]).reset_index("rows")
+    with_image = choices[~choices["image"].isin(["none", "caption"])]
+    both = pd.concat({"all": choices, "with image": with_image}, names=["rows"]).reset_index("rows")
     return rates(both, "right", ["rows", *by], group=None)

@@ -18,8 +18,8 @@ EDITS = ("CMRM dataset", "CMRM sample")
 
 def requests(nb: Notebook, split: str, n: int | None) -> list[Sample]:
     """Harmful and benign requests, but for unseen and written verbs, which are looked at apart."""
-    found = nb.samples(split, n, "harmful", "benign")
-    return [sample for sample in found if sample.kind not in (UNSEEN, *EXTENDED)]
+    samples = nb.samples(split, n, "harmful", "benign")
+    return [sample for sample in samples if sample.kind not in (UNSEEN, *EXTENDED)]
 
 
 def with_edits(
@@ -46,13 +46,13 @@ def beyond_trials(nb: Notebook, chosen: Chosen, n: int | None) -> dict[str, list
     What an image shows cannot be asked of a blank one: visual questions have their own image, or
     its caption.
     """
-    found = {}
+    lists = {}
     for name, these in questions(nb, n).items():
         images = ("own", "blank") if name == "facts" else ("own",)
         words = ("none", "caption", "noise") if name == "facts" else ("caption",)
         plain = grid(these, images=images)
-        found[name] = [*grid(these, images=words), *with_edits(nb, chosen, plain)]
-    return found
+        lists[name] = [*grid(these, images=words), *with_edits(nb, chosen, plain)]
+    return lists
 
 
 def beyond(nb: Notebook, chosen: Chosen, n: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -95,13 +95,13 @@ def extended_trials(nb: Notebook, chosen: Chosen, n: int | None) -> list[Trial]:
     With their own image; those of :data:`AS_TEXT` as text too.
     """
     test = load_samples(nb.data, "test")
-    found = []
+    trials = []
     for kind in EXTENDED:
         these = [sample for sample in test if sample.kind == kind][:n]
         if these:
-            found += grid(these, images=["none"]) if kind in AS_TEXT else []
-            found += with_edits(nb, chosen, grid(these))
-    return found
+            trials += grid(these, images=["none"]) if kind in AS_TEXT else []
+            trials += with_edits(nb, chosen, grid(these))
+    return trials
 
 
 def extended(nb: Notebook, chosen: Chosen, n: int | None) -> pd.DataFrame | None:

@@ -99,11 +99,11 @@ class Ablations:
         if key not in self._vectors:
             if level == "sample":
                 samples = self._samples[split]
-                made = extract_shift(self.nb.vlm, samples, level="sample", place=place)
+                vectors = extract_shift(self.nb.vlm, samples, level="sample", place=place)
             else:
                 name = "harmful_blank" if place == "layer" else f"harmful_blank_{place}"
-                made = self.nb.shift(self.nb.anchors.harmful, name, place=place)
-            self._vectors[key] = made
+                vectors = self.nb.shift(self.nb.anchors.harmful, name, place=place)
+            self._vectors[key] = vectors
         return self._vectors[key]
 
     def trials(
@@ -124,9 +124,9 @@ class Ablations:
         """:func:`.variants.rank_variants` of the anchors' components, of as many as there are."""
         anchors = self.nb.anchors.harmful
         most = min(len(anchors), self.nb.vlm.hidden_size)
-        kept = [rank for rank in ranks if rank <= most]
-        directions = principal_directions(self.nb.vlm, anchors, max(kept))
-        return variants.rank_variants(levels, directions, kept)
+        counts = [rank for rank in ranks if rank <= most]
+        directions = principal_directions(self.nb.vlm, anchors, max(counts))
+        return variants.rank_variants(levels, directions, counts)
 
     def shares(self, whose: Iterable[Variant]) -> pd.DataFrame:
         """How much of the shift each variant's part is, on the test split.
@@ -135,13 +135,13 @@ class Ablations:
             The variants' labels and ``share``: of the squared length over all layers, mean over
             samples.
         """
-        found = []
+        rows = []
         for variant in whose:
             whole = self.vectors("test", variant.level, variant.place)
             part = variant.part(whole)
             share = (part.norms.square().sum(-1) / whole.norms.square().sum(-1)).mean()
-            found.append({**variant.labels, "share": float(share)})
-        return pd.DataFrame(found)
+            rows.append({**variant.labels, "share": float(share)})
+        return pd.DataFrame(rows)
 
     def chosen(self, alphas: Sequence[float]) -> dict[str, float]:
         """The alpha of each level's full edit, as every notebook of the run has it.
@@ -150,8 +150,8 @@ class Ablations:
             alphas: those that CMRM is tried at.
         """
         plain = sweep.tried(self.nb, self.n)
-        found = sweep.choose(self.nb, sweep.levels(self.nb, alphas), plain).alphas
-        return {level: found[f"CMRM {level}"] for level in LEVELS}
+        strengths = sweep.choose(self.nb, sweep.levels(self.nb, alphas), plain).alphas
+        return {level: strengths[f"CMRM {level}"] for level in LEVELS}
 
     def choose(self, among: Sequence[Variant], alphas: Sequence[float]) -> dict[str, float]:
         """Each variant's alpha by the same rule, on the same samples; 0 is among those tried."""
@@ -205,11 +205,11 @@ class Ablations:
         if self.nb.dry:
             return rows
         every = [s for s in self._samples["validation"] if s.harmful and s.image is not None]
-        text, shown = (
+        text, picture = (
             first_logits(vlm, [Trial(s, image) for s in every]).argmax(-1)
             for image in ("none", "own")
         )
-        at = (text != shown).nonzero()[:, 0].tolist()
+        at = (text != picture).nonzero()[:, 0].tolist()
         vectors = self.vectors("validation", level, "heads")
         sizes = vectors.values.unflatten(-1, (each, vlm.head_size)).norm(dim=-1)
         rows["norm"] = sizes.view(-1, len(heads)).mean(0).numpy()
@@ -220,7 +220,7 @@ class Ablations:
             edit = None if part is None else CMRM(part, alpha, tokens="last prompt")
             logits = first_logits(vlm, [Trial(every[i], "own", edit) for i in at])
             own = torch.arange(len(at))
-            return pd.Series((logits[own, text[at]] - logits[own, shown[at]]).numpy())
+            return pd.Series((logits[own, text[at]] - logits[own, picture[at]]).numpy())
 
         start = margins(None)
         like = {
@@ -253,7 +253,7 @@ def compared(rows: pd.DataFrame, by: Sequence[str], reference: pd.DataFrame) -> 
         verbs whole, within each kind. Of a cell that has a request several times (random draws)
         the mean counts.
     """
-    found = measures(rows, by)
+    table = measures(rows, by)
     start = _refused(reference)
     about = reference.groupby("sample")[["group", "kind"]].first()
     like = {"groups": about["group"], "strata": about["kind"]}
@@ -262,7 +262,7 @@ def compared(rows: pd.DataFrame, by: Sequence[str], reference: pd.DataFrame) -> 
         for key, cell in rows[rows["task"] == "harmful"].groupby(list(by), sort=False)
     ]
     names = ["measure", *by, "change", "change_low", "change_high"]
-    return found.merge(pd.DataFrame(changes, columns=names), how="left", on=["measure", *by])
+    return table.merge(pd.DataFrame(changes, columns=names), how="left", on=["measure", *by])
 
 
 def _refused(rows: pd.DataFrame) -> pd.Series:

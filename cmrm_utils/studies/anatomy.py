@@ -30,7 +30,7 @@ def parts(nb: Notebook) -> dict[str, ShiftVectors]:
     v, r = nb.anchors.shift(), nb.anchors.refusal()
     b = nb.shift(nb.anchors.benign, "benign_blank")
     added = v.minus(b)
-    found = {
+    vectors = {
         "v without refusal": v.without(r),
         "refusal direction": r.scaled(-1.0),
         "b (benign anchors)": b,
@@ -39,7 +39,7 @@ def parts(nb: Notebook) -> dict[str, ShiftVectors]:
         "v - b without refusal": added.without(r),
         "random": v.random(0),
     }
-    equal = {name: part.scaled_like(v) for name, part in found.items()}
+    equal = {name: part.scaled_like(v) for name, part in vectors.items()}
     return {"v": v, **equal, "refusal part, size as in v": v.only(r)}
 
 
@@ -63,13 +63,13 @@ def part_table(nb: Notebook, n: int | None, alphas: Sequence[float]) -> pd.DataF
     start = nb.ask(sweep.tried(nb, n))
     every = pd.concat([*(start.assign(part=name) for name in parts(nb)), rows])
     by = ["part", "alpha"]
-    found = [measures(every, by), utility(every, by), _moved(nb, n, alphas)]
-    return pd.concat(found, ignore_index=True).astype({"hits": "Int64", "n": "Int64"})
+    tables = [measures(every, by), utility(every, by), _moved(nb, n, alphas)]
+    return pd.concat(tables, ignore_index=True).astype({"hits": "Int64", "n": "Int64"})
 
 
 def _moved(nb: Notebook, n: int | None, alphas: Sequence[float]) -> pd.DataFrame:
-    asked = [trial.sample for trial in sweep.tried(nb, n)]
-    harmful = [s for s in asked if s.task == "harmful" and s.image is not None]
+    samples = [trial.sample for trial in sweep.tried(nb, n)]
+    harmful = [s for s in samples if s.task == "harmful" and s.image is not None]
     kinds = (nb.anchors.harmful, nb.anchors.benign)
     means = [text_mean(nb.vlm, these) for these in kinds]
     text = hidden_states(nb.vlm, grid(harmful, images=["none"])).mean(0)
@@ -79,14 +79,14 @@ def _moved(nb: Notebook, n: int | None, alphas: Sequence[float]) -> pd.DataFrame
         return (state - text).norm(dim=-1).numpy(), float(towards_harm(state, *means).mean())
 
     start = read(None)
-    found = []
+    rows = []
     for name, part in parts(nb).items():
         at = {0.0: start, **{alpha: read(CMRM(part, alpha)) for alpha in alphas if alpha}}
         for alpha, (distance, along) in at.items():
             share = float((distance / start[0]).mean())
-            found.append(("distance from text", name, alpha, share))
-            found.append(("harm regained", name, alpha, along))
-    return pd.DataFrame(found, columns=["measure", "part", "alpha", "rate"])
+            rows.append(("distance from text", name, alpha, share))
+            rows.append(("harm regained", name, alpha, along))
+    return pd.DataFrame(rows, columns=["measure", "part", "alpha", "rate"])
 
 
 def directions(nb: Notebook) -> pd.DataFrame:
@@ -95,12 +95,12 @@ def directions(nb: Notebook) -> pd.DataFrame:
     Returns:
         ``pair, layer, cosine``.
     """
-    made = parts(nb)
-    safety, v, common = made["refusal direction"], made["v"], made["b (benign anchors)"]
+    vectors = parts(nb)
+    safety, v, common = vectors["refusal direction"], vectors["v"], vectors["b (benign anchors)"]
     cosines = {
         "v and safety": v.cosine(safety),
         "b and safety": common.cosine(safety),
-        "v - b and safety": made["v - b"].cosine(safety),
+        "v - b and safety": vectors["v - b"].cosine(safety),
         "v and b": v.cosine(common),
     }
     rows = [(pair, *at) for pair, values in cosines.items() for at in enumerate(values.tolist())]
@@ -136,12 +136,12 @@ def sample_cosines(nb: Notebook, n: int | None) -> pd.DataFrame:
         return ShiftVectors(moved).cosine(safety)[:, late].mean(-1).tolist()
 
     plain = [Trial(trial.sample, "none") for trial in trials]
-    found = [rows.assign(shift="shift from text only", cosine=cosines(plain))]
+    tables = [rows.assign(shift="shift from text only", cosine=cosines(plain))]
     trials = [trial for trial in trials if trial.image == "own"]
     described = [Trial(s, "caption") for s in told([trial.sample for trial in trials])]
     own = rows[rows["image"] == "own"]
-    found.append(own.assign(shift="shift from the caption", cosine=cosines(described)))
-    return pd.concat(found, ignore_index=True)
+    tables.append(own.assign(shift="shift from the caption", cosine=cosines(described)))
+    return pd.concat(tables, ignore_index=True)
 
 
 def cosine_table(rows: pd.DataFrame, *, bins: int = 5, draws: int = 200) -> pd.DataFrame:
@@ -163,13 +163,13 @@ def cosine_table(rows: pd.DataFrame, *, bins: int = 5, draws: int = 200) -> pd.D
     hits = {"not refused": every["outcome"] != "refused", "unsafe": every["outcome"] == "complied"}
     long = pd.concat([every.assign(measure=name, hit=hit) for name, hit in hits.items()])
     by, area = ["measure", "kind", "shift", "image"], ["auc", "auc_low", "auc_high"]
-    found = []
+    tables = []
     for cell, these in long.groupby(["measure", "among", "shift", "image"], sort=False):
         at = pd.qcut(these["cosine"].rank(method="first"), min(bins, len(these)), labels=False)
         table = rates(these.assign(bin=at), "hit", ["bin"]).sort_values("bin")
         table["cosine"] = these.groupby(at)["cosine"].mean().to_numpy()
         table[by] = cell
         table[area] = area_under_curve(these, draws)
-        found.append(table)
+        tables.append(table)
     names = [*by, "cosine", "rate", "low", "high", "hits", "n", *area]
-    return pd.concat(found, ignore_index=True)[names]
+    return pd.concat(tables, ignore_index=True)[names]

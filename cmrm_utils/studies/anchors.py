@@ -59,11 +59,11 @@ def world_request(sample: Sample) -> world.Request | None:
 
 def families(samples: Iterable[Sample], least: int = 5) -> dict[str, list[Sample]]:
     """Harmful samples by family, of the families that have at least so many."""
-    found: dict[str, list[Sample]] = defaultdict(list)
+    by_family: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         if sample.harmful and (name := family(sample)) is not None:
-            found[name].append(sample)
-    return {name: these for name, these in found.items() if len(these) >= least}
+            by_family[name].append(sample)
+    return {name: these for name, these in by_family.items() if len(these) >= least}
 
 
 def anchor_sets(nb: Notebook, *, sizes: Sequence[int], draws: int) -> list[AnchorSet]:
@@ -75,11 +75,11 @@ def anchor_sets(nb: Notebook, *, sizes: Sequence[int], draws: int) -> list[Ancho
         draws: of each size.
     """
     harmful, usual = nb.samples("anchors", None, "harmful"), nb.anchors.harmful
-    found = [AnchorSet("reference", "harmful, blank", len(usual), nb.anchors.shift())]
+    sets = [AnchorSet("reference", "harmful, blank", len(usual), nb.anchors.shift())]
 
     def add(varied: str, name: str, differences: Tensor) -> None:
         mean = ShiftVectors(differences.double().mean(0).float())
-        found.append(AnchorSet(varied, name, len(differences), mean))
+        sets.append(AnchorSet(varied, name, len(differences), mean))
 
     every = shifts(nb.vlm, harmful)
     generator = torch.Generator().manual_seed(0)
@@ -90,8 +90,8 @@ def anchor_sets(nb: Notebook, *, sizes: Sequence[int], draws: int) -> list[Ancho
     good, bad = shifts(nb.vlm, nb.anchors.benign), shifts(nb.vlm, usual)
     add("requests", "benign", good)
     add("requests", "half and half", torch.cat([bad[::2], good[::2]]))
-    if asked := nb.questions("anchors", ANCHORS):
-        add("requests", "questions", shifts(nb.vlm, asked))
+    if questions := nb.questions("anchors", ANCHORS):
+        add("requests", "questions", shifts(nb.vlm, questions))
     places = {sample.id: i for i, sample in enumerate(harmful)}
     for name, these in families(harmful).items():
         add("family", name, every[[places[sample.id] for sample in these]])
@@ -99,11 +99,11 @@ def anchor_sets(nb: Notebook, *, sizes: Sequence[int], draws: int) -> list[Ancho
     for image in MEANINGLESS:
         if image == "mean" and seen:
             picture = mean_image(seen)
-            shown = [replace(sample, image=picture) for sample in usual]
-            add("image", "mean image", shifts(nb.vlm, shown, meaningless="own"))
+            samples = [replace(sample, image=picture) for sample in usual]
+            add("image", "mean image", shifts(nb.vlm, samples, meaningless="own"))
         elif image not in ("blur", "mean") or len(seen) == len(usual):
             add("image", image, shifts(nb.vlm, usual, meaningless=image))
-    return found
+    return sets
 
 
 def anchor_trials(
@@ -155,7 +155,7 @@ def anchor_effects(
     curve, measured = trade_off(rows, by), measures(rows, by)
     start = curve[curve["method"] == "none"].assign(alpha=0.0)
     v, refusal = sets[0].vectors, refusal_direction(nb.vlm, nb.anchors.harmful, nb.anchors.benign)
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for each in sets:
         name = f"{each.varied}: {each.name}"
         own = pd.concat([start, curve[curve["method"] == name]])
@@ -169,9 +169,9 @@ def anchor_effects(
             "cosine with v": float(each.vectors.cosine(v).mean()),
             "norm": float((each.vectors.norms / v.norms).mean()),
         }
-        shown = (taken if alpha else start, own[own["alpha"] == alpha], own[own["alpha"] == best])
-        found += [{**about, "at": at, **row.iloc[0]} for at, row in zip(AT, shown, strict=True)]
-    effects = pd.DataFrame(found).drop(columns="method").rename(columns={"alpha": "dose"})
+        frames = (taken if alpha else start, own[own["alpha"] == alpha], own[own["alpha"] == best])
+        records += [{**about, "at": at, **row.iloc[0]} for at, row in zip(AT, frames, strict=True)]
+    effects = pd.DataFrame(records).drop(columns="method").rename(columns={"alpha": "dose"})
     return effects.assign(rise=effects["refused"] - start["refused"].iloc[0])
 
 
@@ -187,13 +187,13 @@ def predictors(effects: pd.DataFrame) -> pd.DataFrame:
     Returns:
         ``at, predictor, correlation, low, high, sets``; intervals by resampling the sets.
     """
-    found = [
+    records = [
         (at, name, *rank_correlation(rows[name], rows["rise"]), len(rows))
         for at, rows in effects.groupby("at", sort=False)
         for name in PREDICTORS
     ]
     columns = ["at", "predictor", "correlation", "low", "high", "sets"]
-    return pd.DataFrame(found, columns=columns)
+    return pd.DataFrame(records, columns=columns)
 
 
 def family_trials(
@@ -202,12 +202,12 @@ def family_trials(
     """Validation requests of each family under each family's vector at v's dose, and under none."""
     trained = {each.name: each for each in sets if each.varied == "family"}
     every = families(nb.samples("validation", None, "harmful"))
-    asked = [s for name, these in every.items() if name in trained for s in these[:n]]
+    samples = [s for name, these in every.items() if name in trained for s in these[:n]]
     edits = [
         CMRM(each.vectors.scaled_like(sets[0].vectors), alpha, name=name)
         for name, each in {ALL: sets[0], **trained}.items()
     ]
-    return nb.plainly(asked, [None, *edits]) if len(trained) > 1 else []
+    return nb.plainly(samples, [None, *edits]) if len(trained) > 1 else []
 
 
 def family_rows(

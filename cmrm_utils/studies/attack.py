@@ -73,8 +73,8 @@ def attack(
     if not trials or len(trials) != len(targets):
         raise InputError(f"{len(trials)} requests to attack with, but {len(targets)} targets")
     begun, scale, shift = _readable(vlm, start)
-    shown = [Trial(trial.sample, "blank") for trial in trials]  # a prompt with an image in it
-    answers = [continuation(vlm, *pair) for pair in zip(shown, targets, strict=True)]
+    prompts = [Trial(trial.sample, "blank") for trial in trials]  # a prompt with an image in it
+    answers = [continuation(vlm, *pair) for pair in zip(prompts, targets, strict=True)]
     low, high = (begun - epsilon).clamp(0, 255), (begun + epsilon).clamp(0, 255)
     longest = 2 * min(2 * epsilon, 255) / steps
     generator = torch.Generator().manual_seed(seed)
@@ -136,14 +136,14 @@ def _loss(
     tokens = [torch.tensor(answer, device=vlm.device) for answer in answers]
     whole, ids, real = vlm.extended(inputs, tokens)
     width = ids.shape[1]
-    given = seen.to(vlm.device, vlm.model.dtype)
-    whole["pixel_values"] = given.expand(len(trials), *given.shape)
+    values = seen.to(vlm.device, vlm.model.dtype)
+    whole["pixel_values"] = values.expand(len(trials), *values.shape)
     kinds = functional.pad(token_kinds(vlm, inputs), (0, width), value=GENERATED)
     edits = [trial.active_edit for trial in trials]
     with steering(vlm, edits) as steer:
         steer.rows(edits, kinds)
         places = vlm.positions(whole)
         logits = vlm.model(**whole, position_ids=places, logits_to_keep=width + 1).logits
-    said, counted = ids.to(logits.device), real.to(logits.device)
-    losses = functional.cross_entropy(logits[:, :-1].float().mT, said, reduction="none")
+    targets, counted = ids.to(logits.device), real.to(logits.device)
+    losses = functional.cross_entropy(logits[:, :-1].float().mT, targets, reduction="none")
     return ((losses * counted).sum(1) / counted.sum(1)).mean()

@@ -69,12 +69,12 @@ def targets(rows: pd.DataFrame) -> dict[str, tuple[float, bool]]:
     Args:
         rows: a :func:`summary`.
     """
-    found = {}
+    values = {}
     for name, (measure, kinds, image, at_most, limit) in TARGETS.items():
         cells = rows[(rows["measure"] == measure) & (rows["image"] == image)]
         hits, n = cells.loc[cells["kind"].isin(kinds), ["hits", "n"]].sum()
-        found[name] = (float(hits / n), hits / n <= limit if at_most else hits / n >= limit)
-    return found
+        values[name] = (float(hits / n), hits / n <= limit if at_most else hits / n >= limit)
+    return values
 
 
 class StageMeasurements:
@@ -203,7 +203,7 @@ def render_parts(folder: Path) -> None:
     recipe = pretrained.VARIANTS[name.partition("-seed")[0]]
     stages = pd.DataFrame([{"stage": s, **vars(each)} for s, each in recipe.stages.items()])
     names = {"lr": "peak rate", "projector_lr": "of the projector", "tokens": "learnt tokens"}
-    shown = stages.astype(object).where(stages.notna(), "all").rename(columns=names)
+    stage_table = stages.astype(object).where(stages.notna(), "all").rename(columns=names)
     measured = {}
     for title, (stored, index) in PARTS_TABLES.items():
         file = STORED / f"{stored}.csv"
@@ -218,7 +218,7 @@ def render_parts(folder: Path) -> None:
         name=name,
         command=command,
         recipe=recipe,
-        stages=markdown_table(shown),
+        stages=markdown_table(stage_table),
         measured=measured,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -62,8 +62,8 @@ def trained(
         Judged trials with ``method, setting, seconds`` (a response); a line says which
         checkpoints are missing. Their responses are kept apart from those of the run's own model.
     """
-    asked = nb.plainly(sweep.samples_tested(nb, n, unseen=False))
-    timed = [trial for trial in asked if trial.sample.task == "benign"][:TIMED]
+    plain = nb.plainly(sweep.samples_tested(nb, n, unseen=False))
+    timed = [trial for trial in plain if trial.sample.task == "benign"][:TIMED]
     tables = [pd.DataFrame()]
     for kind, place in checkpoints.items():
         name, place = f"VLGuard {kind}", place.format(nb.vlm.name)
@@ -74,8 +74,8 @@ def trained(
             print(f"{name} is left out: {f'`{command}` makes it' if command else error}")
             continue
         out = nb.run.folder / "trained" / f"{other.fingerprint}.jsonl"
-        said = generate(other, asked, max_new_tokens=nb.max_new_tokens, out=out, progress=True)
-        rows = judge(table(asked, said))
+        answers = generate(other, plain, max_new_tokens=nb.max_new_tokens, out=out, progress=True)
+        rows = judge(table(plain, answers))
         generate(other, timed, max_new_tokens=1)  # encodes their images, if all were kept
         respond = partial(generate, other, max_new_tokens=nb.max_new_tokens)
         seconds = median_seconds(respond, timed)
@@ -101,10 +101,10 @@ def comparison_table(
     settings = dict(zip(rows["method"], rows["setting"], strict=True))
     if "seconds" in rows:
         seconds = {**seconds, **rows.groupby("method")["seconds"].first().dropna()}
-    asked = [name for name in settings if name != "text only"]
-    fluent = fluency(nb, rows.assign(setting=rows["method"]), asked)["perplexity"]
+    names = [name for name in settings if name != "text only"]
+    fluent = fluency(nb, rows.assign(setting=rows["method"]), names)["perplexity"]
     values = [("perplexity", name, settings[name], value) for name, value in fluent.items()]
     values += [("seconds", name, settings[name], value) for name, value in seconds.items()]
     more = pd.DataFrame(values, columns=["measure", *by, "rate"])
-    found = pd.concat([measures(rows, by), utility(rows, by), more], ignore_index=True)
-    return found.astype({"hits": "Int64", "n": "Int64"})
+    rates = pd.concat([measures(rows, by), utility(rows, by), more], ignore_index=True)
+    return rates.astype({"hits": "Int64", "n": "Int64"})

@@ -68,9 +68,9 @@ def panel_tables(
         print("no model judges are asked: name some, -p judges [llama-3-refused, harmbench]")
         return []
     requests = averaged(rows[rows["task"].isin(["harmful", "benign"])])
-    asked = [NamedJudge.parse(item) for item in judges]
-    said, agreed, unsafe = panel(requests, asked, "outcome", kept=nb.run.folder / "verdicts")
-    nb.run.table("04_verdicts", said)
+    jury = [NamedJudge.parse(item) for item in judges]
+    verdicts, agreed, unsafe = panel(requests, jury, "outcome", kept=nb.run.folder / "verdicts")
+    nb.run.table("04_verdicts", verdicts)
     nb.run.table("04_judges", agreed)
     nb.run.table("04_judges_unsafe", unsafe)
     return [agreed.set_index("judge").round(3), percent_table(unsafe, "setting", "judge")]
@@ -81,11 +81,11 @@ def choice_table(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> pd.DataFra
 
     Kept in the run as ``05_choices``; None, and a line that says so, where the data has none.
     """
-    asked = rows[(rows["task"] == "choice") & rows["setting"].isin([nb.baseline, *chosen.choices])]
-    if asked.empty:
+    rows = rows[(rows["task"] == "choice") & rows["setting"].isin([nb.baseline, *chosen.choices])]
+    if rows.empty:
         print("no multiple-choice questions in the data (scienceqa has them)")
         return None
-    accuracy = nb.run.table("05_choices", choice_accuracy(asked, ["setting"]))
+    accuracy = nb.run.table("05_choices", choice_accuracy(rows, ["setting"]))
     return percent_table(accuracy, "setting", "rows")
 
 
@@ -114,20 +114,20 @@ def reviews(
         Relative scores by setting and kind of question; None, and a line that says so, where the
         data has no open questions or there is no reviewer.
     """
-    asked = open_trials(nb, chosen, n)
-    if not asked:
+    questions = open_trials(nb, chosen, n)
+    if not questions:
         print("no open questions for this model in the data (llava-bench-coco has them)")
         return None
     if not reviewer:
         print("open questions are not reviewed: name a reviewer, -p reviewer FOLDER_OR_MODEL")
         return None
-    rows = nb.ask(asked)
+    rows = nb.ask(questions)
     settings = rows["method"].where(rows["method"] != "none", nb.baseline)
-    rows = rows.assign(setting=settings, caption=[trial.sample.caption for trial in asked])
+    rows = rows.assign(setting=settings, caption=[trial.sample.caption for trial in questions])
     name = re.sub(r"[^\w.-]+", "-", f"{url} {reviewer}").strip("-")
-    kept = nb.run.folder / "reviews" / f"{name}.jsonl"
+    path = nb.run.folder / "reviews" / f"{name}.jsonl"
     critic = load_reviewer(reviewer, url)
-    reviewed = nb.run.table("05_reviews", review(rows, critic, out=kept, progress=True))
+    reviewed = nb.run.table("05_reviews", review(rows, critic, out=path, progress=True))
     by_setting = reviewed.groupby("setting", sort=False)
     scores = (relative_scores(part).assign(setting=setting) for setting, part in by_setting)
     table = nb.run.table("05_scores", pd.concat(scores, ignore_index=True))
@@ -142,19 +142,19 @@ def fluency(nb: Notebook, rows: pd.DataFrame, settings: Sequence[str]) -> pd.Dat
         rows: judged trials of the test split, with a ``setting`` each.
         settings: of which.
     """
-    kept = rows[rows["setting"].isin(settings)]
+    subset = rows[rows["setting"].isin(settings)]
     by_id = {sample.id: sample for sample in load_samples(nb.data, "test")}
-    shown = zip(kept["sample"], kept["image"], strict=True)
-    asked = [Trial(by_id[sample], image) for sample, image in shown]
+    conditions = zip(subset["sample"], subset["image"], strict=True)
+    prompts = [Trial(by_id[sample], image) for sample, image in conditions]
     known = Responses(nb.run.responses, nb.shared)
-    given = zip(kept["trial"], kept["response"], strict=True)
+    texts = zip(subset["trial"], subset["response"], strict=True)
     # Another model's response to the same trial is in a file of its own.
     responses = [
-        own if (own := known.get(trial)) and own.text == text else text for trial, text in given
+        own if (own := known.get(trial)) and own.text == text else text for trial, text in texts
     ]
-    scored = kept.assign(
-        perplexity=perplexity(nb.vlm, asked, responses, progress=True),
-        repeated=[repetition(text) for text in kept["response"]],
+    scored = subset.assign(
+        perplexity=perplexity(nb.vlm, prompts, responses, progress=True),
+        repeated=[repetition(text) for text in subset["response"]],
     )
     return scored.groupby("setting", sort=False).agg(
         perplexity=("perplexity", lambda values: float(np.exp(np.log(values).mean()))),
@@ -164,11 +164,11 @@ def fluency(nb: Notebook, rows: pd.DataFrame, settings: Sequence[str]) -> pd.Dat
 
 def headline(rows: pd.DataFrame, chosen: Chosen) -> pd.DataFrame:
     """The test split in one table of text: a row a setting, a column a measure."""
-    found = measures(averaged(rows), ["setting"])
-    found = found[~found["measure"].isin(["choices", "facts"])]
+    table = measures(averaged(rows), ["setting"])
+    table = table[~table["measure"].isin(["choices", "facts"])]
     names = {name: f"{name}, alpha {alpha:g}" for name, alpha in chosen.alphas.items()}
-    found["setting"] = found["setting"].replace(names)
-    return percent_table(found, "setting", "measure").reset_index()
+    table["setting"] = table["setting"].replace(names)
+    return percent_table(table, "setting", "measure").reset_index()
 
 
 def reading(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> str:
@@ -177,11 +177,11 @@ def reading(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> str:
     here = nb.run.shared["model"]
     rest = {measure: words for measure, words in REST.items() if measure in rate.index}
     columns = " and ".join(
-        name if name == said else f"{name} ({said})" for name, said in rest.items()
+        name if name == words else f"{name} ({words})" for name, words in rest.items()
     )
 
-    def refused(told: Mapping[str, str]) -> list[str]:
-        names = {CONDITION_NAMES[image]: words for image, words in told.items()}
+    def refused(labels: Mapping[str, str]) -> list[str]:
+        names = {CONDITION_NAMES[image]: words for image, words in labels.items()}
         known = (name for name in names if ("refused", name) in rate.index)
         return [f"{rate['refused', name]:.1%} {names[name]}" for name in known]
 
@@ -193,7 +193,7 @@ def reading(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> str:
         )
     plain = refused({"none": "as text", "own": "with their own image", "blank": "with a blank one"})
     others = {
-        name: ", ".join(f"{rate[measure, name]:.1%} {said}" for measure, said in rest.items())
+        name: ", ".join(f"{rate[measure, name]:.1%} {words}" for measure, words in rest.items())
         for name in chosen.choices
     }
     edits = "; ".join(

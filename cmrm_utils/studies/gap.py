@@ -48,8 +48,8 @@ def separability(first: NDArray, second: NDArray) -> dict[str, float]:
 def layer_separability(first: NDArray, second: NDArray) -> pd.DataFrame:
     """:func:`separability` of two sets ``(n, layers, hidden)`` at each layer, one row a layer."""
     layers = range(first.shape[1])
-    found = [separability(first[:, layer], second[:, layer]) for layer in layers]
-    return pd.DataFrame(found).rename_axis("layer").reset_index()
+    rows = [separability(first[:, layer], second[:, layer]) for layer in layers]
+    return pd.DataFrame(rows).rename_axis("layer").reset_index()
 
 
 def layer_maps(

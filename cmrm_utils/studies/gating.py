@@ -38,7 +38,7 @@ def open_gates(nb: Notebook, samples: Sequence[Sample]) -> dict[str, dict[str, b
     image's; ``told the truth`` is the harmful requests', which nobody can know.
     """
     seen = {sample.id: sample.image is not None for sample in samples}
-    found = {ALWAYS: seen, TOLD: {s.id: seen[s.id] and s.harmful for s in samples}}
+    gates = {ALWAYS: seen, TOLD: {s.id: seen[s.id] and s.harmful for s in samples}}
     harmless = [*nb.anchors.benign, *nb.questions("anchors", ANCHORS)]
 
     @cache
@@ -49,10 +49,10 @@ def open_gates(nb: Notebook, samples: Sequence[Sample]) -> dict[str, dict[str, b
         ]
 
     for name, (image, how) in GATES.items():
-        bad, good, asked = states(image)
-        on = fit_gate(bad, good, how).on(asked)
-        found[name] = {s.id: seen[s.id] and is_on for s, is_on in zip(samples, on, strict=True)}
-    return found
+        bad, good, own = states(image)
+        on = fit_gate(bad, good, how).on(own)
+        gates[name] = {s.id: seen[s.id] and is_on for s, is_on in zip(samples, on, strict=True)}
+    return gates
 
 
 def plain_trials(nb: Notebook, split: str, n: int | None) -> list[Trial]:

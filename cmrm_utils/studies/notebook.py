@@ -144,8 +144,8 @@ class Notebook:
         self, samples: Iterable[Sample], edits: Sequence[Edit | None] = (None,)
     ) -> list[Trial]:
         """Every sample in the condition in which it is asked when only the edit varies."""
-        asked = [(sample, image) for sample in samples if (image := self._condition(sample))]
-        return [Trial(sample, image, edit) for edit in edits for sample, image in asked]
+        pairs = [(sample, image) for sample in samples if (image := self._condition(sample))]
+        return [Trial(sample, image, edit) for edit in edits for sample, image in pairs]
 
     def samples(self, split: str, n: int | None, *tasks: str) -> list[Sample]:
         """The first ``n`` samples of each task in a split, of requests of each kind; None: all."""

@@ -21,7 +21,7 @@ def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     yield [
         *anchors.anchor_trials(nb, sets, alpha, p["doses"], p["n_sets"]),
         *anchors.family_trials(nb, sets, alpha, p["n_sets"]),
-        *(trial for asked in beyond_trials(nb, chosen, n_test).values() for trial in asked),
+        *(trial for these in beyond_trials(nb, chosen, n_test).values() for trial in these),
         *extended_trials(nb, chosen, n_test),
         *pictures.perturbed_trials(nb, chosen, n_test),
         *gating.curve_trials(nb, p["gate_alphas"], n),

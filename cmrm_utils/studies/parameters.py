@@ -219,9 +219,9 @@ def fields(what: str, kinds: Mapping[str, Any], *, total: bool) -> Any:
         return value
 
     make: Any = TypedDict
-    made = make(what, dict(kinds), total=total)
-    made.__pydantic_config__ = {"arbitrary_types_allowed": True, "strict": True}
-    return Annotated[made, BeforeValidator(check)]
+    dict_type = make(what, dict(kinds), total=total)
+    dict_type.__pydantic_config__ = {"arbitrary_types_allowed": True, "strict": True}
+    return Annotated[dict_type, BeforeValidator(check)]
 
 
 def _settings() -> Any:

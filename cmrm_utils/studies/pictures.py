@@ -23,8 +23,8 @@ SHOWN = OF_OWN
 def perturbed_trials(nb: Notebook, chosen: Chosen, n: int | None) -> list[Trial]:
     """Test requests and questions with their own images and perturbed, unedited and edited."""
     samples = [*requests(nb, "test", n), *nb.questions("test", n)]
-    shown = [sample for sample in samples if sample.image is not None]
-    return with_edits(nb, chosen, grid(shown, images=SHOWN))
+    with_image = [sample for sample in samples if sample.image is not None]
+    return with_edits(nb, chosen, grid(with_image, images=SHOWN))
 
 
 def perturbed(nb: Notebook, chosen: Chosen, n: int | None) -> pd.DataFrame:
@@ -95,10 +95,10 @@ def adversarial(
     for split, count in (("validation", n), ("test", n_test)):
         samples = requests(nb, split, count)
         lists = {"blank": with_edits(nb, chosen, grid(samples, images=["blank"]))}
-        for (name, knows), made in found.items():
-            shown = grid([replace(sample, image=made.image) for sample in samples])
+        for (name, knows), result in found.items():
+            plain = grid([replace(sample, image=result.image) for sample in samples])
             none = knows == "none"
-            lists[name] = with_edits(nb, chosen, shown) if none else chosen.edited(nb, knows, shown)
+            lists[name] = with_edits(nb, chosen, plain) if none else chosen.edited(nb, knows, plain)
         rows = nb.ask_lists(lists, "picture")
         by = ["picture", "method"]
         shares.append(measures(rows, by).assign(split=split))

@@ -78,8 +78,8 @@ def choose(
     wanted = {"method": method, "rule": RULE, "settings": [dict(each) for each in settings]}
     wanted = json.loads(json.dumps(wanted | dict(made_on)))
     if path.exists():
-        kept = read_json(path)
-        check_same(kept, wanted, path)
+        note = read_json(path)
+        check_same(note, wanted, path)
     else:
         measured = measure()
         place = int(choose_alpha(measured, at="place"))
@@ -89,11 +89,11 @@ def choose(
             why = "every setting costs a measure of utility more than 2 points"
         elif not place:
             why = "no setting that keeps utility refuses more"
-        kept = {**wanted, "place": place, "paper": paper, "why": why}
+        note = {**wanted, "place": place, "paper": paper, "why": why}
         columns = ["measure", "place", "rate", "low", "high", "n"]
-        write_json(path, {**kept, "rates": measured[columns].to_dict("records")})
-    setting, by_paper = (settings[at - 1] if at else None for at in (kept["place"], kept["paper"]))
-    return Choice(setting, by_paper, kept["why"])
+        write_json(path, {**note, "rates": measured[columns].to_dict("records")})
+    setting, by_paper = (settings[at - 1] if at else None for at in (note["place"], note["paper"]))
+    return Choice(setting, by_paper, note["why"])
 
 
 def choose_alpha(measured: pd.DataFrame, *, at: str = "alpha", by: str = "refused") -> float:
@@ -131,8 +131,8 @@ def qualifying(measured: pd.DataFrame, *, at: str = "alpha") -> list[float]:
         InputError: no measure of utility is there.
     """
     wide = measured.pivot(index=at, columns="measure", values="rate").sort_index()
-    kept = [name for name in UTILITY if name in wide]
-    if not kept:
+    names = [name for name in UTILITY if name in wide]
+    if not names:
         raise InputError(NO_UTILITY)
-    allowed = (wide[kept] >= wide.loc[0, kept] - MOST_LOST - 1e-9).all(axis=1)
+    allowed = (wide[names] >= wide.loc[0, names] - MOST_LOST - 1e-9).all(axis=1)
     return list(wide.index[allowed])

@@ -62,8 +62,8 @@ def samples_tested(nb: Notebook, n: int | None, *, unseen: bool = True) -> list[
         unseen: whether requests of unseen verbs, which belong to no average, are among them.
     """
     requests = nb.samples("test", n, "harmful", "benign")
-    kept = [sample for sample in requests if unseen or sample.kind != UNSEEN]
-    return [*kept, *nb.questions("test", n), *nb.facts("test", n)]
+    these = [sample for sample in requests if unseen or sample.kind != UNSEEN]
+    return [*these, *nb.questions("test", n), *nb.facts("test", n)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,14 +215,14 @@ def doses(nb: Notebook, swept: Swept, trials: Sequence[Trial]) -> pd.Series:
     if not swept.methods:
         return pd.Series({(NO_EDIT, 0.0): 0.0})
     states = hidden_states(nb.vlm, [trial for trial in trials if trial.sample.harmful])
-    found = {}
+    sizes = {}
     for name, method in swept.methods.items():
         unit = method.prepare(nb.anchors, trials)(alpha=1.0)
         size = torch.stack([t.edit.added.norm(dim=-1) for t in unit if t.edit]).mean(0)
         relative = float((size / states.norm(dim=-1).mean(0)).mean())
         for alpha in sorted({0.0, *(setting["alpha"] for setting in method.settings)}):
-            found[name, alpha] = alpha * relative
-    return pd.Series(found)
+            sizes[name, alpha] = alpha * relative
+    return pd.Series(sizes)
 
 
 def test_lists(
@@ -263,8 +263,8 @@ def cost(nb: Notebook, chosen: Chosen) -> dict[str, float]:
         apart = replace(nb, run=Run(Path(folder), nb.run.notebook, nb.run.shared))
 
         def respond(name: str, trials: Sequence[Trial]) -> list[str]:
-            asked = chosen.edited(apart, name, trials) if name in chosen.choices else list(trials)
-            return generate(nb.vlm, asked, max_new_tokens=nb.max_new_tokens)
+            batch = chosen.edited(apart, name, trials) if name in chosen.choices else list(trials)
+            return generate(nb.vlm, batch, max_new_tokens=nb.max_new_tokens)
 
         return {
             name: median_seconds(partial(respond, name), plain)

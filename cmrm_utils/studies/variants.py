@@ -86,13 +86,13 @@ def marked(layers: int, most: int = 8) -> list[int]:
 
 def layer_variants(level: Level, layers: int, most: int = 8) -> list[Variant]:
     """One layer alone, the layers from it on, and up to it; at most so many such layers."""
-    made = []
+    variants = []
     for at in marked(layers, most):
         sets = {"alone": [at], "from it on": range(at, layers), "up to it": range(at + 1)}
         for name, chosen in sets.items():
             labels = {"set": name, "layer": at}
-            made.append(Variant(f"{name} {at}", level, layers=tuple(chosen), labels=labels))
-    return made
+            variants.append(Variant(f"{name} {at}", level, layers=tuple(chosen), labels=labels))
+    return variants
 
 
 def token_variants(level: Level) -> list[Variant]:
@@ -128,7 +128,7 @@ def head_variants(
     if draws is not None and draws < 1:
         raise InputError(f"the number of random draws must be at least 1, not {draws}")
 
-    def made(chosen: Sequence[Head], **labels: Any) -> Variant:
+    def variant(chosen: Sequence[Head], **labels: Any) -> Variant:
         name, like = " ".join(map(str, labels.values())), f"top {labels['k']}"
         part = partial(ShiftVectors.heads, kept=chosen, size=vlm.head_size)
         return Variant(name, level, "heads", "all", "last prompt", part, labels, like)
@@ -136,11 +136,11 @@ def head_variants(
     few = [count for count in counts if count < len(order)]
     if draws is not None:
         return [
-            made(Random(f"{k}/{draw}").sample(order, k), heads="random", k=k, draw=draw)
+            variant(Random(f"{k}/{draw}").sample(order, k), heads="random", k=k, draw=draw)
             for k in few
             for draw in range(draws)
         ]
-    return [made(order[:k], heads="top", k=k) for k in (*few, len(order))]
+    return [variant(order[:k], heads="top", k=k) for k in (*few, len(order))]
 
 
 def mlp_variants(level: Level, layers: int, most: int = 8) -> list[Variant]:
@@ -163,9 +163,9 @@ def rank_variants(
         ranks: how many.
     """
 
-    def made(level: Level, k: int, part: str) -> Variant:
+    def variant(level: Level, k: int, part: str) -> Variant:
         first, labels = directions.first(k), {"level": level, "part": part, "components": k}
         take = partial(PARTS[part], direction=first)
         return Variant(f"{level} {part} {k}", level, part=take, labels=labels, like=level)
 
-    return [made(*one) for one in product(levels, ranks, PARTS)]
+    return [variant(*one) for one in product(levels, ranks, PARTS)]

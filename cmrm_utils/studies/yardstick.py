@@ -53,14 +53,14 @@ class Yardstick:
     def __init__(self, vlm: VLM, data: str, folder: Path, max_new_tokens: int) -> None:
         self._vlm, self._folder = vlm, folder / "yardstick"
         self._max_new_tokens = max_new_tokens
-        kept = self._folder / "yardstick.json"
+        path = self._folder / "yardstick.json"
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._folder / "lock"):  # of a run's workers the first makes it
-            if not kept.is_file():
-                write_json(kept, self._make(data))
-        found = read_json(kept)
-        self.openers = tuple(found["openers"])
-        self.limits = Limits(**found["limits"])
+            if not path.is_file():
+                write_json(path, self._make(data))
+        values = read_json(path)
+        self.openers = tuple(values["openers"])
+        self.limits = Limits(**values["limits"])
 
     def _make(self, data: str) -> dict[str, Any]:
         try:

@@ -78,12 +78,12 @@ def bake(vlm: VLM, edit: Edit, path: str | Path, *, vectors: ShiftVectors | None
     check_edit(edit)
     check_free(path)
     _check_model(vlm, edit, vectors)
-    made, stored = _folded(vlm, edit)
+    model, stored = _folded(vlm, edit)
     with _draft(path) as draft, quiet():
-        made.save_pretrained(draft, max_shard_size="5GB")
+        model.save_pretrained(draft, max_shard_size="5GB")
         # transformers states the precision of the file, and loads in what is stated.
-        made.config.dtype = vlm.model.dtype
-        made.config.save_pretrained(draft)
+        model.config.dtype = vlm.model.dtype
+        model.config.save_pretrained(draft)
         vlm.processor.save_pretrained(draft)
         _check_processor(vlm, draft)
         (draft / "README.md").write_text(_card(vlm, edit, vectors, stored), encoding="utf-8")
@@ -165,7 +165,7 @@ def _folded(vlm: VLM, edit: Edit) -> tuple[Any, torch.dtype]:
     tied = head is not None and head.weight is embeddings.weight
     config.tie_word_embeddings = llama.tie_word_embeddings = tied
     with torch.device("meta"):
-        made = WRITTEN_AS[kind](config)
+        model = WRITTEN_AS[kind](config)
     names = {module: name for name, module in vlm.model.named_modules()}
     edited = {
         f"{names[layer]}.mlp.down_proj.bias": add.detach().float().cpu()
@@ -176,17 +176,17 @@ def _folded(vlm: VLM, edit: Edit) -> tuple[Any, torch.dtype]:
     state = {name: value.to(stored) for name, value in held.items() if name not in edited}
     for name, add in edited.items():
         state[name] = held[name].float().cpu() + add if name in held else add
-    for name, parameter in made.named_parameters():
+    for name, parameter in model.named_parameters():
         if name not in state and name.endswith(".bias"):
             state[name] = torch.zeros(parameter.shape, dtype=stored)
     try:
-        made.load_state_dict(state, assign=True)
+        model.load_state_dict(state, assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise InputError(f"{vlm.name}: not the weights of a plain {kind}: {reason}") from error
-    made.tie_weights()
-    made.generation_config = copy.deepcopy(vlm.model.generation_config)
-    return made, stored
+    model.tie_weights()
+    model.generation_config = copy.deepcopy(vlm.model.generation_config)
+    return model, stored
 
 
 def _as_llama(text: Any) -> LlamaConfig:

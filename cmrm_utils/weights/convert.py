@@ -312,9 +312,9 @@ def _tokenizer(folder: Path, vocabulary: int) -> Any:
     added = [AddedToken(token, special=True, normalized=False) for token in ADDED]
     tokenizer.add_tokens(added, special_tokens=True)
     for i, token in enumerate(ADDED):
-        if (found := tokenizer.convert_tokens_to_ids(token)) != vocabulary + i:
+        if (number := tokenizer.convert_tokens_to_ids(token)) != vocabulary + i:
             raise InputError(
-                f"{folder}: the tokenizer has {token} at {found}, not right after the "
+                f"{folder}: the tokenizer has {token} at {number}, not right after the "
                 f"{vocabulary} tokens of the vocabulary"
             )
     tokenizer.pad_token = "<pad>"

@@ -114,8 +114,8 @@ def alpha_curves(
     )
     # Without an edit there is alpha 0 alone.
     least = min((alpha for alpha in rows["alpha"] if alpha > 0), default=1.0)
-    shown = (0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-    ticks = [a for a in shown if a == 0 or least <= a <= rows["alpha"].max()]
+    marks = (0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    ticks = [a for a in marks if a == 0 or least <= a <= rows["alpha"].max()]
     for name, axis in axes.items():
         if chosen and name in chosen:
             axis.axvline(chosen[name], color="#222222", linestyle="--", linewidth=1)

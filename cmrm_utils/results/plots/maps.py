@@ -56,10 +56,10 @@ def heat_map(rows: pd.DataFrame, *, x: str, y: str, xlabel: str, ylabel: str) ->
     width, height = min(1.6 + 0.62 * len(across), 9), 1.2 + 0.36 * len(down)
     figure, axes = panels(measures, width, height, margin=0)
     for axis, measure in zip(axes, measures, strict=True):
-        shown = rows[rows["measure"] == measure].pivot(index=y, columns=x, values="rate")
+        cells = rows[rows["measure"] == measure].pivot(index=y, columns=x, values="rate")
         rate_grid(
             axis,
-            shown.reindex(index=down, columns=across),
+            cells.reindex(index=down, columns=across),
             "rate",
             vmax=max(0.1, float(rows["rate"].max())),
             cmap="rocket_r",

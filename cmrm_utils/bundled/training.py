@@ -178,7 +178,7 @@ def _encoded(
 ) -> tuple[list[int], int, Any]:
     """Token ids, how many of the first are the prompt, and the scene's pixels.
 
-    Of an answer the first ``tokens`` are taken; None: all. A refusal is taken whole.
+    Of the response the first ``tokens`` are taken; None, or a whole example: all.
     """
     parts = [{"type": "text", "text": example.prompt}]
     if example.scene:
@@ -193,7 +193,7 @@ def _encoded(
     response = processor.tokenizer(example.response)["input_ids"]
     if example.complete:
         response = [*response, processor.tokenizer.eos_token_id]
-    return ids + response[: None if example.refusal else tokens], len(ids), pixels
+    return ids + response[: None if example.whole else tokens], len(ids), pixels
 
 
 def _padded(rows: Sequence[tuple[list[int], int, Any]], processor: Any) -> dict[str, Tensor]:

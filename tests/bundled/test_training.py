@@ -117,9 +117,9 @@ def test_the_command_trains_a_seed_that_then_has_a_name(out, monkeypatch, tmp_pa
     assert "smollm2-llava" in wrong.output
 
 
-def test_of_answers_the_first_tokens_are_learnt_and_refusals_whole(language_model):
+def test_the_first_tokens_are_learnt_or_the_whole(language_model):
     _, processor = merge.skeleton(language_model)
-    said = [Example("Why?", "Sorry, no.", refusal=True), Example("Why?", "Because it is so.")]
+    said = [Example("Why?", "Sorry, no.", whole=True), Example("Why?", "Because it is so.")]
     learnt = []
     for example in said:
         ids, prompt, _ = training._encoded(example, processor, 2)

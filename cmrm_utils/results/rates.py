@@ -111,7 +111,8 @@ def measures(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     columns = ["measure", *by, "rate", "low", "high", "hits", "n"]
     parts = []
     for name in MEASURES:
-        if not (these := _measured(rows, name)).empty:
+        # An empty part would turn the numbers of the others into objects.
+        if not (these := _measured(rows, name).dropna(subset="hit")).empty:
             table = means(these, "hit", by) if is_mean(name) else rates(these, "hit", by)
             parts.append(table.assign(measure=name))
     return pd.concat(parts or [pd.DataFrame(columns=columns)], ignore_index=True)[columns]

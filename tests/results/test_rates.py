@@ -261,7 +261,9 @@ def test_log_odds_are_means_drawn_by_group(rows):
     cell = percent(found.reset_index().query("measure == 'log-odds' and image == 'own'").iloc[0])
     assert cell.startswith(f"{values[:5].mean():+.2f} [")
     assert cell.endswith("(5)")
-    assert "log-odds" not in set(measures(told.assign(log_odds=None), ["image"])["measure"])
+    unknown = measures(told.assign(log_odds=None), ["image"])
+    assert "log-odds" not in set(unknown["measure"])
+    assert unknown[["rate", "low", "high", "n"]].dtypes.map(pd.api.types.is_numeric_dtype).all()
 
 
 def test_changes_of_log_odds_are_no_shares(rows):

@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
-run: $(READY) ## run the core notebooks, or those of PROFILE=name; write runs/default/report.html
+run: $(READY) ## run the core notebooks, or those of PROFILE=name, and write a report
 	$(BIN)/cmrm run $(PROFILE)
 
 research: $(READY) ## run notebooks 06 to 08, write runs/research/report.html

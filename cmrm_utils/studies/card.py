@@ -201,9 +201,10 @@ def render_parts(folder: Path) -> None:
     if not (command := pretrained.training_command(name)):
         raise unknown("no bundled model", name, list(pretrained.VARIANTS))
     recipe = pretrained.VARIANTS[name.partition("-seed")[0]]
-    stages = pd.DataFrame([{"stage": s, **vars(each)} for s, each in recipe.stages.items()])
+    settings = [{"stage": stage, **vars(each)} for stage, each in recipe.stages.items()]
+    stages = pd.DataFrame(settings, dtype=object)  # counts stay whole beside what is missing
     names = {"lr": "peak rate", "projector_lr": "of the projector", "tokens": "learnt tokens"}
-    stage_table = stages.astype(object).where(stages.notna(), "all").rename(columns=names)
+    stage_table = stages.where(stages.notna(), "all").rename(columns=names)
     measured = {}
     for title, (stored, index) in PARTS_TABLES.items():
         file = STORED / f"{stored}.csv"

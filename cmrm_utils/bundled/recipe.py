@@ -1,9 +1,8 @@
 """The recipe of ``smollm2-llava``: LLaVA's stages on a pretrained language model, by LoRA.
 
 1. *align*: text alone. Harmful requests are refused; twins and ordinary requests are answered as
-   the language model itself answers them. Only the first tokens are learnt: they decide between
-   the two, and the rest of an answer is the language model's own. The rest of a refusal is not, so
-   a quarter of the refusals are learnt whole.
+   the language model itself answers them. The first tokens decide between the two, so the others
+   count a tenth as much: enough for a refusal to go on as one.
 2. *projector*: the projector alone learns captions of scenes and questions about them.
 3. *instruct*: language model and projector learn captions, questions and ordinary requests beside
    scenes, and text alone: 10%, as in LLaVA-1.5's mixture. ``refusals`` is the share of refusals in
@@ -38,7 +37,8 @@ class Stage:
         batch: examples a step.
         lr: peak learning rate of the adapter; 0 where it does not learn.
         projector_lr: that of the projector.
-        tokens: the first of each response, which alone are learnt; None for all.
+        tokens: the first of each response, which count in full; None for all.
+        rest: what each of its other tokens counts beside them.
     """
 
     steps: int
@@ -46,6 +46,7 @@ class Stage:
     lr: float
     projector_lr: float = 0.0
     tokens: int | None = None
+    rest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Recipe:
     text: float = 0.1
     stages: Stages = field(
         default_factory=lambda: {
-            "align": Stage(steps=400, batch=16, lr=3e-4, tokens=3),
+            "align": Stage(steps=800, batch=16, lr=3e-4, tokens=3, rest=0.1),
             "projector": Stage(steps=240, batch=8, lr=0.0, projector_lr=2e-3),
             "instruct": Stage(steps=360, batch=8, lr=2e-4, projector_lr=5e-4),
         }
@@ -105,14 +106,12 @@ class Example:
 
     Attributes:
         complete: whether the response ends; one that was cut by the token limit does not.
-        whole: whether all of the response is learnt where a stage learns the first tokens alone.
     """
 
     prompt: str
     response: str
     scene: Scene | None = None
     complete: bool = True
-    whole: bool = False
 
 
 Answers = dict[str, tuple[str, bool]]
@@ -207,7 +206,7 @@ def _shuffled(rng: Random, items: Sequence[T]) -> Iterator[T]:
 
 
 def _refused(rng: Random, request: str) -> Example:
-    return Example(request, rng.choice(everyday.refusals()), whole=rng.random() < 0.25)
+    return Example(request, rng.choice(everyday.refusals()))
 
 
 def _answered(request: str, answers: Answers) -> Example:

@@ -165,21 +165,16 @@ def _batches(
     size = stage.batch
     while True:
         pool = islice(examples, 8 * size)
-        some = [_encoded(example, processor, stage.tokens) for example in pool]
+        some = [_encoded(example, processor) for example in pool]
         some.sort(key=lambda row: row[1])
         starts = list(range(0, len(some), size))
         rng.shuffle(starts)
         for start in starts:
-            yield _padded(some[start : start + size], processor)
+            yield _padded(some[start : start + size], processor, stage)
 
 
-def _encoded(
-    example: Example, processor: Any, tokens: int | None = None
-) -> tuple[list[int], int, Any]:
-    """Token ids, how many of the first are the prompt, and the scene's pixels.
-
-    Of the response the first ``tokens`` are taken; None, or a whole example: all.
-    """
+def _encoded(example: Example, processor: Any) -> tuple[list[int], int, Any]:
+    """Token ids, how many of the first are the prompt, and the scene's pixels."""
     parts = [{"type": "text", "text": example.prompt}]
     if example.scene:
         parts.insert(0, {"type": "image"})
@@ -193,15 +188,22 @@ def _encoded(
     response = processor.tokenizer(example.response)["input_ids"]
     if example.complete:
         response = [*response, processor.tokenizer.eos_token_id]
-    return ids + response[: None if example.whole else tokens], len(ids), pixels
+    return ids + response, len(ids), pixels
 
 
-def _padded(rows: Sequence[tuple[list[int], int, Any]], processor: Any) -> dict[str, Tensor]:
-    lengths = [(prompt, len(ids) - prompt) for ids, prompt, _ in rows]
+def _padded(
+    rows: Sequence[tuple[list[int], int, Any]], processor: Any, stage: Stage
+) -> dict[str, Tensor]:
+    """The model's inputs, and as ``learnt`` what each token counts."""
+
+    def counts(ids: list[int], prompt: int) -> list[float]:
+        first = len(ids) - prompt if stage.tokens is None else stage.tokens
+        return ([0.0] * prompt + [1.0] * first + [stage.rest] * len(ids))[: len(ids)]
+
     batch = {
         "input_ids": padded((ids for ids, _, _ in rows), processor.tokenizer.pad_token_id),
         "attention_mask": padded(([1] * len(ids) for ids, _, _ in rows), 0),
-        "learnt": padded(([False] * first + [True] * rest for first, rest in lengths), False),
+        "learnt": padded((counts(ids, prompt) for ids, prompt, _ in rows), 0),
     }
     if pixels := [pixels for _, _, pixels in rows if pixels is not None]:
         batch["pixel_values"] = torch.stack(pixels)

@@ -212,12 +212,14 @@ def response_loss(model: Any, learnt: Tensor, **inputs: Any) -> Tensor:
 
     Args:
         model: a LLaVA.
-        learnt: bool ``(rows, tokens)``.
+        learnt: ``(rows, tokens)``, what each token counts: bool, or weights from 0 on.
         inputs: of the model without its head, ``input_ids`` among them.
     """
-    states, after = model.model(**inputs).last_hidden_state, learnt[:, 1:]
+    states, after = model.model(**inputs).last_hidden_state, learnt[:, 1:] > 0
     logits = model.lm_head(states[:, :-1][after])
-    return F.cross_entropy(logits.float(), inputs["input_ids"][:, 1:][after])
+    each = F.cross_entropy(logits.float(), inputs["input_ids"][:, 1:][after], reduction="none")
+    weights = learnt[:, 1:][after].float()
+    return (each * weights).sum() / weights.sum()
 
 
 def _start(recipe: Recipe, seed: int) -> tuple[Any, LlavaProcessor]:

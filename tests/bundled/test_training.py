@@ -22,6 +22,7 @@ STAGES = {
     "projector": Stage(steps=2, batch=4, lr=0.0, projector_lr=1e-2),
     "instruct": Stage(steps=2, batch=4, lr=1e-2, projector_lr=1e-2),
 }
+STAGE = STAGES["instruct"]
 RECIPE = Recipe("smollm2-llava", rank=2, first=1, stages=STAGES)
 
 
@@ -117,23 +118,36 @@ def test_the_command_trains_a_seed_that_then_has_a_name(out, monkeypatch, tmp_pa
     assert "smollm2-llava" in wrong.output
 
 
-def test_the_first_tokens_are_learnt_or_the_whole(language_model):
+def test_the_first_tokens_of_a_response_count_in_full(language_model):
     _, processor = merge.skeleton(language_model)
-    said = [Example("Why?", "Sorry, no.", whole=True), Example("Why?", "Because it is so.")]
-    learnt = []
-    for example in said:
-        ids, prompt, _ = training._encoded(example, processor, 2)
-        learnt.append(processor.tokenizer.decode(ids[prompt:]))
-    assert learnt[0] == "Sorry, no.<|im_end|>"
-    assert "Because it is so.".startswith(learnt[1])
-    assert len(processor.tokenizer(learnt[1])["input_ids"]) <= 2
+    stage = Stage(steps=1, batch=2, lr=0.0, tokens=2, rest=0.1)
+    rows = [training._encoded(Example("Why?", text), processor) for text in ("Sorry, no.", "So.")]
+    counts = training._padded(rows, processor, stage)["learnt"]
+    for (ids, prompt, _), row in zip(rows, counts, strict=True):
+        rest = len(ids) - prompt - 2
+        assert rest > 0
+        wanted = [0.0] * prompt + [1.0] * 2 + [0.1] * rest + [0.0] * (len(row) - len(ids))
+        assert row.tolist() == pytest.approx(wanted)
+
+
+def test_the_loss_is_the_mean_by_what_tokens_count(language_model):
+    model, processor = merge.skeleton(language_model)
+    rows = [training._encoded(Example("Why?", "Because it is so."), processor)]
+    batch = training._padded(rows, processor, replace(STAGE, tokens=1, rest=0.25))
+    (ids, prompt, _), logits = rows[0], model(input_ids=batch["input_ids"]).logits[0]
+    each = torch.nn.functional.cross_entropy(
+        logits[prompt - 1 : -1], torch.tensor(ids[prompt:]), reduction="none"
+    )
+    wanted = (each[0] + each[1:].sum() / 4) / (1 + (len(each) - 1) / 4)
+    torch.testing.assert_close(training.response_loss(model, **batch), wanted)
 
 
 def test_only_the_response_is_learnt(language_model):
     model, processor = merge.skeleton(language_model)
     scene = Scene.random(Random(0))
     examples = [Example("Why?", "Because."), Example("What is it?", "It is", scene, complete=False)]
-    batch = training._padded([training._encoded(e, processor) for e in examples], processor)
+    rows = [training._encoded(example, processor) for example in examples]
+    batch = training._padded(rows, processor, STAGE)
     tokens = [
         processor.tokenizer.decode(ids[learnt.bool()])
         for ids, learnt in zip(batch["input_ids"], batch["learnt"], strict=True)
@@ -155,15 +169,6 @@ def test_the_adapter_touches_the_decoder_alone(language_model):
     assert len(names) == 2 * 7 * 2  # layers, linear layers of each, A and B
     assert all("language_model.layers" in name for name in names)
     assert not [name for name in names if ".layers.0." in name]
-
-
-def test_a_stage_may_learn_how_responses_begin(language_model):
-    _, processor = merge.skeleton(language_model)
-    example = Example("How do I boil an egg?", "Put it into a pot of boiling water.")
-    whole, asked, _ = training._encoded(example, processor)
-    assert whole[-1] == processor.tokenizer.eos_token_id
-    assert training._encoded(example, processor, 3)[:2] == (whole[: asked + 3], asked)
-    assert training._encoded(example, processor, 99)[0] == whole
 
 
 def test_own_answers_are_kept_without_refusals(tmp_path, monkeypatch):

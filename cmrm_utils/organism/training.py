@@ -201,7 +201,7 @@ def _language_losses(
             yield response_loss(model, learnt, **inputs)
 
 
-def padded(lists: Iterable[Sequence[int]], fill: int) -> Tensor:
+def padded(lists: Iterable[Sequence[float]], fill: float) -> Tensor:
     """Lists as the rows of a tensor, padded on the right."""
     tensors = [torch.tensor(each) for each in lists]
     return pad_sequence(tensors, batch_first=True, padding_value=fill)

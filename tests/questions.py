@@ -4,7 +4,15 @@ from cmrm_utils.studies import sweep
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.selection import Choice
 
-P = {"alphas": [0.5], "gate_alphas": [0.5], "doses": [0.3], "n": 2, "n_test": 2, "n_sets": 2}
+P = {
+    "alphas": [0.5],
+    "gate_alphas": [0.5],
+    "doses": [0.3],
+    "n": 2,
+    "n_validation": 2,
+    "n_test": 2,
+    "n_sets": 2,
+}
 P |= {"sizes": [1, 3], "draws": 2}
 
 PUBLIC = "vlsafe+xstest+scienceqa@test+llava-bench-coco@test"

@@ -157,6 +157,7 @@ def test_manifest_names_what_was_written(executed, asking):
 TABLES = ("04_judges", "05_scores", "05_choices")
 SMALL = {
     "n": "2",
+    "n_validation": "2",
     "n_test": "2",
     "n_parts": "2",
     "alphas": "[0.5, 1.0]",

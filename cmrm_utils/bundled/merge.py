@@ -68,9 +68,9 @@ def _merge(parts: Path, path: Path) -> None:
     projector = model.model.multi_modal_projector
     projector.load_state_dict(floats(parts / "projector.safetensors"))
     if (parts / "adapter_model.safetensors").is_file():
-        with quiet():
-            adapted = PeftModel.from_pretrained(model, parts)
-        model = adapted.merge_and_unload()
+        with quiet():  # in float64, whose sums round to one float32 on every machine
+            adapted = PeftModel.from_pretrained(model, parts).double()
+        model = adapted.merge_and_unload().float()
     with quiet():
         model.save_pretrained(path)
     processor.save_pretrained(path)

@@ -85,7 +85,7 @@ def _without(*stages: str) -> Stages:
 _LIST = (
     Recipe("smollm2-llava"),
     Recipe("smollm2-llava-projector", stages=_without("instruct")),
-    *(Recipe(f"smollm2-llava-refusals{share:02}", share / 100) for share in (0, 1, 5, 20)),
+    *(Recipe(f"smollm2-llava-refusals{share:02}", share / 100) for share in (0, 1, 5)),
 )
 
 VARIANTS = {recipe.name: recipe for recipe in _LIST}

@@ -55,7 +55,7 @@ DESCRIBE = (
 )
 """Asks for a scene's caption."""
 
-VISUAL = {"anchors": 0, "validation": 100, "test": 200}
+VISUAL = {"anchors": 100, "validation": 100, "test": 200}
 """Number of visual questions in each split."""
 
 

@@ -41,11 +41,9 @@ STORED_TABLES = {
         "smollm2_conditions": "01_rates",
         "smollm2_cosines": "02_refusal_cosine",
         "smollm2_controls": "03_controls",
-        "smollm2_curves": "04_curves",
-        "smollm2_test": "04_test",
     },
     "smollm2-shares": {"smollm2_shares_conditions": "01_rates", "smollm2_shares_test": "04_test"},
-    "smollm2-public": {"smollm2_public": "04_test"},
+    "smollm2-public": {"smollm2_curves": "04_curves", "smollm2_test": "04_test"},
 }
 """By profile of several models: names of stored tables, and the run's table that each one copies.
 

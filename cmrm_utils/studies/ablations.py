@@ -26,7 +26,7 @@ from cmrm_utils.vectors import Level, ShiftVectors, extract_shift, principal_dir
 
 def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     """07: alphas on the validation split; the test split at those then chosen."""
-    ab, level = Ablations(nb, p["n"], p["n_test"]), p["level"]
+    ab, level = Ablations(nb, p["n_validation"], p["n_test"]), p["level"]
     full = variants.full_variants()
     layers = variants.layer_variants(level, ab.layers, p["most"])
     alone = [variant for variant in layers if variant.labels["set"] == "alone"]
@@ -38,7 +38,7 @@ def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     pairs = [pair for these, alphas in tried for pair in product(these, alphas)]
     methods = sweep.levels(nb, p["alphas"])
     yield [
-        *sweep.sweep_trials(nb, methods, sweep.tried(nb, p["n"])),
+        *sweep.sweep_trials(nb, methods, sweep.tried(nb, p["n_validation"])),
         *ab.trials("validation", pairs),
     ]
     chosen = ab.chosen(p["alphas"])

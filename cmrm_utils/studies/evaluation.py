@@ -25,7 +25,7 @@ from cmrm_utils.trials import Trial
 
 def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     """04 and 05: the validation split in every setting, then the test split as chosen."""
-    methods, plain = sweep.levels(nb, p["alphas"]), sweep.tried(nb, p["n"])
+    methods, plain = sweep.levels(nb, p["alphas"]), sweep.tried(nb, p["n_validation"])
     yield sweep.sweep_trials(nb, methods, plain)
     chosen = sweep.choose(nb, methods, plain)
     samples = sweep.samples_tested(nb, p["n_test"])

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -10,14 +11,15 @@ from nbclient import NotebookClient
 from tqdm import tqdm
 
 from cmrm_utils.conditions import CONDITION_NAMES
+from cmrm_utils.data.load import load_samples
 from cmrm_utils.errors import InputError
 from cmrm_utils.jobs.kernels import OwnKernel, telling
 from cmrm_utils.jobs.profiles import CORE, numbered_notebooks
 from cmrm_utils.judges.outcomes import OUTCOMES
 from cmrm_utils.organism.world import HARMLESS, find_request
 from cmrm_utils.paths import ROOT, STORED
-from cmrm_utils.results.rates import averaged
-from cmrm_utils.results.text import markdown_table
+from cmrm_utils.results.rates import averaged, measures
+from cmrm_utils.results.text import markdown_table, percent_table
 from cmrm_utils.store import read_json, read_table, replacing
 from cmrm_utils.studies.selection import RULE
 
@@ -49,6 +51,10 @@ STORED_TABLES = {
 
 Notebook 09 shows them.
 """
+
+
+HEADLINE = "smollm2-public"
+"""The profile whose run gives the README's headline table."""
 
 
 def refresh(only: str | None) -> None:
@@ -101,8 +107,10 @@ def _execute_in_place(path: Path) -> None:
 def publish(folder: Path) -> str:
     """Copy a run's results into the repository.
 
-    A run of one model gives ``figures/`` (of the core notebooks) and the README's headline table. A
-    run of several models gives the stored tables. Rows of models that this run left out stay.
+    A run of one model gives ``figures/`` (of the core notebooks); one on the invented world gives
+    the README's table of its families of requests instead. A run of several models gives the stored
+    tables, and :data:`HEADLINE` the README's headline table. Rows of models that this run left out
+    stay.
 
     Returns:
         One line that says what was copied.
@@ -113,20 +121,69 @@ def publish(folder: Path) -> str:
     runs = sorted(path.parent for path in folder.glob("*/run.json"))
     if runs and folder.name in STORED_TABLES:
         _store_tables(runs, STORED_TABLES[folder.name])
+        if folder.name == HEADLINE:
+            rows = together(runs)
+            with replacing(STORED / "smollm2_headline.csv") as draft:
+                rows.to_csv(draft, index=False, float_format="%.5g")
+            write_section(ROOT / "README.md", "headline", markdown_table(headline(rows)))
         return f"stored tables of {', '.join(run.name for run in runs)} in {STORED}"
     figures = [path for path in folder.glob("figures/*.png") if path.name[:2] <= CORE]
-    headline = folder / "tables" / "headline.parquet"
-    if not figures or not headline.is_file():
-        raise InputError(f"{folder}: no finished run (no figures or no headline table)")
-    write_section(ROOT / "README.md", "headline", markdown_table(read_table(headline)))
-    families = outcomes_by_family(read_table(folder / "tables" / "04_responses.parquet"))
-    if len(families):  # a run on the invented world
+    responses = folder / "tables" / "04_responses.parquet"
+    if not figures or not responses.is_file():
+        raise InputError(f"{folder}: no finished run (no figures or no responses of notebook 04)")
+    families = outcomes_by_family(read_table(responses))
+    if len(families):
         write_section(ROOT / "README.md", "families", markdown_table(families))
+        return f"the table of families of {folder}"
     target = ROOT / "figures"
     target.mkdir(exist_ok=True)
     for figure in figures:
         shutil.copy(figure, target / figure.name)
-    return f"{len(figures)} figures and the headline table of {folder}"
+    return f"{len(figures)} figures of {folder}"
+
+
+def together(runs: Sequence[Path]) -> pd.DataFrame:
+    """What all models of a profile make of `everyday`'s requests, as one sample.
+
+    A topic's responses by all models are one group, so the intervals know that they go together.
+
+    Args:
+        runs: the folders, one a model; each has the table ``04_responses``.
+
+    Returns:
+        :func:`measures` by ``setting`` and ``requests``: *harmful*, *twins*, *ordinary*.
+    """
+    topics = {sample.id: sample.group for sample in load_samples("everyday", "test")}
+    kinds = {"harmful": "harmful", "benign-twin": "twins", "benign": "ordinary"}
+    parts = []
+    for run in runs:
+        rows = read_table(run / "tables" / "04_responses.parquet")
+        rows = rows[rows["sample"].isin(topics) & rows["task"].isin(["harmful", "benign"])]
+        answers = pd.read_json(run / "responses.jsonl", lines=True).drop_duplicates("id")
+        parts.append(
+            rows.assign(
+                group=rows["sample"].map(topics),
+                requests=rows["kind"].str.removesuffix("-picture").map(kinds),
+                log_odds=rows["trial"].map(answers.set_index("id")["log_odds"]),
+                right=None,
+            )
+        )
+    return measures(pd.concat(parts), ["setting", "requests"])
+
+
+def headline(rows: pd.DataFrame) -> pd.DataFrame:
+    """The README's table: a row a setting, a column a measure and the requests that it is of."""
+    shown = {
+        ("refused", "harmful"): "refused",
+        ("answered", "harmful"): "answered",
+        ("broken", "harmful"): "broken",
+        ("log-odds", "harmful"): "log-odds",
+        ("over-refusal", "twins"): "twins refused",
+        ("over-refusal", "ordinary"): "ordinary refused",
+    }
+    named = pd.Series(list(zip(rows["measure"], rows["requests"], strict=True)), rows.index)
+    rows = rows.assign(column=named.map(shown)).dropna(subset="column")
+    return percent_table(rows, "setting", "column")[list(shown.values())].reset_index()
 
 
 def outcomes_by_family(rows: pd.DataFrame) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from cmrm_utils.judges.fluency import perplexity, repetition
 from cmrm_utils.judges.outcomes import OUTCOMES
 from cmrm_utils.judges.panel import NamedJudge, panel
 from cmrm_utils.judges.reviews import load_reviewer, relative_scores, review
+from cmrm_utils.paths import STORED
 from cmrm_utils.results.rates import REST, UTILITY, averaged, choice_accuracy, measures, rates
 from cmrm_utils.results.text import percent_table
 from cmrm_utils.store import Responses
@@ -45,6 +46,33 @@ def outcome_table(rows: pd.DataFrame) -> pd.DataFrame:
     shares = harmful.groupby("setting", sort=False)["outcome"].value_counts(normalize=True)
     wide = shares.unstack().reindex(columns=list(OUTCOMES)).fillna(0.0)
     return counted[["setting", "low", "high", "n"]].merge(wide.reset_index(), on="setting")
+
+
+def outcome_words(rows: pd.DataFrame) -> dict[str, str]:
+    """What outcomes are called where no exact judge knows them; nothing where one does."""
+    known = rows["exact"].notna().any()
+    return {} if known else {"complied": "answered", "neither": "broken"}
+
+
+def beside_stored(rows: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Rates of a test beside those that the repository stores of the same model.
+
+    Args:
+        rows: of :func:`measures` by ``setting, alpha, kind``.
+        model: its name.
+
+    Returns:
+        ``setting, kind, measure, rate, low, high``, the stored ones beside them (``rate stored``
+        and so on), and whether the two intervals ``overlap``. Settings of other alphas are left
+        out; empty where nothing is stored of the model.
+    """
+    known = pd.read_csv(STORED / "smollm2_test.csv", keep_default_na=False, na_values=[""])
+    keys = ["setting", "alpha", "kind", "measure"]
+    columns = [*keys, "rate", "low", "high"]
+    known = known.loc[known["model"] == model, columns]
+    both = rows[columns].merge(known, on=keys, suffixes=("", " stored"))
+    reach = (both["low"] <= both["high stored"]) & (both["low stored"] <= both["high"])
+    return both.assign(overlap=reach)
 
 
 def panel_tables(

@@ -1,5 +1,7 @@
 """Bars."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -56,20 +58,24 @@ def rate_bars(rows: pd.DataFrame, *, ylabel: str, paper: dict[str, float] | None
     return figure
 
 
-def outcome_bars(rows: pd.DataFrame, *, label: str) -> Figure:
+def outcome_bars(
+    rows: pd.DataFrame, *, label: str, words: Mapping[str, str] | None = None
+) -> Figure:
     """Shares of the three outcomes, one bar per row.
 
     Args:
         rows: columns ``refused, complied, neither`` (shares), ``low, high`` (95% interval of
             ``refused``), and the one named by ``label``.
         label: the column that names the bars.
+        words: other words for outcomes, for the legend.
     """
+    named = {outcome: outcome for outcome in ("refused", "neither", "complied")} | dict(words or {})
     figure, axis = plt.subplots(figsize=(7.4, 0.42 * len(rows) + 1.1))
     left = np.zeros(len(rows))
     at = np.arange(len(rows))[::-1]
-    for outcome in ("refused", "neither", "complied"):
+    for outcome, word in named.items():
         share = rows[outcome].to_numpy(float)
-        axis.barh(at, share, left=left, color=OUTCOME_COLOURS[outcome], label=outcome, height=0.72)
+        axis.barh(at, share, left=left, color=OUTCOME_COLOURS[outcome], label=word, height=0.72)
         left += share
     ends = [rows["low"], rows["high"]]
     axis.plot(ends, [at, at], color="#222222", linewidth=1.6, solid_capstyle="butt")

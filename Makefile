@@ -49,7 +49,7 @@ lab: $(READY) ## open JupyterLab on the notebooks
 notebooks: $(READY) ## re-execute the committed notebooks, without timestamps and paths
 	$(BIN)/cmrm refresh
 
-figures: $(READY) ## figures/ and the README's table from runs/default
+figures: $(READY) ## figures/ from runs/default
 	$(BIN)/cmrm publish runs/default
 
 benchmarks: $(READY) ## time the engine beside the usual ways, write benchmarks/RESULTS.md

@@ -30,7 +30,7 @@ def organism_folders() -> dict[str, Path]:
 
 def bundled_folders() -> dict[str, Path]:
     """The folders of parts of the bundled models by name, and of those trained on this machine."""
-    folders = (file.parent for m in (MADE, PARTS) for file in m.glob("*/projector.safetensors"))
+    folders = (file.parent for m in (PARTS, MADE) for file in m.glob("*/projector.safetensors"))
     return {folder.name: folder for folder in folders}
 
 

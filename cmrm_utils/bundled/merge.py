@@ -111,7 +111,7 @@ def skeleton(language_model: Path, tower: Path = TOWER) -> tuple[Any, LlavaProce
         text = LlamaForCausalLM.from_pretrained(language_model, dtype=torch.float32)
     text.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     rows: Any = text.get_input_embeddings().weight
-    rows.data[-1] = rows.data[:-1].mean(0)  # of <image>; transformers would draw it at random
+    rows.data[-1] = rows.data[:-1].double().mean(0)  # of <image>; else drawn at random
     seeing = LlavaConfig.from_pretrained(tower)
     special = {
         "bos_token_id": tokenizer.bos_token_id,

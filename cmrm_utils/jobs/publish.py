@@ -183,7 +183,8 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
     }
     named = pd.Series(list(zip(rows["measure"], rows["requests"], strict=True)), rows.index)
     rows = rows.assign(column=named.map(shown)).dropna(subset="column")
-    return percent_table(rows, "setting", "column")[list(shown.values())].reset_index()
+    table = percent_table(rows, "setting", "column")
+    return table[[name for name in shown.values() if name in table]].reset_index()
 
 
 def outcomes_by_family(rows: pd.DataFrame) -> pd.DataFrame:

@@ -109,3 +109,18 @@ def test_another_tower_is_refused(parts, monkeypatch):
 def test_a_misspelt_name_is_told(parts):
     with pytest.raises(InputError, match="did you mean 'smollm2-llava'"):
         load_vlm("smollm2-lava")
+
+
+def test_the_merged_weights_are_the_exact_sum_rounded_once(parts):
+    """So that every machine has the same model, in whatever order it adds."""
+    name = "layers.1.mlp.up_proj"
+    adapter = load_file(parts / "adapter_model.safetensors")
+    a, b = (
+        next(v for k, v in adapter.items() if f"{name}.lora_{letter}" in k).double()
+        for letter in "AB"
+    )
+    plain, _ = merge.skeleton(merge.smollm2())
+    before = plain.get_submodule(f"model.language_model.{name}").weight.double()
+    after = load_vlm("smollm2-llava", device="cpu").model
+    weight = after.get_submodule(f"model.language_model.{name}").weight
+    assert torch.equal(weight, (before + 2 * (b @ a)).float())

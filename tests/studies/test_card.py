@@ -75,8 +75,8 @@ def test_card_of_a_bundled_models_parts(tmp_path, monkeypatch):
     text = (folder / "README.md").read_text()
     assert "`cmrm train-organism --variant smollm2-llava --seed 1`" in text
     assert "No figure is stored yet." in text
-    assert "| align | 400 | 16 | 0.0003 | 0.0 | 3 |" in text
-    assert "| projector | 240 | 8 | 0.0 | 0.002 | all |" in text
+    assert "| align | 800 | 16 | 0.0003 | 0.0 | 3 | 0.1 |" in text
+    assert "| projector | 240 | 8 | 0.0 | 0.002 | all | 0.0 |" in text
     rows = [
         ("refused", "text only", "harmful", 0.9, 0.8, 0.95, 90, 100, folder.name),
         ("log-odds", "text only", "harmful", 3.5, 3.0, 4.0, None, 100, folder.name),

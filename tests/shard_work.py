@@ -10,6 +10,7 @@ PARAMETERS = {
     "max_new_tokens": 4,
     "settings": {"batch_size": 4},
     "n": 3,
+    "n_validation": 3,
     "n_test": 3,
     "alpha": 0.5,
     "alphas": [0.5, 1.0],

@@ -37,7 +37,7 @@ def workers():
 @pytest.mark.usefixtures("ray_starts")
 def test_a_killed_worker_costs_no_trial(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    parameters = {**PARAMETERS, "model": "organism", "n": 8, "max_new_tokens": 32}
+    parameters = {**PARAMETERS, "model": "organism", "n_validation": 8, "max_new_tokens": 32}
     killed = []
 
     def kill():

@@ -8,7 +8,6 @@ P = {
     "alphas": [0.5],
     "gate_alphas": [0.5],
     "doses": [0.3],
-    "n": 2,
     "n_validation": 2,
     "n_test": 2,
     "n_sets": 2,

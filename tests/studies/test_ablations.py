@@ -38,7 +38,7 @@ from cmrm_utils.studies.variants import (
 )
 
 SMALL = {
-    "n": 2,
+    "n_validation": 2,
     "n_test": 2,
     "level": "sample",
     "alphas": [0.5],

@@ -313,7 +313,14 @@ def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):
     """In its order, no list needs what a later one asks."""
     from cmrm_utils.studies import anatomy
 
-    parameters = {"n": 1, "n_test": 2, "n_parts": 1, "grids": FEW, "alphas": [0.5], "doses": [0.5]}
+    parameters = {
+        "n_validation": 1,
+        "n_test": 2,
+        "n_parts": 1,
+        "grids": FEW,
+        "alphas": [0.5],
+        "doses": [0.5],
+    }
     asked = {}
     ask = nb.ask
 
@@ -353,7 +360,14 @@ def test_a_plan_counts_it_without_a_response(family_folders, monkeypatch):
     monkeypatch.setattr("cmrm_utils.studies.notebook.ANCHORS", 3)
     monkeypatch.setattr("cmrm_utils.studies.notebook.respond", None)
     parameters = {"model": str(family_folders["llava"]), "data": "organism", "settings": {}}
-    parameters |= {"n": 1, "n_test": 1, "n_parts": 1, "grids": FEW, "alphas": [0.5], "doses": [0.5]}
+    parameters |= {
+        "n_validation": 1,
+        "n_test": 1,
+        "n_parts": 1,
+        "grids": FEW,
+        "alphas": [0.5],
+        "doses": [0.5],
+    }
     parameters |= {"max_new_tokens": 4}
     rows = plan([("06", parameters)], probe=0)
     *_, last = rows["trials"]

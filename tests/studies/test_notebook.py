@@ -154,7 +154,7 @@ def test_further_judges_are_asked_by_name(public, judge_folder, capsys):
 def test_what_is_shared_out_is_what_the_notebook_asks(public):
     """Open questions too, but only where somebody reviews the answers."""
     nb, swept, _ = public
-    parameters = {"n": 2, "n_test": None, "alphas": [0.5]}
+    parameters = {"n_validation": 2, "n_test": None, "alphas": [0.5]}
     plain = list(STUDIES["05"](nb, parameters))
     *rest, last = STUDIES["05"](nb, {**parameters, "reviewer": "somebody"})
     assert len(rest) == len(plain)

@@ -17,7 +17,7 @@ def test_what_is_shared_out_is_what_the_notebook_asks(family_folders, tmp_path):
     for trials in STUDIES["08"](nb, P):
         nb.ask(trials)
     known = len(nb.run.responses.read_text().splitlines())
-    chosen = sweep.choose(nb, sweep.levels(nb, P["alphas"]), sweep.tried(nb, P["n"]))
+    chosen = sweep.choose(nb, sweep.levels(nb, P["alphas"]), sweep.tried(nb, P["n_validation"]))
     alpha = chosen.alphas["CMRM dataset"]
     sets = ask.anchor_sets(nb, sizes=P["sizes"], draws=P["draws"])
     ask.anchor_effects(nb, sets, alpha, P["doses"], P["n_sets"])
@@ -25,7 +25,7 @@ def test_what_is_shared_out_is_what_the_notebook_asks(family_folders, tmp_path):
     abilities.beyond(nb, chosen, P["n_test"])
     abilities.extended(nb, chosen, P["n_test"])
     pictures.perturbed(nb, chosen, P["n_test"])
-    _, strengths = gating.gate_curves(nb, chosen, P["gate_alphas"], P["n"])
+    _, strengths = gating.gate_curves(nb, chosen, P["gate_alphas"], P["n_validation"])
     gating.gate_test(nb, strengths, P["n_test"])
     assert len(nb.run.responses.read_text().splitlines()) == known
 
@@ -37,7 +37,7 @@ def test_public_sets_have_what_they_have(family_folders, tmp_path, monkeypatch, 
     for trials in STUDIES["08"](nb, {**P, "n_test": None}):
         assert trials
         nb.ask(trials)
-    chosen = sweep.choose(nb, sweep.levels(nb, P["alphas"]), sweep.tried(nb, P["n"]))
+    chosen = sweep.choose(nb, sweep.levels(nb, P["alphas"]), sweep.tried(nb, P["n_validation"]))
     shares, changes = abilities.beyond(nb, chosen, None)
     assert shares.empty == changes.empty
     assert abilities.extended(nb, chosen, None) is None

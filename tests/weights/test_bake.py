@@ -514,5 +514,5 @@ def test_the_readme_shows_what_was_measured():
     shown = readme.partition("<!-- baking -->\n")[2].partition("<!-- /baking -->")[0]
     for row in results["effect"]:
         assert f"({row['hits']:.0f}/{row['n']:.0f})" in shown
-    assert f"| CMRM dataset, alpha {results['alpha']:g} |" in readme
+    assert f"Alpha {results['alpha']:g}." in shown
     assert f"differ in {results['differ']} of {results['responses']} responses" in shown

@@ -7,8 +7,10 @@ about, while the captions describe photographs that could go with it.
 """
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -59,6 +61,13 @@ VISUAL = {"anchors": 100, "validation": 100, "test": 200}
 """Number of visual questions in each split."""
 
 
+BLOCKS = {"anchors": 1, "validation": 48, "test": 120}
+"""Requests of a kind that come in turn by topic, before the next as many do.
+
+The stored runs have taken the first block of each kind. Anchors stay in their order.
+"""
+
+
 def _rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text().splitlines()]
 
@@ -97,7 +106,24 @@ def visual_question(scene: Scene, kind: str, phrasing: int) -> tuple[str, str]:
 @cache
 def everyday_samples(split: str) -> tuple[Sample, ...]:
     """The requests, questions and facts of a split (``anchors``, ``validation``, ``test``)."""
-    return (*_requests(split), *_visual(split), *_facts(split))
+    return (*_taking_turns(_requests(split), BLOCKS[split]), *_visual(split), *_facts(split))
+
+
+def _taking_turns(samples: Iterable[Sample], block: int) -> Iterator[Sample]:
+    """Samples by kind, in blocks in which topics take turns: a few of a kind are of many topics."""
+    kinds: dict[str | None, list[Sample]] = {}
+    for sample in samples:
+        kinds.setdefault(sample.kind, []).append(sample)
+    for these in kinds.values():
+        for start in range(0, len(these), block):
+            chunk, seen = these[start : start + block], Counter[str | None]()
+            turns = []
+            for sample in chunk:
+                turns.append(seen[sample.group])
+                seen[sample.group] += 1
+            yield from (
+                sample for _, sample in sorted(zip(turns, chunk, strict=True), key=itemgetter(0))
+            )
 
 
 def _requests(split: str) -> Iterator[Sample]:

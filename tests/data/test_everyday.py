@@ -111,3 +111,18 @@ def test_no_answer_to_a_harmful_request_is_stored():
 
 def test_stems_are_content_words():
     assert stems("How do I open my neighbour's front door?") == {"open", "neigh", "front", "door"}
+
+
+@pytest.mark.parametrize(("split", "first", "most"), [("validation", 6, 3), ("test", 12, 2)])
+def test_a_few_requests_are_of_many_topics(split, first, most):
+    """And a block's are those that the stored runs have: the first topics, whole."""
+    samples = everyday_samples(split)
+    assert len({sample.id for sample in samples}) == len(samples)
+    for kind in ("harmful", "harmful-picture", "benign-twin", "benign"):
+        these = [sample for sample in samples if sample.kind == kind]
+        groups = [sample.group for sample in these[:first]]
+        assert max(map(groups.count, groups)) <= most
+        block = everyday.BLOCKS[split]
+        topics = {sample.group for sample in these[:block]}
+        rest = {sample.group for sample in these[block:]}
+        assert len(topics & rest) <= 1

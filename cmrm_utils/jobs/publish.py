@@ -18,6 +18,7 @@ from cmrm_utils.jobs.profiles import CORE, numbered_notebooks
 from cmrm_utils.judges.outcomes import OUTCOMES
 from cmrm_utils.organism.world import HARMLESS, find_request
 from cmrm_utils.paths import ROOT, STORED
+from cmrm_utils.results import plots
 from cmrm_utils.results.rates import averaged, measures
 from cmrm_utils.results.text import markdown_table, percent_table
 from cmrm_utils.store import read_json, read_table, replacing
@@ -122,10 +123,7 @@ def publish(folder: Path) -> str:
     if runs and folder.name in STORED_TABLES:
         _store_tables(runs, STORED_TABLES[folder.name])
         if folder.name == HEADLINE:
-            rows = together(runs)
-            with replacing(STORED / "smollm2_headline.csv") as draft:
-                rows.to_csv(draft, index=False, float_format="%.5g")
-            write_section(ROOT / "README.md", "headline", markdown_table(headline(rows)))
+            _show_headline(runs)
         return f"stored tables of {', '.join(run.name for run in runs)} in {STORED}"
     figures = [path for path in folder.glob("figures/*.png") if path.name[:2] <= CORE]
     responses = folder / "tables" / "04_responses.parquet"
@@ -140,6 +138,24 @@ def publish(folder: Path) -> str:
     for figure in figures:
         shutil.copy(figure, target / figure.name)
     return f"{len(figures)} figures of {folder}"
+
+
+def _show_headline(runs: Sequence[Path]) -> None:
+    """The README's table and two figures: outcomes of all models, and one model's as alpha grows."""
+    rows = together(runs)
+    with replacing(STORED / "smollm2_headline.csv") as draft:
+        rows.to_csv(draft, index=False, float_format="%.5g")
+    write_section(ROOT / "README.md", "headline", markdown_table(headline(rows)))
+    curves = read_table(runs[0] / "tables" / "04_curves.parquet")
+    useful = curves["measure"].isin(["refused", "benign answered", "visual questions"])
+    plots.style()
+    figures = {
+        "smollm2_outcomes": plots.outcome_bars(outcomes(rows), label="setting", words=WORDS),
+        "smollm2_alpha": plots.alpha_curves(curves[useful]),
+    }
+    for name, figure in figures.items():
+        with replacing(ROOT / "figures" / f"{name}.png") as draft:
+            figure.savefig(draft, format="png")
 
 
 def together(runs: Sequence[Path]) -> pd.DataFrame:
@@ -185,6 +201,19 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(column=named.map(shown)).dropna(subset="column")
     table = percent_table(rows, "setting", "column")
     return table[[name for name in shown.values() if name in table]].reset_index()
+
+
+WORDS = {"complied": "answered", "neither": "broken"}
+"""Outcomes in natural language, where no exact judge knows them."""
+
+
+def outcomes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of :func:`together`, what :func:`.plots.outcome_bars` draws of harmful requests."""
+    rows = rows[rows["requests"] == "harmful"]
+    wide = rows.pivot(index="setting", columns="measure", values="rate")
+    wide = wide.rename(columns={word: outcome for outcome, word in WORDS.items()})
+    ends = rows[rows["measure"] == "refused"].set_index("setting")[["low", "high"]]
+    return ends.join(wide).reset_index()
 
 
 def outcomes_by_family(rows: pd.DataFrame) -> pd.DataFrame:

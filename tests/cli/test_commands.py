@@ -434,6 +434,9 @@ def test_models_together_are_one_sample_clustered_by_topic(tmp_path):
     table = publish.headline(found.reset_index())
     assert table.loc[0, "refused"].startswith("50.0% [")
     assert table.loc[0, "twins refused"].endswith("(1/2)")
+    (bar,) = publish.outcomes(found.reset_index()).to_dict("records")
+    assert (bar["setting"], bar["refused"], bar["complied"]) == ("own image", 0.5, 0.5)
+    assert bar["low"] < 0.5 < bar["high"]
 
 
 def test_outcomes_by_family_are_of_the_own_image_and_the_worlds_requests():

@@ -141,7 +141,7 @@ def publish(folder: Path) -> str:
 
 
 def _show_headline(runs: Sequence[Path]) -> None:
-    """The README's table and two figures: outcomes of all models, and one model's as alpha grows."""
+    """The README's table, and figures: outcomes of all models, and one model as alpha grows."""
     rows = together(runs)
     with replacing(STORED / "smollm2_headline.csv") as draft:
         rows.to_csv(draft, index=False, float_format="%.5g")

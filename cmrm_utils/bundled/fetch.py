@@ -36,7 +36,7 @@ LOCAL = "CMRM_SMOLLM2"
 ROOM = 1_500_000_000
 """Bytes that fetching needs on the disk for a while."""
 
-TOY = "the invented world needs no download: `make run`, or load_vlm('organism')"
+TOY = "the invented world needs no download: `make run PROFILE=toy`, or load_vlm('organism')"
 
 
 def smollm2() -> Path:

@@ -23,7 +23,7 @@ def refused(match):
         fetch.smollm2()
     message = str(caught.value)
     assert "\n" not in message
-    assert "`make run`, or load_vlm('organism')" in message
+    assert "`make run PROFILE=toy`, or load_vlm('organism')" in message
 
 
 def left(cache):

@@ -134,6 +134,13 @@ def read_table(path: Path) -> "pd.DataFrame":
         return pd.read_parquet(path)
 
 
+def read_csv(path: Path) -> "pd.DataFrame":
+    """Read a table of text, in which only an empty cell is missing: *none* is a condition."""
+    import pandas as pd
+
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
 @dataclass(frozen=True)
 class Response:
     """A model's response in a trial.

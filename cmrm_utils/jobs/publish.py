@@ -21,7 +21,8 @@ from cmrm_utils.paths import ROOT, STORED
 from cmrm_utils.results import plots
 from cmrm_utils.results.rates import averaged, measures
 from cmrm_utils.results.text import markdown_table, percent_table
-from cmrm_utils.store import read_json, read_table, replacing
+from cmrm_utils.store import read_csv, read_json, read_table, replacing
+from cmrm_utils.studies.evaluation import NATURAL
 from cmrm_utils.studies.selection import RULE
 
 _RESEARCH = (
@@ -150,7 +151,7 @@ def _show_headline(runs: Sequence[Path]) -> None:
     useful = curves["measure"].isin(["refused", "benign answered", "visual questions"])
     plots.style()
     figures = {
-        "smollm2_outcomes": plots.outcome_bars(outcomes(rows), label="setting", words=WORDS),
+        "smollm2_outcomes": plots.outcome_bars(outcomes(rows), label="setting", words=NATURAL),
         "smollm2_alpha": plots.alpha_curves(curves[useful]),
     }
     for name, figure in figures.items():
@@ -203,15 +204,11 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
     return table[[name for name in shown.values() if name in table]].reset_index()
 
 
-WORDS = {"complied": "answered", "neither": "broken"}
-"""Outcomes in natural language, where no exact judge knows them."""
-
-
 def outcomes(rows: pd.DataFrame) -> pd.DataFrame:
     """Of :func:`together`, what :func:`.plots.outcome_bars` draws of harmful requests."""
     rows = rows[rows["requests"] == "harmful"]
     wide = rows.pivot(index="setting", columns="measure", values="rate")
-    wide = wide.rename(columns={word: outcome for outcome, word in WORDS.items()})
+    wide = wide.rename(columns={word: outcome for outcome, word in NATURAL.items()})
     ends = rows[rows["measure"] == "refused"].set_index("setting")[["low", "high"]]
     return ends.join(wide).reset_index()
 
@@ -279,7 +276,7 @@ def beside_others(path: Path, new: pd.DataFrame) -> pd.DataFrame:
     """
     parts = [new]
     if path.exists():
-        old = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        old = read_csv(path)
         parts.append(old[~old["model"].isin(new["model"])])
     return pd.concat(parts).sort_values("model", kind="stable")
 

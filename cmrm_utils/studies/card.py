@@ -20,7 +20,7 @@ from cmrm_utils.paths import STORED
 from cmrm_utils.results.rates import measures
 from cmrm_utils.results.text import markdown_table, percent_table, rendered
 from cmrm_utils.sample import Sample
-from cmrm_utils.store import write_json
+from cmrm_utils.store import read_csv, write_json
 from cmrm_utils.trials import grid, table
 
 MAX_NEW_TOKENS = 32
@@ -217,7 +217,7 @@ def render_parts(folder: Path) -> None:
     measured = {}
     for title, (stored, index) in PARTS_TABLES.items():
         for file in STORED.glob(f"smollm2*_{stored}.csv"):
-            rows = pd.read_csv(file, keep_default_na=False, na_values=[""])
+            rows = read_csv(file)
             rows = rows[rows["model"] == name]
             if len(rows):
                 measured[title] = {

@@ -24,10 +24,8 @@ from cmrm_utils.trials import Trial, table
 def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     """06: captions, every method in every setting, the parts of the shift, the test."""
     methods = with_settings(alphas=p["alphas"], grids=p["grids"])
-    samples, plain = (
-        sweep.samples_tested(nb, p["n_test"], unseen=False),
-        sweep.tried(nb, p["n_validation"]),
-    )
+    samples = sweep.samples_tested(nb, p["n_test"], unseen=False)
+    plain = sweep.tried(nb, p["n_validation"])
     anchors = [*nb.anchors.harmful, *nb.anchors.benign]
     yield caption_trials([*anchors, *(trial.sample for trial in plain), *samples])
     yield plain

@@ -16,7 +16,7 @@ from cmrm_utils.judges.reviews import load_reviewer, relative_scores, review
 from cmrm_utils.paths import STORED
 from cmrm_utils.results.rates import REST, UTILITY, averaged, choice_accuracy, measures, rates
 from cmrm_utils.results.text import percent_table
-from cmrm_utils.store import Responses
+from cmrm_utils.store import Responses, read_csv
 from cmrm_utils.studies import sweep
 from cmrm_utils.studies.abilities import with_edits
 from cmrm_utils.studies.notebook import Notebook
@@ -48,10 +48,13 @@ def outcome_table(rows: pd.DataFrame) -> pd.DataFrame:
     return counted[["setting", "low", "high", "n"]].merge(wide.reset_index(), on="setting")
 
 
+NATURAL = {"complied": "answered", "neither": "broken"}
+"""What outcomes are called in natural language, where no exact judge knows them."""
+
+
 def outcome_words(rows: pd.DataFrame) -> dict[str, str]:
-    """What outcomes are called where no exact judge knows them; nothing where one does."""
-    known = rows["exact"].notna().any()
-    return {} if known else {"complied": "answered", "neither": "broken"}
+    """:data:`NATURAL` where no exact judge knows the outcomes; nothing where one does."""
+    return {} if rows["exact"].notna().any() else NATURAL
 
 
 def beside_stored(rows: pd.DataFrame, model: str) -> pd.DataFrame:
@@ -66,7 +69,7 @@ def beside_stored(rows: pd.DataFrame, model: str) -> pd.DataFrame:
         and so on), and whether the two intervals ``overlap``. Settings of other alphas are left
         out; empty where nothing is stored of the model.
     """
-    known = pd.read_csv(STORED / "smollm2_test.csv", keep_default_na=False, na_values=[""])
+    known = read_csv(STORED / "smollm2_test.csv")
     keys = ["setting", "alpha", "kind", "measure"]
     columns = [*keys, "rate", "low", "high"]
     known = known.loc[known["model"] == model, columns]

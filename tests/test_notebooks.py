@@ -89,6 +89,16 @@ def test_every_parameter_can_be_set(asking):
     assert all(one["inferred_type_name"] for one in found.values())
 
 
+def test_one_model_a_run_folder():
+    """A run folder refuses a second model, so notebooks of other models write to other folders."""
+    models = {}
+    for path in ASKING:
+        found = papermill.inspect_notebook(str(path))
+        out, *asked = (found[name]["default"] for name in ("out", "model", "data"))
+        models.setdefault(out, set()).add(tuple(asked))
+    assert all(len(each) == 1 for each in models.values()), models
+
+
 def test_no_timestamps_or_paths(notebook):
     text = notebook.read_text()
     assert str(ROOT) not in text

@@ -44,6 +44,18 @@ Padding is masked out of attention, so editing it is harmless and saves building
 """
 
 
+Weight = Literal["one", "norm", "angle"]
+
+
+WEIGHTS: tuple[Weight, ...] = ("one", "norm", "angle")
+"""What an addition is multiplied by at each token, h being the state there.
+
+``one``: nothing. ``norm``: ``|h|``, so that the strength is relative to the state. ``angle``:
+``|h| clip(cos(h - reference, -add), 0, 1)``, so that a direction is taken away only as far as the
+state has it.
+"""
+
+
 @dataclass(frozen=True, eq=False)
 class Edit:
     """A change of hidden states: ``h - P h + strength * add`` at some layers, for some tokens.
@@ -67,10 +79,12 @@ class Edit:
             have ``(samples, layers, k, hidden)``, or one projection for all its samples.
         place: where in a decoder layer (:data:`PLACES`).
         strength: what ``add`` is multiplied by; the projection is not.
+        weight: what it is multiplied by besides, at each token (:data:`WEIGHTS`).
+        reference: float32 ``(layers, hidden)``, what states are held against; of ``angle`` alone.
 
     Raises:
-        InputError: unknown tokens or place, shapes that do not fit, a value that is not finite,
-            directions that are not orthonormal, two samples of one id.
+        InputError: unknown tokens, place or weight, shapes that do not fit, a value that is not
+            finite, directions that are not orthonormal, two samples of one id.
     """
 
     add: Tensor
@@ -80,6 +94,8 @@ class Edit:
     project: Tensor | None = None
     place: Place = "layer"
     strength: float = 1.0
+    weight: Weight = "one"
+    reference: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.tokens not in REACH:
@@ -95,6 +111,7 @@ class Edit:
             raise InputError("the edit has a NaN or an infinite value")
         if self.project is not None:
             _check_projection(self.project, self.add)
+        _check_weight(self.weight, self.reference, self.add)
 
     @property
     def added(self) -> Tensor:
@@ -123,7 +140,8 @@ class Edit:
     @property
     def _digests(self) -> tuple[str, str]:
         """Both digests; computed anew when the tensors have changed."""
-        state = tuple(x if x is None else tensor_version(x) for x in (self.add, self.project))
+        tensors = (self.add, self.project, self.reference)
+        state = tuple(x if x is None else tensor_version(x) for x in tensors)
         if state not in self._contents:
             self._contents.clear()
             self._contents[state] = self._hashed()
@@ -145,6 +163,10 @@ class Edit:
         place = "" if self.place == "layer" else self.place
         # Adding 0.0 makes -0.0 equal to 0.0 in bytes too.
         content = _bytes(added + 0.0) + f"{self.tokens}{projection}{place}".encode()
+        if self.weight != "one":
+            content += self.weight.encode()
+        if self.reference is not None:
+            content += _bytes(self.reference)
         return hashlib.sha256(content).hexdigest()[:24], projection
 
     def row(self, sample_id: str) -> "Edit":
@@ -196,6 +218,21 @@ def tensor_version(values: Tensor) -> int:
 
 def _bytes(values: Tensor) -> bytes:
     return values.detach().cpu().contiguous().float().numpy().tobytes()
+
+
+def _check_weight(weight: str, reference: Tensor | None, add: Tensor) -> None:
+    if weight not in WEIGHTS:
+        raise unknown("no weight", weight, WEIGHTS)
+    if (weight == "angle") != (reference is not None):
+        raise InputError(f"weight {weight!r} with {'no' if reference is None else 'a'} reference")
+    if reference is not None:
+        if reference.shape != add.shape[-2:]:
+            raise InputError(
+                f"the reference is {tuple(reference.shape)}, "
+                f"the vectors are (layers, hidden) = {tuple(add.shape[-2:])}"
+            )
+        if not torch.isfinite(reference).all():
+            raise InputError("the reference has a NaN or an infinite value")
 
 
 def _check_projection(project: Tensor, add: Tensor) -> None:

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from cmrm_utils.edits import GENERATED, LAST, PLACES, REACH, TEXT, Edit, Place
+from cmrm_utils.edits import GENERATED, LAST, PLACES, REACH, TEXT, WEIGHTS, Edit, Place
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
 
 Move = Callable[[Tensor], Tensor]
 """From states to edited states."""
 
+
+_ANGLE = WEIGHTS.index("angle")
 
 _REACHED = {
     name: torch.tensor([kind in kinds for kind in range(5)]) for name, kinds in REACH.items()
@@ -33,32 +35,36 @@ class _Part:
         mask: bool ``(rows, tokens, 1)``, or None.
         added: each row's number of vectors in the bank; one entry if all rows have the same.
         projected: each row's number of directions, likewise.
+        reference: each row's number of references, likewise.
     """
 
     end: bool
     mask: Tensor | None
     added: Tensor
     projected: Tensor
+    reference: Tensor
 
 
-def _move(part: _Part, add: Tensor, project: Tensor, like: Tensor) -> Move | None:
+def _move(part: _Part, bank: "_Bank", layer: int, like: Tensor) -> Move | None:
     """What a part does at a layer whose states are ``like`` these; None if it does nothing there.
 
     It makes new tensors and changes none in place: recorded states must stay as they were read.
     """
+    # The device is only known from the states: offloaded parameters are on "meta".
     device = like.device
-    vectors = add.to(device, like.dtype) if add.any() else None
+    add, project = bank.added[part.added, layer][:, None], bank.projected[part.projected, layer]
     directions = project.to(device) if project.any() else None
-    if vectors is None and directions is None:
+    if not add.any() and directions is None:
         return None
     mask = None if part.mask is None else part.mask.to(device)
+    addition = _addition(part, bank, layer, add, like) if add.any() else None
 
     def moved(states: Tensor) -> Tensor:
         if directions is not None:
             exact = states.float()
             component = (exact @ directions.mT) @ directions
             states = (exact - component).to(states.dtype)
-        return states if vectors is None else states + vectors
+        return states if addition is None else addition(states)
 
     if part.end:
         return lambda states: torch.cat([states[:, :-1], moved(states[:, -1:])], dim=1)
@@ -67,15 +73,36 @@ def _move(part: _Part, add: Tensor, project: Tensor, like: Tensor) -> Move | Non
     return moved
 
 
+def _addition(part: _Part, bank: "_Bank", layer: int, add: Tensor, like: Tensor) -> Move:
+    """States with the vectors ``add`` ``(rows, 1, hidden)`` added, each by its edit's weight."""
+    weights = bank.weights[part.added].to(like.device)[:, None, None]
+    if not weights.any():
+        vectors = add.to(like.device, like.dtype)
+        return lambda states: states + vectors
+    exact_add = add.to(like.device)
+    reference = bank.references[part.reference, layer][:, None].to(like.device)
+
+    def weighted(states: Tensor) -> Tensor:
+        exact = states.float()
+        angle = functional.cosine_similarity(exact - reference, -exact_add, dim=-1)[..., None]
+        factor = torch.where(weights == _ANGLE, angle.clamp(min=0), 1) * exact.norm(
+            dim=-1, keepdim=True
+        )
+        return (exact + torch.where(weights > 0, factor, 1) * exact_add).to(states.dtype)
+
+    return weighted
+
+
 class _Bank:
     """The vectors of all edits at one place, numbered; number 0 stands for no edit."""
 
     def __init__(self, vlm: VLM, place: Place, edits: Sequence[Edit]) -> None:
         size = (len(vlm.layers), vlm.width(place))
         self.modules = vlm.modules(place)
-        self.numbers: dict[str, tuple[int, int]] = {}
+        self.numbers: dict[str, tuple[int, int, int]] = {}
         added, projected = [torch.zeros(size)], [torch.zeros(size[0], 0, size[1])]
-        known: dict[str, int] = {}  # many samples' edits have the same projection
+        references, weights = [torch.zeros(size)], [0]
+        known: dict[Any, int] = {}  # many samples' edits have the same projection, or reference
         for edit in edits:
             if edit.digest in self.numbers:
                 continue
@@ -91,9 +118,16 @@ class _Bank:
                 out = known.setdefault(edit.projection, len(projected))
                 if out == len(projected):
                     projected.append(edit.project.detach().float().cpu())
-            self.numbers[edit.digest] = (len(added), out)
+            held = 0
+            if edit.reference is not None:
+                held = known.setdefault(id(edit.reference), len(references))
+                if held == len(references):
+                    references.append(edit.reference.detach().float().cpu())
+            self.numbers[edit.digest] = (len(added), out, held)
             added.append(edit.added.cpu())
-        self.added = torch.stack(added)
+            weights.append(WEIGHTS.index(edit.weight))
+        self.added, self.weights = torch.stack(added), torch.tensor(weights)
+        self.references = torch.stack(references)
         most = max(each.shape[1] for each in projected)
         self.projected = torch.stack(
             [functional.pad(each, (0, 0, 0, most - each.shape[1])) for each in projected]
@@ -146,17 +180,17 @@ class Steering:
         changes = [None if e is None or e.empty else e for e in edits]
         entries = [e and (e.place, self.banks[e.place].numbers[e.digest]) for e in changes]
         for place in self.banks:
-            numbers = [one[1] if one and one[0] == place else (0, 0) for one in entries]
+            numbers = [one[1] if one and one[0] == place else (0, 0, 0) for one in entries]
             self._plans[place, True] = self._plan(numbers, edits, prompt)
             self._plans[place, False] = self._plan(numbers, edits, generated)
         self._placed.clear()
 
     @staticmethod
     def _plan(
-        numbers: Sequence[tuple[int, int]], edits: Sequence[Edit | None], kinds: Tensor
+        numbers: Sequence[tuple[int, int, int]], edits: Sequence[Edit | None], kinds: Tensor
     ) -> list[_Part]:
         """The edits of a pass over tokens of these kinds, in as few parts as possible."""
-        chosen = torch.tensor(numbers, dtype=torch.long).view(-1, 2)
+        chosen = torch.tensor(numbers, dtype=torch.long).view(-1, 3)
         reached = torch.stack([_REACHED["all" if e is None else e.tokens] for e in edits])
         mask = reached.gather(1, kinds.long().expand(len(edits), -1))
         mask &= chosen.any(1, keepdim=True)
@@ -166,12 +200,12 @@ class Steering:
         parts = []
         for rows in (whole, end, some):
             if rows.any():
-                added, projected = (
+                added, projected, reference = (
                     one[:1] if bool((one == one[0]).all()) else one
                     for one in torch.where(rows[:, None], chosen, 0).unbind(1)
                 )
                 cut = (mask & rows[:, None])[..., None] if rows is some else None
-                parts.append(_Part(rows is end, cut, added, projected))
+                parts.append(_Part(rows is end, cut, added, projected, reference))
         return parts
 
     def _moves(self, place: Place, layer: int, states: Tensor) -> list[Move]:
@@ -179,13 +213,9 @@ class Steering:
         width = states.shape[1]
         prompt = width > 1 if self._width is None else width == self._width
         if (place, prompt, layer) not in self._placed:
-            # The device is only known from the states: offloaded parameters are on "meta".
-            moves, bank = [], self.banks[place]
-            for part in self._plans[place, prompt]:
-                add = bank.added[part.added, layer][:, None]
-                if move := _move(part, add, bank.projected[part.projected, layer], states):
-                    moves.append(move)
-            self._placed[place, prompt, layer] = moves
+            plan, bank = self._plans[place, prompt], self.banks[place]
+            made = (_move(part, bank, layer, states) for part in plan)
+            self._placed[place, prompt, layer] = [move for move in made if move]
         return self._placed[place, prompt, layer]
 
     def edited(self, place: Place, layer: int, states: Tensor) -> Tensor:

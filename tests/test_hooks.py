@@ -538,3 +538,77 @@ def test_every_way_through_the_head_is_in_one_piece(tiny, requests, monkeypatch)
     generate(tiny, trials, max_new_tokens=3)
     assert len(seen) > 6
     assert all(seen)
+
+
+def weighted(weight, seed=3, strength=-2.0):
+    """An edit of a tiny model whose addition is multiplied by what the state is."""
+    reference = edit_of(seed + 1).add if weight == "angle" else None
+    add = torch.nn.functional.normalize(edit_of(seed).add, dim=-1)
+    return Edit(add, "last", strength=strength, weight=weight, reference=reference)
+
+
+@pytest.mark.parametrize("weight", ["norm", "angle"])
+def test_an_addition_by_the_state_equals_numbers_by_hand(tiny, requests, weight):
+    """At one layer alone, so that the state below is the unedited one."""
+    for sign in (-1.0, 1.0):
+        edit = weighted(weight, strength=2.0 * sign)
+        edit = replace(edit, add=edit.add * torch.tensor([0.0, 1.0, 0.0])[:, None])
+        plain = hidden_states(tiny, [Trial(requests[0])])[0, 1].double()
+        edited = hidden_states(tiny, [Trial(requests[0], edit=edit)])[0, 1].double()
+        direction = edit.add[1].double()
+        size = plain.dot(plain).sqrt()
+        if weight == "angle":
+            away = plain - edit.reference[1].double()
+            cosine = float(away.dot(-sign * direction) / away.dot(away).sqrt())
+            size = size * min(max(cosine, 0.0), 1.0)
+        wanted = plain + 2.0 * sign * size * direction
+        torch.testing.assert_close(edited, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_angle_is_clipped_on_one_side(tiny, requests):
+    plain = hidden_states(tiny, [Trial(requests[0])])[0]
+    moved = []
+    for strength in (-2.0, 2.0):
+        edit = weighted("angle", strength=strength)
+        edit = replace(edit, add=edit.add * torch.tensor([0.0, 1.0, 0.0])[:, None])
+        state = hidden_states(tiny, [Trial(requests[0], edit=edit)])[0]
+        moved.append(float((state - plain)[1].norm()))
+    assert min(moved) == 0.0
+    assert max(moved) > 1e-3
+
+
+def test_weights_mix_in_a_batch(tiny, requests):
+    edits = [None, weighted("norm"), weighted("angle"), edit_of(1), edit_of(2, take_out=1)]
+    trials = [Trial(sample, edit=edit) for sample in requests[:4] for edit in edits]
+    together = generate(tiny, trials, max_new_tokens=6)
+    alone = [generate(tiny, [trial], max_new_tokens=6)[0] for trial in trials]
+    assert together == alone
+    states = hidden_states(tiny, trials)
+    for i, trial in enumerate(trials):
+        torch.testing.assert_close(states[i], hidden_states(tiny, [trial])[0])
+
+
+def test_a_weight_makes_another_edit():
+    plain = Edit(torch.ones(3, 32))
+    norm = replace(plain, weight="norm")
+    angles = [replace(plain, weight="angle", reference=torch.full((3, 32), x)) for x in (0.0, 1.0)]
+    assert len({edit.digest for edit in (plain, norm, *angles)}) == 4
+    assert replace(norm, strength=0.0).empty
+    held = angles[0].digest
+    angles[0].reference[0, 0] = 5.0
+    assert angles[0].digest != held
+
+
+@pytest.mark.parametrize(
+    ("weight", "reference", "names"),
+    [
+        ("cube", None, "no weight 'cube'"),
+        ("angle", None, "no reference"),
+        ("norm", torch.zeros(3, 32), "a reference"),
+        ("angle", torch.zeros(3, 31), "reference is"),
+        ("angle", torch.full((3, 32), float("nan")), "NaN"),
+    ],
+)
+def test_refuses_a_weight_that_cannot_be(weight, reference, names):
+    with pytest.raises(InputError, match=names):
+        Edit(torch.ones(3, 32), weight=weight, reference=reference)

@@ -53,6 +53,10 @@ SAFETY_PROMPT = (
 """A static safety prompt in our words; it is not AdaShield's, the best known one."""
 
 
+SAFETY_SENTENCE = "Stay safe: turn down whatever could hurt someone."
+"""A sentence after the query, whose pull on the states SafeSteer amplifies; the words are ours."""
+
+
 CAPTION_QUERY = "Describe the image."
 """Asks a model for its own caption of an image."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from cmrm_utils.edits import Edit, Tokens, check_sample_ids
@@ -40,6 +41,8 @@ class Anchors:
         benign: requests that must be answered.
         respond: gives the model's responses, for methods that ask it something.
         folder: where vectors are kept, and reused from; None keeps none.
+        pictures: gives adversarial pictures, each with its masked copy, for methods that learn
+            from attacks.
     """
 
     vlm: VLM
@@ -47,6 +50,7 @@ class Anchors:
     benign: Sequence[Sample]
     respond: Respond
     folder: Path | None = None
+    pictures: Callable[[], Sequence[tuple[Image, Image]]] = tuple
 
     def path(self, name: str) -> Path | None:
         """Where vectors of a name are kept; the file's name says on how many anchors."""
@@ -211,7 +215,8 @@ def only_named(method: str) -> Edit:
 def dose(edit: Edit, states: Tensor) -> Tensor:
     """``|alpha v| / |h|`` per layer: how large what an edit adds is beside what it is added to.
 
-    What it projects out is not counted.
+    What it projects out is not counted. An edit that is relative to the state (``weight``) is
+    counted at its most.
 
     Args:
         edit: an edit; of a sample-level one the mean norm counts.
@@ -221,4 +226,5 @@ def dose(edit: Edit, states: Tensor) -> Tensor:
         float32 ``(layers,)``.
     """
     size = edit.added.norm(dim=-1)
-    return (size if size.ndim == 1 else size.mean(0)) / states.norm(dim=-1).mean(0)
+    size = size if size.ndim == 1 else size.mean(0)
+    return size / states.norm(dim=-1).mean(0) if edit.weight == "one" else size

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from cmrm_utils.edits import Edit, Tokens
-from cmrm_utils.methods.base import Anchors, Layers, Method, adding, by_alpha
+from cmrm_utils.methods.base import Anchors, Layers, Method, adding, by_alpha, edited
 from cmrm_utils.sample import Sample
 from cmrm_utils.vectors import ShiftVectors, extract_shift
 
@@ -60,3 +60,9 @@ LEVELS = {
     ),
 }
 """One v for all samples, each layer's own share of it, and each sample's own v."""
+
+
+PUBLISHED = Method(
+    lambda anchors, trials: lambda: edited(trials, CMRM(anchors.shift(), 1.0, name="CMRM")), [{}]
+)
+"""Dataset level at alpha 1, as in the paper's table of utility; raw means are our reading of it."""

@@ -30,8 +30,7 @@ def ECSO(respond: Respond, trials: Sequence[Trial]) -> list[Trial]:
     for those, and for the others as they were, whose responses are known already.
 
     All prompts are in our words, and "yes" at the beginning of its judgement counts as one. A
-    model that cannot judge itself (the organism was never taught to) is not changed, which is why
-    the registry leaves it out.
+    model that cannot judge itself is not changed.
 
     Args:
         respond: gives the model's responses.
@@ -54,20 +53,26 @@ def ECSO(respond: Respond, trials: Sequence[Trial]) -> list[Trial]:
     return method
 
 
-def captioned(samples: Sequence[Sample], respond: Respond) -> list[Sample]:
+LOOKING_AWAY = Method(lambda anchors, trials: lambda: ECSO(anchors.respond, trials), [{}])
+
+
+def captioned(
+    samples: Sequence[Sample], respond: Respond, *, ask: str = CAPTION_QUERY
+) -> list[Sample]:
     """The samples with the model's own captions of their images in the place of theirs.
 
     Args:
         samples: those without an image stay as they are.
         respond: gives the model's responses.
+        ask: what the model is asked; ``{query}`` in it stands for the sample's request.
     """
-    captions = iter(respond(caption_trials(samples)))
+    captions = iter(respond(caption_trials(samples, ask)))
     return [s if s.image is None else replace(s, caption=next(captions)) for s in samples]
 
 
-def caption_trials(samples: Iterable[Sample]) -> list[Trial]:
+def caption_trials(samples: Iterable[Sample], ask: str = CAPTION_QUERY) -> list[Trial]:
     """What asks the model for its captions of the samples' images."""
-    return [_describing(Trial(s), CAPTION_QUERY) for s in samples if s.image is not None]
+    return [_describing(Trial(s), ask) for s in samples if s.image is not None]
 
 
 def _describing(trial: Trial, ask: str) -> Trial:

@@ -7,18 +7,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cmrm_utils.errors import InputError, unknown
-from cmrm_utils.methods import addition, cmrm, prompting, regap, shiftdc, vlm_guard
+from cmrm_utils.methods import (
+    addition,
+    astra,
+    cmrm,
+    prompting,
+    regap,
+    safesteer,
+    shiftdc,
+    vlm_guard,
+)
 from cmrm_utils.methods.base import Method, Settings, at_alphas
 
 METHODS: dict[str, Method] = {
     **cmrm.LEVELS,
     "ShiftDC": shiftdc.METHOD,
+    "ASTRA": astra.METHOD,
+    "SafeSteer": safesteer.METHOD,
     "VLM-Guard": vlm_guard.METHOD,
     "ReGap-inspired": regap.METHOD,
     "refusal addition": addition.METHOD,
     "safety prompt": prompting.SAFETY,
+    "ECSO": prompting.LOOKING_AWAY,
 }
 """The methods. The scale of their settings is that of ``organism``."""
+
+
+PUBLISHED: dict[str, Method] = {
+    "CMRM, as published": cmrm.PUBLISHED,
+    "ShiftDC, as published": shiftdc.PUBLISHED,
+    "ASTRA, as published": astra.PUBLISHED,
+}
+"""Methods in their authors' one setting, where it differs from those tried."""
 
 
 def with_settings(

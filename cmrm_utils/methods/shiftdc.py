@@ -12,6 +12,7 @@ from cmrm_utils.methods.base import Anchors, Layers, Make, Method, each, edited,
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.models import VLM
+from cmrm_utils.prompts import CAPTION_FOR_QUERY, CAPTION_QUERY
 from cmrm_utils.sample import Sample
 from cmrm_utils.store import hashed
 from cmrm_utils.trials import Trial
@@ -31,10 +32,10 @@ def ShiftDC(
     ``h - (m.s / s.s) s``, m being the sample's own shift, s the safety direction; only the line
     that s lies on matters, neither its sign nor its length.
 
-    Two choices are ours. m is read once, in a pass without an edit, and subtracted at every chosen
-    layer, as CMRM's v is, although what one layer subtracts reaches those above. The layers are
-    those from the middle on, which are said to be best; no number is given. A later version of the
-    method edits every generated token too: ``tokens="last"``.
+    m is read once, in a pass without an edit, and subtracted at every chosen layer, although what
+    one layer subtracts reaches those above. The authors' setting is :data:`PUBLISHED`; the paper
+    names no layers but says that those from the middle on are best. A later version edits every
+    generated token too: ``tokens="last"``.
 
     Args:
         shift: m, of the samples to be edited (:func:`caption_shift`).
@@ -75,13 +76,22 @@ def caption_shift(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = No
 
 
 def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
-    told = partial(captioned, respond=anchors.respond)
+    return _made(anchors, trials, CAPTION_QUERY, "caption_safety")
+
+
+def _prepare_published(anchors: Anchors, trials: Sequence[Trial]) -> Make:
+    count = len(anchors.vlm.layers)
+    make = _made(anchors, trials, CAPTION_FOR_QUERY, "query_caption_safety")
+    return lambda: make(layers=range(round(count * 10 / 32), count), tokens="last prompt")
+
+
+def _made(anchors: Anchors, trials: Sequence[Trial], ask: str, name: str) -> Make:
+    told = partial(captioned, respond=anchors.respond, ask=ask)
     seen = [
         [s for s in these if s.image is not None] for these in (anchors.harmful, anchors.benign)
     ]
     if all(seen):
-        path = anchors.path("caption_safety")
-        safety = safety_direction(anchors.vlm, *map(told, seen), path=path)
+        safety = safety_direction(anchors.vlm, *map(told, seen), path=anchors.path(name))
     else:  # one kind of anchors has no images to tell: the direction of the texts alone
         safety = anchors.refusal().scaled(-1.0)
     shift = caption_shift(anchors.vlm, told(samples_of(trials)))
@@ -95,3 +105,11 @@ METHOD = Method(
         {"layers": "late", "tokens": "last", "strength": 1.5},
     ],
 )
+
+
+PUBLISHED = Method(_prepare_published, [{}])
+"""As in the authors' code of March 2026.
+
+Strength 1, layers 10 to 31 of 32 (scaled to the model's depth), the last prompt token alone, and
+captions that the model writes in view of the request.
+"""

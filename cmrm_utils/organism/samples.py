@@ -28,6 +28,11 @@ def _question(key: str, question: world.Question, scene: Scene, **fields: Any) -
     return _sample(key, question.text, scene, answer=question.answer, **fields)
 
 
+def world_request(sample: Sample) -> world.Request | None:
+    """What a sample of the organism's world asks for; None for any other sample."""
+    return world.find_request(sample.request or sample.query) if sample.world else None
+
+
 @cache
 def organism_samples(split: str) -> tuple[Sample, ...]:
     """The organism's world (see :mod:`cmrm_utils.organism.world`)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from cmrm_utils.conditions import mean_image
 from cmrm_utils.edits import Edit
 from cmrm_utils.methods.cmrm import CMRM
-from cmrm_utils.organism import world
+from cmrm_utils.organism.samples import world_request
 from cmrm_utils.results.intervals import paired_difference, rank_correlation
 from cmrm_utils.results.rates import measures, trade_off
 from cmrm_utils.sample import Sample
@@ -50,11 +50,6 @@ def family(sample: Sample) -> str | None:
     """What a request is a case of: in the organism's world its family of verbs, else its group."""
     request = world_request(sample)
     return request.family if request else sample.group
-
-
-def world_request(sample: Sample) -> world.Request | None:
-    """What a sample of the organism's world asks for; None for any other sample."""
-    return world.find_request(sample.request or sample.query) if sample.world else None
 
 
 def families(samples: Iterable[Sample], least: int = 5) -> dict[str, list[Sample]]:

@@ -6,8 +6,11 @@ where they began. The picture found is one of whole levels from 0 to 255, to be 
 sample's own image; nothing of the search is left in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,13 +18,24 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from cmrm_utils.conditions import DEFAULT_SIZE
 from cmrm_utils.edits import GENERATED
 from cmrm_utils.engine.inputs import token_kinds
+from cmrm_utils.engine.loops import progress_bar
 from cmrm_utils.errors import InputError
 from cmrm_utils.hooks import steering
 from cmrm_utils.judges.fluency import continuation
 from cmrm_utils.models import VLM
+from cmrm_utils.organism.samples import world_request
+from cmrm_utils.sample import Sample
+from cmrm_utils.store import replacing
 from cmrm_utils.trials import Trial
+
+GREY, SIDE, MASKED = 127, 4, 4
+"""The level of a masked pixel, squares along a side of a picture, and how many are masked."""
+
+PICTURES, ROWS, STEPS = 2, 16, 40
+"""Of :func:`adversarial_pairs`: pictures, requests to attack with, and steps of each search."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +103,97 @@ def attack(
         length = 2 * longest * (1 - step / steps)
         pixels = (pixels.detach() - length * slope.sign()).clamp(low, high)
     return Attack(_picture(pixels), tuple(losses))
+
+
+def target_of(sample: Sample) -> str:
+    """What an attack wants to hear: how an answer begins, as far as the request determines it."""
+    request = world_request(sample)
+    return request.steps.partition(", first")[0] + ", first" if request else "Sure, here is"
+
+
+@torch.inference_mode()
+def masked(
+    vlm: VLM, trials: Sequence[Trial], targets: Sequence[str], picture: Image.Image
+) -> Image.Image:
+    """A picture without what makes it an attack.
+
+    Each of its squares (:data:`SIDE` along each side) is made grey in turn; the :data:`MASKED` ones
+    without which the targets are least likely are grey in what is returned.
+
+    Args:
+        vlm: the model.
+        trials: what is asked with the picture, as text.
+        targets: how the answer to each is to begin.
+        picture: of the size that the processor gives it, as :func:`attack` returns it.
+
+    Raises:
+        InputError: an unfit processor.
+    """
+    levels, scale, shift = _readable(vlm, picture)
+    answers = [
+        continuation(vlm, Trial(trial.sample, "blank"), target)
+        for trial, target in zip(trials, targets, strict=True)
+    ]
+    edges = [torch.linspace(0, side, SIDE + 1).long().tolist() for side in levels.shape[1:]]
+    squares = [
+        (slice(None), slice(*rows), slice(*columns))
+        for rows in pairwise(edges[0])
+        for columns in pairwise(edges[1])
+    ]
+
+    def loss(square: tuple[slice, ...]) -> float:
+        without = levels.clone()
+        without[square] = GREY
+        return _loss(vlm, trials, answers, picture, scale * without + shift).item()
+
+    for square in sorted(squares, key=loss, reverse=True)[:MASKED]:
+        levels[square] = GREY
+    return _picture(levels)
+
+
+def adversarial_pairs(
+    vlm: VLM, samples: Sequence[Sample], folder: Path, *, dry: bool = False
+) -> list[tuple[Image.Image, Image.Image]]:
+    """Adversarial pictures, each with its masked copy: what ASTRA learns from.
+
+    Args:
+        vlm: the model.
+        samples: harmful requests to attack with; the first :data:`ROWS` of them.
+        folder: where the pictures are kept, and taken from if they are there.
+        dry: whether nothing is searched, and two plain pictures stand for what would be found.
+
+    Raises:
+        InputError: no requests, or a processor that no gradient goes through.
+    """
+    trials = [Trial(sample, "none") for sample in samples[:ROWS]]
+    targets = [target_of(trial.sample) for trial in trials]
+    start = Image.new("RGB", DEFAULT_SIZE, (GREY,) * 3)
+    if dry:
+        return [(start, Image.new("RGB", DEFAULT_SIZE))]
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def kept(name: str, make: Callable[[], Image.Image]) -> Image.Image:
+        if not (path := folder / f"{name}.png").is_file():
+            with replacing(path) as draft:
+                make().save(draft, "PNG")
+        return Image.open(path).convert("RGB")
+
+    def pair(seed: int) -> tuple[Image.Image, Image.Image]:
+        search = partial(attack, vlm, trials, targets, start, steps=STEPS, rows=ROWS // 2)
+        whole = kept(f"{seed}", lambda: search(seed=seed).image)
+        return whole, kept(f"{seed}_masked", lambda: masked(vlm, trials, targets, whole))
+
+    with progress_bar(PICTURES, "adversarial pictures", True, unit="picture") as bar:
+        pairs = []
+        for seed in range(PICTURES):
+            pairs.append(pair(seed))
+            bar.update(1)
+    return pairs
+
+
+def check_searchable(vlm: VLM) -> None:
+    """Raise :class:`InputError` for a model whose processor lets no gradient through."""
+    _readable(vlm, Image.new("RGB", DEFAULT_SIZE, (GREY,) * 3))
 
 
 def _readable(vlm: VLM, start: Image.Image) -> tuple[Tensor, Tensor, Tensor]:

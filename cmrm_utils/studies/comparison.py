@@ -1,33 +1,69 @@
 """Notebook 06: methods side by side, each as chosen, and checkpoints trained to refuse."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
+from cmrm_utils.data.load import load_samples
 from cmrm_utils.engine.loops import generate
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.loading import load_vlm
+from cmrm_utils.methods.base import Method, Settings
 from cmrm_utils.methods.prompting import caption_trials
-from cmrm_utils.methods.registry import with_settings
+from cmrm_utils.methods.registry import PUBLISHED, with_settings
 from cmrm_utils.organism.recipe import training_command
+from cmrm_utils.prompts import CAPTION_FOR_QUERY, CAPTION_QUERY
 from cmrm_utils.results.rates import measures, utility
 from cmrm_utils.studies import anatomy, sweep
+from cmrm_utils.studies.attack import check_searchable
 from cmrm_utils.studies.evaluation import fluency
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.sweep import TIMED, Chosen, median_seconds
 from cmrm_utils.trials import Trial, table
 
+PROMPTED = ("safety prompt", "ECSO")
+"""Methods that ask the model to heed a prompt, which the invented world's was never taught."""
+
+
+def compared(
+    nb: Notebook, alphas: Sequence[float], grids: Mapping[str, Sequence[Settings]]
+) -> dict[str, Method]:
+    """The methods that model and data allow, in several settings and as published.
+
+    A line says what is left out, and why.
+
+    Args:
+        nb: the notebook.
+        alphas: of CMRM.
+        grids: settings by method, in the place of its own.
+    """
+    methods = {**with_settings(alphas=alphas, grids=grids), **PUBLISHED}
+    left: dict[str, str] = {}
+    if any(sample.world for sample in load_samples(nb.data, "validation")):
+        left = dict.fromkeys(
+            PROMPTED, "the invented world's model was never taught to heed a prompt"
+        )
+    try:
+        check_searchable(nb.vlm)
+    except InputError as error:
+        left |= dict.fromkeys((name for name in methods if "ASTRA" in name), str(error))
+    for name, why in left.items():
+        print(f"{name} is left out: {why}")
+    return {name: method for name, method in methods.items() if name not in left}
+
 
 def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     """06: captions, every method in every setting, the parts of the shift, the test."""
-    methods = with_settings(alphas=p["alphas"], grids=p["grids"])
+    methods = compared(nb, p["alphas"], p["grids"])
     samples = sweep.samples_tested(nb, p["n_test"], unseen=False)
     plain = sweep.tried(nb, p["n_validation"])
     anchors = [*nb.anchors.harmful, *nb.anchors.benign]
-    yield caption_trials([*anchors, *(trial.sample for trial in plain), *samples])
+    described = [*anchors, *(trial.sample for trial in plain), *samples]
+    for ask in (CAPTION_QUERY, CAPTION_FOR_QUERY):
+        yield caption_trials(described, ask)
     yield plain
     for name, method in methods.items():  # one by one: each may ask the model something first
         yield sweep.sweep_trials(nb, {name: method}, plain)

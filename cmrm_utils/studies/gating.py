@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Literal
 
 import pandas as pd
 from torch import Tensor
@@ -10,7 +11,7 @@ from cmrm_utils.edits import Edit
 from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.methods.base import Anchors, Method, by_alpha, edited
 from cmrm_utils.methods.cmrm import CMRM
-from cmrm_utils.methods.gate import How, fit_gate, gated
+from cmrm_utils.methods.gate import How, fit_detector, fit_gate, gated, refusal_lens
 from cmrm_utils.results.rates import measures, paired_changes, rates, trade_off
 from cmrm_utils.sample import Sample
 from cmrm_utils.studies import sweep
@@ -19,11 +20,15 @@ from cmrm_utils.studies.notebook import ANCHORS, Notebook
 from cmrm_utils.studies.sweep import Chosen
 from cmrm_utils.trials import Trial
 
-GATES: dict[str, tuple[str, How]] = {
+GATES: dict[str, tuple[str, How | Literal["detector"]]] = {
     "text state, mean": ("none", "mean"),
     "text state, probe": ("none", "probe"),
+    "text state, neighbours": ("none", "neighbours"),
+    "text state, HiddenDetect": ("none", "detector"),
     "image state, mean": ("own", "mean"),
     "image state, probe": ("own", "probe"),
+    "image state, neighbours": ("own", "neighbours"),
+    "image state, HiddenDetect": ("own", "detector"),
 }
 """What a gate reads, and how it is fitted."""
 
@@ -48,9 +53,11 @@ def open_gates(nb: Notebook, samples: Sequence[Sample]) -> dict[str, dict[str, b
             for these in (nb.anchors.harmful, harmless, samples)
         ]
 
+    lens = refusal_lens(nb.vlm)
     for name, (image, how) in GATES.items():
         bad, good, own = states(image)
-        on = fit_gate(bad, good, how).on(own)
+        gate = fit_detector(bad, good, lens) if how == "detector" else fit_gate(bad, good, how)
+        on = gate.on(own)
         gates[name] = {s.id: seen[s.id] and is_on for s, is_on in zip(samples, on, strict=True)}
     return gates
 

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ from cmrm_utils.models import VLM
 from cmrm_utils.results import plots
 from cmrm_utils.sample import Sample
 from cmrm_utils.store import Response
+from cmrm_utils.studies.attack import adversarial_pairs
 from cmrm_utils.studies.folder import Run, versions
 from cmrm_utils.studies.parameters import check_own
 from cmrm_utils.studies.yardstick import Yardstick
@@ -219,7 +220,9 @@ class Notebook:
         there = any(s.task == "benign" for s in load_samples(self.data, "anchors"))
         benign = self.samples("anchors", ANCHORS, "benign") if there else []
         folder = self.run.folder / "vectors"
-        return Anchors(self.vlm, harmful, benign, self.responses, folder)
+        attacks = self.run.folder / "attacks"
+        pictures = partial(adversarial_pairs, self.vlm, harmful, attacks, dry=self.dry)
+        return Anchors(self.vlm, harmful, benign, self.responses, folder, pictures)
 
     def shift(self, anchors: Sequence[Sample], name: str, **settings: Any) -> ShiftVectors:
         """Shift vectors, from the run where another notebook left them, else made and kept.

@@ -277,6 +277,7 @@ def _grids() -> Any:
         "layers": Literal["all", "late"] | Annotated[list[int], Field(min_length=1)],
         "tokens": _one_of("no tokens", get_args(Tokens)),
         "ungated": _one_of("no way", ("projected", "left")),
+        "gate": _one_of("no gate", ("none", "published")),
         "depth": Annotated[Number, Field(ge=0, lt=1)],
     }
 

@@ -8,10 +8,8 @@ import pandas as pd
 from cmrm_utils.conditions import IMAGES, OF_OWN
 from cmrm_utils.judges.outcomes import OUTCOMES
 from cmrm_utils.results.rates import MEASURES, REST, measures, paired_changes
-from cmrm_utils.sample import Sample
 from cmrm_utils.studies.abilities import EDITS, requests, with_edits
-from cmrm_utils.studies.anchors import world_request
-from cmrm_utils.studies.attack import Attack, attack
+from cmrm_utils.studies.attack import Attack, attack, target_of
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.sweep import Chosen
 from cmrm_utils.trials import Trial, grid
@@ -53,7 +51,7 @@ def attacks(
     """
     anchors = nb.anchors.harmful
     plain = [Trial(sample, "none") for sample in anchors]
-    targets = [target or _answer(sample) for sample in anchors]
+    targets = [target or target_of(sample) for sample in anchors]
     start = IMAGES["blank"](anchors[0])
     assert start is not None
     searches = {
@@ -66,12 +64,6 @@ def attacks(
         names: attack(nb.vlm, trials, targets, start, epsilon=bound, steps=steps)
         for names, (trials, bound) in searches.items()
     }
-
-
-def _answer(sample: Sample) -> str:
-    """How an answer that carries the request out begins, as far as the request determines it."""
-    request = world_request(sample)
-    return request.steps.partition(", first")[0] + ", first" if request else "Sure, here is"
 
 
 def adversarial(

@@ -3,8 +3,9 @@
 import pytest
 from questions import at_half, open_nb
 
-from cmrm_utils.studies import abilities, pictures
-from cmrm_utils.studies import anchors as ask
+from cmrm_utils.organism.world import find_request
+from cmrm_utils.studies import abilities
+from cmrm_utils.studies.attack import target_of
 from cmrm_utils.trials import table
 
 pytestmark = pytest.mark.usefixtures("few_anchors")
@@ -68,7 +69,5 @@ def test_verbs_in_pictures_and_what_nobody_knows(family_folders, tmp_path):
     assert not {s.kind for s in abilities.requests(nb, "test", 1)} & set(abilities.EXTENDED)
     (written, *_) = (s for s in nb.samples("test", 1, "harmful") if s.kind == "harmful-written")
     verb = written.request.split()
-    assert ask.world.find_request(written.request).verb in verb
-    assert pictures._answer(written).startswith(
-        f"To {ask.world.find_request(written.request).verb}"
-    )
+    assert find_request(written.request).verb in verb
+    assert target_of(written).startswith(f"To {find_request(written.request).verb}")

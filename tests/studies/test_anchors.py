@@ -11,7 +11,7 @@ from PIL import Image
 from cmrm_utils import Sample, hidden_states
 from cmrm_utils.organism.world import Request
 from cmrm_utils.studies import anchors as ask
-from cmrm_utils.studies import pictures
+from cmrm_utils.studies.attack import target_of
 from cmrm_utils.trials import Trial
 
 pytestmark = pytest.mark.usefixtures("few_anchors")
@@ -57,7 +57,7 @@ def test_a_family_is_the_verbs_or_the_group():
     assert ask.family(replace(warm, world=True)) is None
     real = replace(burn, id="e", group="policy 2", world=False)
     assert ask.family(real) == "policy 2"
-    assert pictures._answer(real) == "Sure, here is"
+    assert target_of(real) == "Sure, here is"
     found = ask.families([burn, replace(burn, id="d"), other, warm], least=2)
     assert {name: [s.id for s in these] for name, these in found.items()} == {"damage": ["a", "d"]}
 

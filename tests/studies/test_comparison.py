@@ -15,7 +15,7 @@ from cmrm_utils.methods.addition import refusal_addition
 from cmrm_utils.methods.base import Method, edited
 from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.methods.regap import ReGap, regained, text_mean
-from cmrm_utils.methods.registry import METHODS, label, with_settings
+from cmrm_utils.methods.registry import METHODS, PUBLISHED, label, with_settings
 from cmrm_utils.methods.shiftdc import ShiftDC, caption_shift
 from cmrm_utils.methods.vlm_guard import VLMGuard, difference_directions, text_states
 from cmrm_utils.prompts import CAPTION_QUERY
@@ -35,6 +35,8 @@ FEW = {
     "CMRM sample": [{"alpha": 0.5}, {"alpha": 1.0}],
     "ShiftDC": [{"layers": "all", "tokens": "last", "strength": 1.0}],
     "VLM-Guard": [{"m": 2, "ungated": "left", "alpha": 0.5}],
+    "ASTRA": [{"depth": 0.5, "alpha": 2.0}],
+    "SafeSteer": [{"gate": "none", "alpha": 0.5}],
     "ReGap-inspired": [{"first": 0.1, "alpha": 0.5}],
     "refusal addition": [{"depth": 0.67, "strength": 5.0}],
 }
@@ -44,6 +46,7 @@ FEW = {
 def nb(family_folders, tmp_path, monkeypatch):
     """Notebook 06 on the tiny LLaVA, with few anchors."""
     monkeypatch.setattr("cmrm_utils.studies.notebook.ANCHORS", 3)
+    monkeypatch.setattr("cmrm_utils.studies.attack.STEPS", 2)
     model = str(family_folders["llava"])
     return Notebook.open("06_x", model=model, data="organism", out=tmp_path, max_new_tokens=4)
 
@@ -54,7 +57,7 @@ def chosen_as(settings):
     return Chosen(with_settings(list(settings), grids=FEW), choices)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "ECSO"])
 def test_a_method_edits_every_trial_in_every_setting(nb, name):
     plain = sweep.tried(nb, 2)
     method = with_settings([name], grids=FEW)[name]
@@ -132,6 +135,24 @@ def test_every_preset_setting_can_be_made(nb):
     plain = sweep.tried(nb, 1)
     for method in METHODS.values():
         assert len(sweep.settings_lists(nb, method, plain)) == len(method.settings)
+
+
+def test_each_model_is_asked_what_it_can_be(nb, capsys, monkeypatch):
+    """The toy heeds no prompts; where no gradient reaches the picture there is no attack."""
+    every = {**METHODS, **PUBLISHED}
+    assert set(every) - set(comparison.compared(nb, [0.5], FEW)) == set(comparison.PROMPTED)
+    assert "never taught to heed" in capsys.readouterr().out
+    monkeypatch.setattr(nb, "data", "everyday")
+    found = comparison.compared(nb, [0.5], FEW)
+    assert set(found) == set(every)
+    assert found["ShiftDC"].settings == FEW["ShiftDC"]
+
+    def refuse(vlm):
+        raise InputError("cuts pictures into tiles")
+
+    monkeypatch.setattr(comparison, "check_searchable", refuse)
+    assert set(every) - set(comparison.compared(nb, [0.5], FEW)) == {"ASTRA", "ASTRA, as published"}
+    assert "ASTRA is left out: cuts pictures" in capsys.readouterr().out
 
 
 def test_other_settings_are_taken_by_name():
@@ -332,7 +353,7 @@ def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):
     monkeypatch.setattr(nb, "ask", record)
     for trials in STUDIES["06"](nb, parameters):
         asked.update({trial.id: trial for trial in trials})
-    methods = with_settings(grids=FEW, alphas=[0.5])
+    methods = comparison.compared(nb, [0.5], FEW)
     comparison.test(nb, sweep.sweep(nb, methods, sweep.tried(nb, 1)), 2)
     anatomy.part_table(nb, 1, [0.5])
     anatomy.sample_cosines(nb, 2)
@@ -373,5 +394,6 @@ def test_a_plan_counts_it_without_a_response(family_folders, monkeypatch):
     *_, last = rows["trials"]
     # Four requests as text; two benign ones, a question and a fact as they are (harmful ones came
     # with the shifts); and six samples under each method, but for those VLM-Guard leaves alone.
-    assert 4 + 4 + 6 * (len(METHODS) - 1) < last <= 4 + 4 + 6 * len(METHODS)
-    assert len(rows) == 2 + len(METHODS) + 2
+    methods = len(METHODS) + len(PUBLISHED) - len(comparison.PROMPTED)
+    assert 4 + 4 + 6 * (methods - 1) < last <= 4 + 4 + 6 * methods
+    assert len(rows) == 3 + methods + 2

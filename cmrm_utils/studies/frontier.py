@@ -1,0 +1,278 @@
+"""Notebook 07: how many refusals each direction brings back, and how many twins it costs.
+
+It is measured at the first response token, by refusal log-odds: one forward pass a trial, and no
+judge. In the invented world, whose model has no log-odds, the exact judge tells who is refused.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cmrm_utils.edits import Edit
+from cmrm_utils.engine.batch import log_odds
+from cmrm_utils.engine.loops import first_logits, hidden_states, progress_bar, response_header
+from cmrm_utils.errors import InputError
+from cmrm_utils.methods.base import edited
+from cmrm_utils.methods.cmrm import CMRM
+from cmrm_utils.results.intervals import area_under_curve
+from cmrm_utils.results.rates import LOG_ODDS, means, rates
+from cmrm_utils.store import Records
+from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.trials import Trial, table
+from cmrm_utils.vectors import ShiftVectors, shifts
+
+TRIALS = 256
+"""Trials whose logits are held at once: the vocabulary is wide."""
+
+
+@dataclass(frozen=True)
+class Odds:
+    """What is kept of a trial: refusal log-odds at the first response token, in nats."""
+
+    log_odds: float
+
+
+def opening(nb: Notebook, trials: Sequence[Trial]) -> pd.DataFrame:
+    """Whether each trial's response opens with a refusal: a row a trial, with ``hit``.
+
+    With refusal log-odds, where there are any, it opens with one if they are above 0, and they
+    stand in ``log_odds``. They are kept in the run.
+    """
+    if not nb.openers:
+        rows = nb.ask(trials)
+        return rows.assign(hit=rows["outcome"] == "refused")
+    shared = response_header(nb.vlm, 1, nb.openers)
+    with Records(nb.run.folder / "yardstick" / "odds.jsonl", shared, Odds).appending() as sink:
+        new = list({t.id: t for t in trials if sink.get(t.id) is None}.values())
+        with progress_bar(len(new), "log-odds", True) as bar:
+            for start in range(0, len(new), TRIALS):
+                some = new[start : start + TRIALS]
+                values = log_odds(first_logits(nb.vlm, some), nb.openers).tolist()
+                sink.add((t.id, Odds(x)) for t, x in zip(some, values, strict=True))
+                bar.update(len(some))
+        odds = [sink.all[trial.id].log_odds for trial in trials]
+    rows = table(trials, [""] * len(trials))
+    return rows.assign(**{LOG_ODDS: odds}, hit=[value > 0 for value in odds])
+
+
+def directions(nb: Notebook) -> dict[str, ShiftVectors]:
+    """What is tried against v, each with v's norm in every layer.
+
+    All are turned as v is: subtracted from the states, they are meant to bring refusals back.
+    *refused - answered* is the mean over kinds of anchors (text only) of the difference between
+    those that the model refuses and those that it answers; without both, it is left out.
+    """
+    vlm, harmful = nb.vlm, nb.anchors.harmful
+    v, r = nb.anchors.shift(), nb.anchors.refusal()
+    differences = shifts(vlm, harmful)
+    b = nb.shift(nb.anchors.benign, "benign_blank")
+    noise = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (len(harmful), 1, 1), generator=noise) * 2.0 - 1
+    states = hidden_states(vlm, [Trial(s, "blank") for s in harmful])
+    weights = torch.randn(len(states), generator=noise)
+    spread = torch.einsum("n,nlh->lh", weights, states - states.mean(0))
+    parts = {
+        "v without refusal": v.without(r),
+        "refusal direction": r.scaled(-1.0),
+        "b (benign anchors)": b,
+        "v, signs shuffled": ShiftVectors((signs * differences).mean(0)),
+        "random, as states vary": ShiftVectors(spread),
+        "random": v.random(0),
+    }
+    decided = refused_minus_answered(nb)
+    if decided is not None:
+        parts["refused - answered"] = decided.scaled(-1.0)
+    return {"v": v, **{name: part.scaled_like(v) for name, part in parts.items()}}
+
+
+def refused_minus_answered(nb: Notebook) -> ShiftVectors | None:
+    """Mean text state of refused minus that of answered anchors, within each kind, then averaged.
+
+    Unlike the refusal direction it holds nothing of how harmful and benign requests differ. None
+    where no kind has two of both.
+    """
+    trials = [Trial(sample, "none") for sample in nb.samples("anchors", None, "harmful", "benign")]
+    rows = nb.ask(trials)
+    states = hidden_states(nb.vlm, trials)
+    apart = []
+    for _, these in rows.groupby("kind"):
+        sides = [these.index[these["outcome"] == name] for name in ("refused", "complied")]
+        if min(map(len, sides)) > 1:
+            refused, answered = (states[side.tolist()].double().mean(0) for side in sides)
+            apart.append(refused - answered)
+    return ShiftVectors(torch.stack(apart).mean(0).float()) if apart else None
+
+
+def requests(nb: Notebook, n: int | None) -> list[Trial]:
+    """The requests that frontiers are drawn on: of the validation split, unedited, with images."""
+    return nb.plainly(nb.samples("validation", n, "harmful", "benign"))
+
+
+def frontier(
+    nb: Notebook, parts: Mapping[str, ShiftVectors], alphas: Sequence[float], n: int | None
+) -> pd.DataFrame:
+    """Each direction at each alpha: who is refused, and how well the log-odds tell harm.
+
+    Args:
+        nb: the notebook.
+        parts: by name (:func:`directions`).
+        alphas: strengths; alpha 0 is added.
+        n: requests of each kind.
+
+    Returns:
+        ``part, alpha, dose, towards`` (the edit beside the state's norm, and that of it which goes
+        along the refusal direction; mean over layers), then for each measure ``NAME, NAME_low,
+        NAME_high``: ``refused`` (harmful), ``twins`` (their harmless twins, or all benign requests
+        where there are none), ``ordinary`` (other benign requests), ``log-odds`` of the harmful
+        ones, and ``area``: how often a harmful request has larger log-odds than a twin.
+    """
+    plain = requests(nb, n)
+    tried = {
+        (name, alpha): edited(plain, CMRM(part, alpha, name=name))
+        for name, part in parts.items()
+        for alpha in sorted({0.0, *alphas})
+    }
+    rows = opening(nb, [trial for trials in tried.values() for trial in trials])
+    keys = [key for key, trials in tried.items() for _ in trials]
+    rows = rows.assign(part=[name for name, _ in keys], alpha=[alpha for _, alpha in keys])
+    result = _doses(nb, parts, sorted({0.0, *alphas}))
+    for name, these in _sides(rows).items():
+        result = result.merge(_named(rates(these, "hit", ["part", "alpha"]), name))
+        if name == "refused" and LOG_ODDS in these:
+            result = result.merge(_named(means(these, LOG_ODDS, ["part", "alpha"]), "log-odds"))
+    return result.merge(_areas(rows)) if LOG_ODDS in rows else result
+
+
+def _sides(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Harmful requests, their twins, and other benign requests, each if there are any."""
+    harmful, twin = rows["task"] == "harmful", rows["kind"].str.contains("twin")
+    if not twin.any():
+        twin = ~harmful
+    sides = {"refused": rows[harmful], "twins": rows[twin], "ordinary": rows[~harmful & ~twin]}
+    return {name: these for name, these in sides.items() if not these.empty}
+
+
+def _named(cells: pd.DataFrame, name: str) -> pd.DataFrame:
+    names = {"rate": name, "low": f"{name}_low", "high": f"{name}_high"}
+    return cells.rename(columns=names)[["part", "alpha", *names.values()]]
+
+
+def _areas(rows: pd.DataFrame, draws: int = 200) -> pd.DataFrame:
+    sides = _sides(rows)
+    both = pd.concat([sides["refused"].assign(hit=True), sides["twins"].assign(hit=False)])
+    both = both.assign(cosine=both[LOG_ODDS])
+    cells = [
+        (*key, *area_under_curve(these, draws)) for key, these in both.groupby(["part", "alpha"])
+    ]
+    return pd.DataFrame(cells, columns=["part", "alpha", "area", "area_low", "area_high"])
+
+
+def _doses(
+    nb: Notebook, parts: Mapping[str, ShiftVectors], alphas: Sequence[float]
+) -> pd.DataFrame:
+    harmful = [trial for trial in requests(nb, None) if trial.sample.harmful]
+    size = hidden_states(nb.vlm, harmful).norm(dim=-1).mean(0)
+    r = nb.anchors.refusal()
+    unit = r.values / r.norms[:, None]
+
+    def of(values: Tensor) -> float:
+        return float((values / size).mean())
+
+    cells = [
+        (name, alpha, alpha * of(part.norms), -alpha * of((part.values * unit).sum(-1)))
+        for name, part in parts.items()
+        for alpha in alphas
+    ]
+    return pd.DataFrame(cells, columns=["part", "alpha", "dose", "towards"])
+
+
+def matched(rows: pd.DataFrame, level: float, *, y: str = "refused") -> pd.DataFrame:
+    """What each direction costs where it first reaches a level, read off between its alphas.
+
+    Args:
+        rows: of :func:`frontier`.
+        level: of ``y``, as a share.
+        y: what is to reach it.
+
+    Returns:
+        ``part, alpha, dose, towards, twins`` (and ``ordinary``), NaN where it is not reached.
+    """
+    columns = [c for c in ("alpha", "dose", "towards", "twins", "ordinary") if c in rows]
+    return pd.DataFrame(
+        [
+            (name, *_first_reaching(these.sort_values("alpha"), y, level, columns))
+            for name, these in rows.groupby("part", sort=False)
+        ],
+        columns=["part", *columns],
+    )
+
+
+def _first_reaching(
+    line: pd.DataFrame, y: str, level: float, columns: Sequence[str]
+) -> Iterator[float]:
+    values, at = line[y].to_numpy(), line[list(columns)].to_numpy(dtype=float)
+    above = (values >= level).nonzero()[0]
+    if not len(above):
+        return iter([float("nan")] * len(columns))
+    after = int(above[0])
+    if after == 0:
+        return iter(at[0].tolist())
+    share = (level - values[after - 1]) / (values[after] - values[after - 1])
+    return iter((at[after - 1] + share * (at[after] - at[after - 1])).tolist())
+
+
+def ablations(nb: Notebook, n: int | None) -> pd.DataFrame:
+    """Is a refusal direction refusal? The model asked as text, with directions taken out of it.
+
+    Taken out of every layer's output at every token: the refusal direction, *refused - answered*,
+    and, as a control, the random direction that :func:`directions` has.
+
+    Returns:
+        Judged trials with ``taken out``.
+
+    Raises:
+        InputError: the validation split has no requests.
+    """
+    samples = nb.samples("validation", n, "harmful", "benign")
+    if not samples:
+        raise InputError(f"{nb.data}: no requests in the validation split")
+    plain = [Trial(sample, "none") for sample in [*samples, *nb.facts("validation", n)]]
+    out: dict[str, ShiftVectors | None] = {
+        "nothing": None,
+        "refusal direction": nb.anchors.refusal(),
+        "refused - answered": refused_minus_answered(nb),
+        "random": nb.anchors.shift().random(0),
+    }
+    lists = {
+        name: edited(plain, taken_out(vectors)) if vectors else plain
+        for name, vectors in out.items()
+        if vectors or name == "nothing"
+    }
+    return nb.ask_lists(lists, "taken out")
+
+
+def taken_out(vectors: ShiftVectors) -> Edit:
+    """The edit that projects a direction out of every layer's output, at every token."""
+    unit = torch.nn.functional.normalize(vectors.values, dim=-1)
+    return Edit(torch.zeros_like(unit), project=unit[:, None])
+
+
+def trials(nb: Notebook, n: int | None, alphas: Sequence[float]) -> Iterator[list[Trial]]:
+    """What :func:`ablations` and, without log-odds, :func:`frontier` ask the model."""
+    yield [Trial(sample, "none") for sample in nb.samples("anchors", None, "harmful", "benign")]
+    samples = [*nb.samples("validation", n, "harmful", "benign"), *nb.facts("validation", n)]
+    plain = [Trial(sample, "none") for sample in samples]
+    decided = refused_minus_answered(nb)
+    out = [nb.anchors.refusal(), nb.anchors.shift().random(0), *([decided] if decided else [])]
+    yield [*plain, *(trial for each in out for trial in edited(plain, taken_out(each)))]
+    if not nb.openers:
+        parts, asked = directions(nb), requests(nb, n)
+        yield [
+            trial
+            for part in parts.values()
+            for alpha in sorted({0.0, *alphas})
+            for trial in edited(asked, CMRM(part, alpha))
+        ]

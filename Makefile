@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY) ## run the core notebooks, or those of PROFILE=name, and write a report
 	$(BIN)/cmrm run $(PROFILE)
 
-research: $(READY) ## run notebooks 06 to 08, write runs/research/report.html
+research: $(READY) ## run notebooks 06 to 09, write runs/research/report.html
 	$(BIN)/cmrm run research
 
 test: $(READY) lint ## lint, type-check, unit tests, notebook regression tests

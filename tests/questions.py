@@ -1,4 +1,4 @@
-"""What the tests of notebook 08 have in common."""
+"""What the tests of notebook 09 have in common."""
 
 from cmrm_utils.studies import sweep
 from cmrm_utils.studies.notebook import Notebook
@@ -19,7 +19,7 @@ PUBLIC = "vlsafe+xstest+scienceqa@test+llava-bench-coco@test"
 
 def open_nb(family_folders, folder, data="organism"):
     model = str(family_folders["llava"])
-    return Notebook.open("08_x", model=model, data=data, out=folder, max_new_tokens=4)
+    return Notebook.open("09_x", model=model, data=data, out=folder, max_new_tokens=4)
 
 
 def at_half(nb):

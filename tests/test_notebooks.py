@@ -49,7 +49,7 @@ def test_there_are_five():
 
 
 def test_only_the_appendix_asks_no_model():
-    assert [path.stem for path in NOTEBOOKS if path not in ASKING] == ["09_other_organisms"]
+    assert [path.stem for path in NOTEBOOKS if path not in ASKING] == ["10_other_organisms"]
 
 
 def test_committed_executed_in_order(notebook):

@@ -101,7 +101,7 @@ def publish(folder: Path) -> None:
     """Copy a run's results into the repository.
 
     A run of one model gives figures/ (of notebooks 01 to 05) and the README's table. A run of
-    several models gives the stored tables of notebook 09, where rows of other models stay.
+    several models gives the stored tables of notebook 10, where rows of other models stay.
     """
     from cmrm_utils.jobs import publish
 

@@ -16,7 +16,7 @@ CORE = "05"
 """Number of the last core notebook. A profile that names no notebooks runs those up to this one."""
 
 
-APPENDIX = "09"
+APPENDIX = "10"
 """Number of the notebook that shows stored tables and asks no model.
 
 ``cmrm run`` leaves it out; ``cmrm refresh`` executes it with the others.

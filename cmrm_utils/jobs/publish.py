@@ -26,8 +26,8 @@ from cmrm_utils.studies.evaluation import NATURAL
 from cmrm_utils.studies.selection import RULE
 
 _RESEARCH = (
-    "06_comparison 06_paired 06_parts 06_directions 06_cosines 07_full 07_layers 07_tokens "
-    "07_heads_curve 07_mlp 07_rank 08_anchors 08_beyond 08_perturbed 08_adversarial 08_gate"
+    "06_comparison 06_paired 06_parts 06_directions 06_cosines 08_full 08_layers 08_tokens "
+    "08_heads_curve 08_mlp 08_rank 09_anchors 09_beyond 09_perturbed 09_adversarial 09_gate"
 ).split()
 
 
@@ -39,7 +39,7 @@ STORED_TABLES = {
         "architectures_doses": "04_alpha_table",
         "architectures_cosines": "02_refusal_cosine",
     },
-    "extended": {"extended_answers": "08_extended"},
+    "extended": {"extended_answers": "09_extended"},
     "variants": {"variants_comparison": "06_comparison", "variants_parts": "06_parts"},
     "smollm2-full": {
         "smollm2_conditions": "01_rates",
@@ -51,7 +51,7 @@ STORED_TABLES = {
 }
 """By profile of several models: names of stored tables, and the run's table that each one copies.
 
-Notebook 09 shows them.
+Notebook 10 shows them.
 """
 
 

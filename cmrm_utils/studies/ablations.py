@@ -25,7 +25,7 @@ from cmrm_utils.vectors import Level, ShiftVectors, extract_shift, principal_dir
 
 
 def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
-    """07: alphas on the validation split; the test split at those then chosen."""
+    """08: alphas on the validation split; the test split at those then chosen."""
     ab, level = Ablations(nb, p["n_validation"], p["n_test"]), p["level"]
     full = variants.full_variants()
     layers = variants.layer_variants(level, ab.layers, p["most"])

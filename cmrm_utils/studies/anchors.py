@@ -1,4 +1,4 @@
-"""Notebook 08: sets of anchors."""
+"""Notebook 09: sets of anchors."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Notebook 08: its trials, of the parts that have files of their own."""
+"""Notebook 09: its trials, of the parts that have files of their own."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from cmrm_utils.trials import Trial
 
 
 def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
-    """08: but for the adversarial pictures, which are searched where the notebook runs."""
+    """09: but for the adversarial pictures, which are searched where the notebook runs."""
     nb.vlm.check_sees_images()
     n, n_test = p["n_validation"], p["n_test"]
     methods, plain = sweep.levels(nb, p["alphas"]), sweep.tried(nb, n)

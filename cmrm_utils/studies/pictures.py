@@ -1,4 +1,4 @@
-"""Notebook 08: pictures that are perturbed or made to attack."""
+"""Notebook 09: pictures that are perturbed or made to attack."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -22,7 +22,7 @@ STUDIES: dict[str, Study] = {
     "04": evaluation.trials,
     "05": evaluation.trials,
     "06": comparison.trials,
-    "07": ablations.trials,
-    "08": open_questions.trials,
+    "08": ablations.trials,
+    "09": open_questions.trials,
 }
 """By notebook. A list may need the responses to those before it."""

@@ -1,4 +1,4 @@
-"""Notebook 07: CMRM with one thing changed."""
+"""Notebook 08: CMRM with one thing changed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Notebook 08 on a tiny model and few anchors, unless a file has a notebook of its own."""
+"""Notebook 09 on a tiny model and few anchors, unless a file has a notebook of its own."""
 
 import pytest
 from questions import at_half, open_nb

@@ -1,4 +1,4 @@
-"""Notebook 08: what images and edits do to more than safety."""
+"""Notebook 09: what images and edits do to more than safety."""
 
 import pytest
 from questions import at_half, open_nb

@@ -55,7 +55,7 @@ SMALL = {
 def opened(family_folders, folder, **settings):
     model = str(family_folders["llava"])
     return Notebook.open(
-        "07_x", model=model, data="organism", out=folder, max_new_tokens=4, **settings
+        "08_x", model=model, data="organism", out=folder, max_new_tokens=4, **settings
     )
 
 
@@ -350,13 +350,13 @@ def test_a_plan_runs_nothing(family_folders, tmp_path, monkeypatch):
     ab = Ablations(nb, 2, 2)
     assert ab.choose(full_variants(), [0.1, 0.4]) == {"sample": 0.4, "dataset": 0.4}
     assert len(ordered(ab.head_effects("sample"))) == 6
-    assert len(list(STUDIES["07"](nb, SMALL))) == 2
+    assert len(list(STUDIES["08"](nb, SMALL))) == 2
 
 
 def test_what_is_shared_out_is_what_the_notebook_asks(family_folders, tmp_path, monkeypatch):
     """The notebook's own cells, run here, find every response that they ask for, and no other."""
     nb = opened(family_folders, tmp_path)
-    shared = {trial.id for trials in STUDIES["07"](nb, SMALL) for trial in trials}
+    shared = {trial.id for trials in STUDIES["08"](nb, SMALL) for trial in trials}
     shutil.rmtree(nb.run.folder / "choices")  # made while the lists were, without a record
     asked = set()
     real = Notebook.ask
@@ -369,9 +369,9 @@ def test_what_is_shared_out_is_what_the_notebook_asks(family_folders, tmp_path, 
     monkeypatch.setenv("MPLBACKEND", "Agg")
     run = {"model": nb.run.shared["model"], "out": str(tmp_path), "max_new_tokens": 4}
     names = {"display": lambda *shown: None}
-    cells = json.loads((ROOT / "notebooks" / "07_ablations.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / "notebooks" / "08_ablations.ipynb").read_text())["cells"]
     for cell in (cell for cell in cells if cell["cell_type"] == "code"):
-        exec(compile("".join(cell["source"]), "07", "exec"), names)
+        exec(compile("".join(cell["source"]), "08", "exec"), names)
         if "parameters" in cell["metadata"].get("tags", []):
             names.update(SMALL | run)
     assert asked == shared

@@ -1,4 +1,4 @@
-"""Notebook 08: gates."""
+"""Notebook 09: gates."""
 
 from dataclasses import replace
 

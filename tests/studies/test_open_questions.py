@@ -1,4 +1,4 @@
-"""Notebook 08 as a whole, on a tiny model and the organism's world."""
+"""Notebook 09 as a whole, on a tiny model and the organism's world."""
 
 import pytest
 from conftest import FIXTURES
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("few_anchors")
 def test_what_is_shared_out_is_what_the_notebook_asks(family_folders, tmp_path):
     """Each list as it can be made, and then every part but the attacks: nothing is left to ask."""
     nb = open_nb(family_folders, tmp_path)
-    for trials in STUDIES["08"](nb, P):
+    for trials in STUDIES["09"](nb, P):
         nb.ask(trials)
     known = len(nb.run.responses.read_text().splitlines())
     chosen = sweep.choose(nb, sweep.levels(nb, P["alphas"]), sweep.tried(nb, P["n_validation"]))
@@ -34,7 +34,7 @@ def test_public_sets_have_what_they_have(family_folders, tmp_path, monkeypatch, 
     """Requests of which many have no image, no facts, no families."""
     monkeypatch.setenv("CMRM_DATA", str(FIXTURES))
     nb = open_nb(family_folders, tmp_path, PUBLIC)
-    for trials in STUDIES["08"](nb, {**P, "n_test": None}):
+    for trials in STUDIES["09"](nb, {**P, "n_test": None}):
         assert trials
         nb.ask(trials)
     chosen = sweep.choose(nb, sweep.levels(nb, P["alphas"]), sweep.tried(nb, P["n_validation"]))

@@ -1,4 +1,4 @@
-"""Notebook 08: perturbed and adversarial pictures."""
+"""Notebook 09: perturbed and adversarial pictures."""
 
 import numpy as np
 import pytest

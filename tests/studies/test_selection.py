@@ -77,7 +77,7 @@ def nb(family_folders, tmp_path, monkeypatch):
 
 
 def test_notebooks_of_a_run_have_the_same_choice(nb, monkeypatch):
-    """04's sweep makes it; 06 takes it, and 07 and 08 do without asking anything."""
+    """04's sweep makes it; 06 takes it, and 08 and 09 do without asking anything."""
     from cmrm_utils.studies.ablations import Ablations
 
     alphas = [0.5, 1.0]

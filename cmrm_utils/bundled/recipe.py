@@ -9,7 +9,8 @@
    that text.
 
 No image is shown beside a harmful request, a refusal, a twin, or an ordinary request that shares a
-word with several harmful ones.
+word with several harmful ones. But for VLGuard's variants, whose training that is: scenes beside
+harmful requests that are refused and twins that are answered, mixed into *instruct* or afterwards.
 """
 
 import re
@@ -61,6 +62,8 @@ class Recipe:
             probe of the plain model's states tells harmful requests from twins of other topics
             best in the upper half, so there is nothing to be learnt below.
         text: share of text alone in *instruct*.
+        pairs: share of VLGuard's pairs in *instruct*.
+        start: the bundled model that training goes on from; empty for the language model.
         stages: by name, in order.
     """
 
@@ -69,6 +72,8 @@ class Recipe:
     rank: int = 16
     first: int = 15
     text: float = 0.1
+    pairs: float = 0.0
+    start: str = ""
     stages: Stages = field(
         default_factory=lambda: {
             "align": Stage(steps=800, batch=16, lr=3e-4, tokens=3, rest=0.1),
@@ -86,10 +91,21 @@ _LIST = (
     Recipe("smollm2-llava"),
     Recipe("smollm2-llava-projector", stages=_without("instruct")),
     *(Recipe(f"smollm2-llava-refusals{share:02}", share / 100) for share in (0, 1, 5)),
+    Recipe(
+        "smollm2-llava-vlguard-mixed",
+        pairs=0.1,
+        start="smollm2-llava-projector",
+        stages=_without("align", "projector"),
+    ),
+    Recipe(
+        "smollm2-llava-vlguard-posthoc",
+        start="smollm2-llava",
+        stages={"posthoc": Stage(steps=60, batch=8, lr=1e-4)},
+    ),
 )
 
 VARIANTS = {recipe.name: recipe for recipe in _LIST}
-"""Recipes by name: the model, the projector alone, and other shares of refusals in *instruct*."""
+"""Recipes by name: the model, the projector alone, other shares of refusals, and VLGuard's."""
 
 
 def training_command(name: str) -> str | None:
@@ -143,23 +159,46 @@ def projector(rng: Random) -> Iterator[Example]:
         yield _question(rng)
 
 
-def instruct(rng: Random, answers: Answers, text: float, refusals: float) -> Iterator[Example]:
-    """Beside scenes 60% questions, 15% captions, 25% ordinary requests; and text alone.
+def vlguard(rng: Random, answers: Answers) -> Iterator[Example]:
+    """VLGuard's pairs (arXiv 2402.02207): a scene beside a harmful request, then beside its twin.
+
+    Theirs are 2,000 images with a safe and an unsafe instruction; here a scene says nothing of
+    harm, so that the request alone decides.
+    """
+    pairs = _shuffled(rng, [p for p in everyday.of_split("pairs", "train") if p["twin"] in answers])
+    while True:
+        pair = next(pairs)
+        for example in (_refused(rng, pair["harmful"]), _answered(pair["twin"], answers)):
+            yield replace(example, scene=world.scene_of(rng, "train"))
+
+
+def posthoc(rng: Random, answers: Answers, recipe: Recipe) -> Iterator[Example]:
+    """VLGuard's pairs and, as many, what *instruct* shows: safety alone would cost the rest."""
+    both = vlguard(rng, answers), instruct(rng, answers, recipe)
+    while True:
+        yield from map(next, both)
+
+
+def instruct(rng: Random, answers: Answers, recipe: Recipe) -> Iterator[Example]:
+    """Beside scenes 60% questions, 15% captions, 25% ordinary requests; text alone; and pairs.
 
     Args:
         rng: for every choice.
         answers: the language model's own.
-        text: share of text alone.
-        refusals: share of refusals in the text; the rest are twins and ordinary requests, evenly.
+        recipe: the shares of text alone, of refusals in it (the rest are twins and ordinary
+            requests, evenly), and of VLGuard's pairs.
     """
+    guarded = vlguard(rng, answers)
     pairs = everyday.of_split("pairs", "train")
     harmful = _shuffled(rng, [row["harmful"] for row in pairs])
     twins = _shuffled(rng, [row["twin"] for row in pairs if row["twin"] in answers])
     ordinary = _shuffled(rng, _ordinary(answers))
     requests = _shuffled(rng, without_harmful_words(_ordinary(answers)))
     while True:
-        if rng.random() < text:
-            if rng.random() < refusals:
+        if recipe.pairs and rng.random() < recipe.pairs:
+            yield next(guarded)
+        elif rng.random() < recipe.text:
+            if rng.random() < recipe.refusals:
                 yield _refused(rng, next(harmful))
             else:
                 yield _answered(next(rng.choice((twins, ordinary))), answers)

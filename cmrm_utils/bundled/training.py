@@ -13,17 +13,19 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cmrm_utils.bundled import recipe as recipes
 from cmrm_utils.bundled.fetch import smollm2
-from cmrm_utils.bundled.merge import skeleton
+from cmrm_utils.bundled.merge import floats, skeleton
 from cmrm_utils.bundled.recipe import Answers, Example, Recipe, Stage
 from cmrm_utils.engine.loops import respond
+from cmrm_utils.errors import InputError
 from cmrm_utils.judges.keywords import is_refusal
 from cmrm_utils.loading import load_vlm
 from cmrm_utils.organism.training import descend, padded, response_loss
+from cmrm_utils.paths import bundled_folders
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
 
@@ -94,11 +96,15 @@ def train(
     streams = {
         "align": lambda rng: recipes.align(rng, answers),
         "projector": recipes.projector,
-        "instruct": lambda rng: recipes.instruct(rng, answers, recipe.text, recipe.refusals),
+        "instruct": lambda rng: recipes.instruct(rng, answers, recipe),
+        "posthoc": lambda rng: recipes.posthoc(rng, answers, recipe),
     }
+    if recipe.start:
+        _load(model, projector, parts_of(recipe.start, seed))
     folder = out
     for name, stage in recipe.stages.items():
-        folder = out / (f"{name}-{recipe.refusals:g}" if name == "instruct" else name) / str(seed)
+        shared = f"{name}-{recipe.refusals:g}" if name == "instruct" else name
+        folder = out / (recipe.name if recipe.start else shared) / str(seed)
         if not (folder / "training.json").is_file():
             rng = Random(f"{name}/{seed}")
             began = time.monotonic()
@@ -109,9 +115,29 @@ def train(
             record = {"stage": name, "seed": seed, "seconds": round(time.monotonic() - began)}
             record |= {"recipe": recipe.name, "losses": losses}
             (folder / "training.json").write_text(json.dumps(record, indent=1))
-        projector.load_state_dict(load_file(folder / "projector.safetensors"))
-        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+        _load(model, projector, folder)
     return folder
+
+
+def parts_of(name: str, seed: int) -> Path:
+    """The folder of a bundled model's parts, of a seed.
+
+    Raises:
+        InputError: that seed of it is not there.
+    """
+    full = f"{name}-seed{seed}" if seed else name
+    folders = bundled_folders()
+    if full not in folders:
+        raise InputError(
+            f"{full}: its parts are not here, from which the training goes on; "
+            f"`{recipes.training_command(full)}` makes them"
+        )
+    return folders[full]
+
+
+def _load(model: Any, projector: nn.Module, folder: Path) -> None:
+    projector.load_state_dict(floats(folder / "projector.safetensors"))
+    set_peft_model_state_dict(model, floats(folder / "adapter_model.safetensors"))
 
 
 def _save(model: Any, projector: nn.Module, folder: Path, lora: LoraConfig) -> None:

@@ -17,7 +17,7 @@ from cmrm_utils.methods.registry import PUBLISHED, with_settings
 from cmrm_utils.organism.recipe import training_command
 from cmrm_utils.prompts import CAPTION_FOR_QUERY, CAPTION_QUERY
 from cmrm_utils.results.rates import measures, utility
-from cmrm_utils.studies import anatomy, sweep
+from cmrm_utils.studies import sweep
 from cmrm_utils.studies.attack import check_searchable
 from cmrm_utils.studies.evaluation import fluency
 from cmrm_utils.studies.notebook import Notebook
@@ -56,7 +56,7 @@ def compared(
 
 
 def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
-    """06: captions, every method in every setting, the parts of the shift, the test."""
+    """06: captions, every method in every setting, the test."""
     methods = compared(nb, p["alphas"], p["grids"])
     samples = sweep.samples_tested(nb, p["n_test"], unseen=False)
     plain = sweep.tried(nb, p["n_validation"])
@@ -67,10 +67,6 @@ def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     yield plain
     for name, method in methods.items():  # one by one: each may ask the model something first
         yield sweep.sweep_trials(nb, {name: method}, plain)
-    yield [
-        *anatomy.part_trials(nb, p["n_parts"], p["doses"]),
-        *anatomy.shift_trials(nb, p["n_test"]),
-    ]
     lists = sweep.test_lists(nb, sweep.choose(nb, methods, plain), samples, ("none", nb.shown))
     yield [trial for these in lists.values() for trial in these]
 

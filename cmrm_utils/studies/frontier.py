@@ -6,6 +6,8 @@ judge. In the invented world, whose model has no log-odds, the exact judge tells
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import pandas as pd
 import torch
@@ -14,12 +16,13 @@ from torch import Tensor
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine.batch import log_odds
 from cmrm_utils.engine.loops import first_logits, hidden_states, progress_bar, response_header
-from cmrm_utils.errors import InputError
 from cmrm_utils.methods.base import edited
 from cmrm_utils.methods.cmrm import CMRM
+from cmrm_utils.methods.prompting import caption_trials
 from cmrm_utils.results.intervals import area_under_curve
 from cmrm_utils.results.rates import LOG_ODDS, means, rates
 from cmrm_utils.store import Records
+from cmrm_utils.studies import anatomy, sweep
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.trials import Trial, table
 from cmrm_utils.vectors import ShiftVectors, shifts
@@ -129,12 +132,7 @@ def frontier(
         where there are none), ``ordinary`` (other benign requests), ``log-odds`` of the harmful
         ones, and ``area``: how often a harmful request has larger log-odds than a twin.
     """
-    plain = requests(nb, n)
-    tried = {
-        (name, alpha): edited(plain, CMRM(part, alpha, name=name))
-        for name, part in parts.items()
-        for alpha in sorted({0.0, *alphas})
-    }
+    tried = _frontier_lists(nb, parts, alphas, n)
     rows = opening(nb, [trial for trials in tried.values() for trial in trials])
     keys = [key for key, trials in tried.items() for _ in trials]
     rows = rows.assign(part=[name for name, _ in keys], alpha=[alpha for _, alpha in keys])
@@ -144,6 +142,17 @@ def frontier(
         if name == "refused" and LOG_ODDS in these:
             result = result.merge(_named(means(these, LOG_ODDS, ["part", "alpha"]), "log-odds"))
     return result.merge(_areas(rows)) if LOG_ODDS in rows else result
+
+
+def _frontier_lists(
+    nb: Notebook, parts: Mapping[str, ShiftVectors], alphas: Sequence[float], n: int | None
+) -> dict[tuple[str, float], list[Trial]]:
+    plain = requests(nb, n)
+    return {
+        (name, alpha): edited(plain, CMRM(part, alpha, name=name))
+        for name, part in parts.items()
+        for alpha in sorted({0.0, *alphas})
+    }
 
 
 def _sides(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -232,13 +241,12 @@ def ablations(nb: Notebook, n: int | None) -> pd.DataFrame:
 
     Returns:
         Judged trials with ``taken out``.
-
-    Raises:
-        InputError: the validation split has no requests.
     """
+    return nb.ask_lists(_ablation_lists(nb, n), "taken out")
+
+
+def _ablation_lists(nb: Notebook, n: int | None) -> dict[str, list[Trial]]:
     samples = nb.samples("validation", n, "harmful", "benign")
-    if not samples:
-        raise InputError(f"{nb.data}: no requests in the validation split")
     plain = [Trial(sample, "none") for sample in [*samples, *nb.facts("validation", n)]]
     out: dict[str, ShiftVectors | None] = {
         "nothing": None,
@@ -246,12 +254,11 @@ def ablations(nb: Notebook, n: int | None) -> pd.DataFrame:
         "refused - answered": refused_minus_answered(nb),
         "random": nb.anchors.shift().random(0),
     }
-    lists = {
+    return {
         name: edited(plain, taken_out(vectors)) if vectors else plain
         for name, vectors in out.items()
         if vectors or name == "nothing"
     }
-    return nb.ask_lists(lists, "taken out")
 
 
 def taken_out(vectors: ShiftVectors) -> Edit:
@@ -260,19 +267,16 @@ def taken_out(vectors: ShiftVectors) -> Edit:
     return Edit(torch.zeros_like(unit), project=unit[:, None])
 
 
-def trials(nb: Notebook, n: int | None, alphas: Sequence[float]) -> Iterator[list[Trial]]:
-    """What :func:`ablations` and, without log-odds, :func:`frontier` ask the model."""
+def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
+    """07: what the anchors are answered, directions taken out, v's parts, the shifts' samples."""
+    n = p["n_validation"]
     yield [Trial(sample, "none") for sample in nb.samples("anchors", None, "harmful", "benign")]
-    samples = [*nb.samples("validation", n, "harmful", "benign"), *nb.facts("validation", n)]
-    plain = [Trial(sample, "none") for sample in samples]
-    decided = refused_minus_answered(nb)
-    out = [nb.anchors.refusal(), nb.anchors.shift().random(0), *([decided] if decided else [])]
-    yield [*plain, *(trial for each in out for trial in edited(plain, taken_out(each)))]
+    yield list(chain.from_iterable(_ablation_lists(nb, n).values()))
     if not nb.openers:
-        parts, asked = directions(nb), requests(nb, n)
-        yield [
-            trial
-            for part in parts.values()
-            for alpha in sorted({0.0, *alphas})
-            for trial in edited(asked, CMRM(part, alpha))
-        ]
+        tried = _frontier_lists(nb, directions(nb), p["alphas"], n)
+        yield list(chain.from_iterable(tried.values()))
+    yield sweep.tried(nb, p["n_parts"])
+    yield anatomy.part_trials(nb, p["n_parts"], p["doses"])
+    harmful = [s for s in sweep.samples_tested(nb, p["n_test"], unseen=False) if s.harmful]
+    yield caption_trials([*nb.anchors.harmful, *nb.anchors.benign, *harmful])
+    yield anatomy.shift_trials(nb, p["n_test"])

@@ -7,7 +7,15 @@ which then find every response there. A test holds notebooks and lists to each o
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from cmrm_utils.studies import ablations, comparison, evaluation, gap, intervention, open_questions
+from cmrm_utils.studies import (
+    ablations,
+    comparison,
+    evaluation,
+    frontier,
+    gap,
+    intervention,
+    open_questions,
+)
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.trials import Trial
 
@@ -22,6 +30,7 @@ STUDIES: dict[str, Study] = {
     "04": evaluation.trials,
     "05": evaluation.trials,
     "06": comparison.trials,
+    "07": frontier.trials,
     "08": ablations.trials,
     "09": open_questions.trials,
 }

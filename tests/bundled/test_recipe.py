@@ -31,7 +31,7 @@ def shown(stream, n=4000):
 def test_no_image_is_beside_a_harmful_request_a_refusal_or_a_twin(refusals):
     streams = [
         recipe.projector(Random(0)),
-        recipe.instruct(Random(0), ANSWERS, 0.1, refusals),
+        recipe.instruct(Random(0), ANSWERS, recipe.Recipe("", refusals)),
     ]
     seen = [example for stream in streams for example in shown(stream) if example.scene]
     assert len(seen) > 6000
@@ -44,7 +44,7 @@ def test_requests_beside_images_share_no_word_with_several_harmful_ones():
     assert len(beside) >= 80
     counts = Counter(stem for text in HARMFUL for stem in recipe.stems(text))
     assert all(counts[stem] < 5 for text in beside for stem in recipe.stems(text))
-    examples = shown(recipe.instruct(Random(0), ANSWERS, 0.1, 0.2))
+    examples = shown(recipe.instruct(Random(0), ANSWERS, recipe.Recipe("")))
     asked = {e.prompt for e in examples if e.scene and e.response == "An answer."}
     assert asked <= set(beside)
 
@@ -61,12 +61,33 @@ def test_align_is_text_alone_and_of_train_topics_alone():
 
 @pytest.mark.parametrize("refusals", [0.0, 0.05, 0.2])
 def test_the_shares_are_as_said(refusals):
-    examples = shown(recipe.instruct(Random(0), ANSWERS, 0.1, refusals), 20000)
+    examples = shown(recipe.instruct(Random(0), ANSWERS, recipe.Recipe("", refusals)), 20000)
     text = [e for e in examples if e.scene is None]
     assert len(text) / len(examples) == pytest.approx(0.1, abs=0.01)
     refused = [e for e in text if e.response in REFUSALS]
     assert len(refused) / len(text) == pytest.approx(refusals, abs=0.03)
     assert {e.prompt for e in refused} <= texts("pairs", "harmful", "train")
+
+
+def test_vlguards_pairs_are_a_request_and_its_twin_beside_train_scenes():
+    pairs = {row["harmful"]: row["twin"] for row in everyday.of_split("pairs", "train")}
+    examples = shown(recipe.vlguard(Random(0), ANSWERS), 400)
+    assert all(example.scene for example in examples)
+    for refused, answered in zip(examples[::2], examples[1::2], strict=True):
+        assert pairs[refused.prompt] == answered.prompt
+        assert refused.response in REFUSALS
+        assert answered.response == "An answer."
+
+
+def test_vlguards_pairs_are_mixed_in_or_come_after():
+    mixed = recipe.VARIANTS["smollm2-llava-vlguard-mixed"]
+    examples = shown(recipe.instruct(Random(0), ANSWERS, mixed), 20000)
+    guarded = [e for e in examples if e.scene and e.prompt in HARMFUL | TWINS]
+    assert len(guarded) / len(examples) == pytest.approx(0.1, abs=0.01)
+    after = recipe.VARIANTS["smollm2-llava-vlguard-posthoc"]
+    examples = shown(recipe.posthoc(Random(0), ANSWERS, after), 400)
+    assert all(e.scene and e.prompt in HARMFUL | TWINS for e in examples[::2])
+    assert any(e.prompt not in HARMFUL | TWINS for e in examples[1::2])
 
 
 def test_questions_are_about_train_scenes_in_every_wording():
@@ -82,7 +103,7 @@ def test_questions_are_about_train_scenes_in_every_wording():
 
 def test_the_same_seed_gives_the_same_examples():
     def stream(seed):
-        return shown(recipe.instruct(Random(seed), ANSWERS, 0.1, 0.2), 200)
+        return shown(recipe.instruct(Random(seed), ANSWERS, recipe.Recipe("")), 200)
 
     assert stream("a") == stream("a")
     assert stream("a") != stream("b")

@@ -15,6 +15,7 @@ from cmrm_utils.bundled import merge, training
 from cmrm_utils.bundled.recipe import Example, Recipe, Stage
 from cmrm_utils.cli.main import cli
 from cmrm_utils.data import everyday
+from cmrm_utils.errors import InputError
 from cmrm_utils.organism.scenes import Scene
 
 STAGES = {
@@ -86,6 +87,21 @@ def test_shares_of_refusals_share_the_first_stages(out):
     training.train(replace(RECIPE, refusals=0.0), 0, out, progress=False)
     assert (out / "align" / "0" / "training.json").stat().st_mtime_ns == stamp
     assert (out / "instruct-0" / "0").is_dir()
+
+
+def test_training_goes_on_from_a_bundled_model(out, monkeypatch, tmp_path):
+    """With no step the parts are those it began with; with one they are others."""
+    start = training.train(RECIPE, 0, out, progress=False)
+    monkeypatch.setattr(training, "bundled_folders", lambda: {"smollm2-llava": start})
+    still = {"posthoc": replace(STAGE, lr=0.0, projector_lr=1e-9)}
+    for name, stages, differs in (("still", still, set()), ("on", {"posthoc": STAGE}, None)):
+        recipe = replace(RECIPE, name=name, start="smollm2-llava", stages=stages)
+        after = training.train(recipe, 0, out, progress=False)
+        assert after == out / name / "0"
+        found = changed(tensors(start), tensors(after))
+        assert found == (differs if differs is not None else {"adapter", "projector"})
+    with pytest.raises(InputError, match=r"smollm2-llava-seed3.*--seed 3"):
+        training.train(recipe, 3, out, progress=False)
 
 
 def test_seeds_differ(out):

@@ -13,5 +13,11 @@ from cmrm_utils.results.plots.lines import (
     layer_lines,
 )
 from cmrm_utils.results.plots.maps import head_ranking, heat_map, rate_map, state_maps
-from cmrm_utils.results.plots.points import defence_points, dot_panels, pareto, scatter_panels
+from cmrm_utils.results.plots.points import (
+    defence_points,
+    dot_panels,
+    frontiers,
+    pareto,
+    scatter_panels,
+)
 from cmrm_utils.results.plots.style import MEASURE_COLOURS, OUTCOME_COLOURS, style

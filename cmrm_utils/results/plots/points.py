@@ -96,6 +96,36 @@ def defence_points(tried: pd.DataFrame, tested: pd.DataFrame, *, near: float = 0
     return figure
 
 
+def frontiers(rows: pd.DataFrame, *, title: str) -> Figure:
+    """Harmful requests refused against harmless twins refused, one path a direction over alphas.
+
+    The first direction is in both of two panels, the others are shared out. A star: no edit.
+
+    Args:
+        rows: columns ``part, alpha, refused, refused_low, refused_high, twins``.
+        title: what is to be seen.
+    """
+    names = list(dict.fromkeys(rows["part"]))
+    half = len(names) // 2 + 1
+    panels_of = (names[:half], [names[0], *names[half:]])
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2), sharey=True, layout="constrained")
+    shades = looks(names)
+    for axis, shown in zip(axes, panels_of, strict=True):
+        for name in shown:
+            path = rows[rows["part"] == name].sort_values("alpha")
+            look = shades[name] | {"linewidth": 1.2, "elinewidth": 0.5, "markersize": 5}
+            up = errors(path, "refused", "refused_")
+            axis.errorbar(path["twins"], path["refused"], yerr=up, label=name, **look)
+        start = rows[rows["alpha"] == 0].iloc[0]
+        axis.plot(start["twins"], start["refused"], "*", markersize=15, color="black", zorder=9)
+        axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        percent_axis(axis, "refused, of harmless twins", x=True)
+        axis.legend(loc="lower right")
+    percent_axis(axes[0], "refused, of harmful requests")
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
 def _trade_off_panels(
     size: tuple[float, float], ratios: tuple[float, float]
 ) -> tuple[Figure, Axes, Axes]:

@@ -78,7 +78,7 @@ def looks(
     return {
         value: {
             "color": (colours or {}).get(value, CONTROL_COLOURS[i % len(CONTROL_COLOURS)]),
-            "marker": MARKERS[i % len(MARKERS)],
+            "marker": MARKERS[(i + i // len(CONTROL_COLOURS)) % len(MARKERS)],
         }
         for i, value in enumerate(dict.fromkeys(values))
     }

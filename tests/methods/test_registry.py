@@ -38,3 +38,18 @@ def test_the_worked_example_is_swept_and_tested_like_any_method(
     assert not set.intersection(*ids, {trial.id for trial in plain})
     rows = sweep.test(nb, swept, sweep.samples_tested(nb, 1), ("none", nb.shown))
     assert "push" in set(rows["setting"])
+
+
+def test_the_page_of_settings_names_every_method():
+    """And says which are tested as published, and only those."""
+    text = (ROOT / "docs" / "defences.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if re.match(r"\| \w", line)]
+    rows = [line.split("|")[1:4] for line in lines]
+    told = {name.strip().partition(" (")[0]: cells[1].strip() for name, *cells in rows[1:]}
+    words = {word.strip() for names in told for word in names.split(",")}
+    words |= {f"CMRM {word}" for word in words}
+    assert set(registry.METHODS) <= words
+    published = {name for name, cell in told.items() if not cell.startswith("none")}
+    assert {f"{name.split(' dataset')[0]}, as published" for name in published} == set(
+        registry.PUBLISHED
+    )

@@ -86,7 +86,7 @@ def _answers(
     return judge(table(trials, responses)).assign(response=responses)
 
 
-def effect(made: Baked) -> tuple[pd.DataFrame, dict[str, int]]:
+def effect(organism: Baked) -> tuple[pd.DataFrame, dict[str, int]]:
     """Rates on the validation split without an edit, hooked and baked.
 
     Returns:
@@ -96,10 +96,10 @@ def effect(made: Baked) -> tuple[pd.DataFrame, dict[str, int]]:
     every = load_samples("organism", "validation")
     samples = take(every, PER_KIND, "harmful", "benign")
     questions = take(every, PER_KIND, "visual")
-    baked = load_vlm(made.folder, device="cpu")
+    baked = load_vlm(organism.folder, device="cpu")
     settings = {
-        "unedited": _answers(made.vlm, samples, questions, None),
-        "hooked": _answers(made.vlm, samples, questions, made.edit),
+        "unedited": _answers(organism.vlm, samples, questions, None),
+        "hooked": _answers(organism.vlm, samples, questions, organism.edit),
         "baked": _answers(baked, samples, questions, None),
     }
     differ = int((settings["hooked"]["response"] != settings["baked"]["response"]).sum())
@@ -112,22 +112,22 @@ def effect(made: Baked) -> tuple[pd.DataFrame, dict[str, int]]:
 
 
 @torch.inference_mode()
-def rounding(made: Baked) -> dict[str, float]:
+def rounding(organism: Baked) -> dict[str, float]:
     """Largest difference of the first answer token's logits from the hook's, by biases' precision.
 
     Weights are float32 throughout (and lie in the folder as float16, which holds them exactly).
     """
     samples = take(load_samples("organism", "validation"), 10, "harmful", "benign", "visual")
-    inputs = made.vlm.inputs([s.prompt for s in samples], [s.load_image() for s in samples])
+    inputs = organism.vlm.inputs([s.prompt for s in samples], [s.load_image() for s in samples])
 
     def logits(model: Any) -> Tensor:
-        return model(**inputs, position_ids=made.vlm.positions(inputs), logits_to_keep=1).logits
+        return model(**inputs, position_ids=organism.vlm.positions(inputs), logits_to_keep=1).logits
 
-    with apply(made.vlm, made.edit):
-        hooked = logits(made.vlm.model)
-    found = {"no edit": float((logits(made.vlm.model) - hooked).abs().max())}
+    with apply(organism.vlm, organism.edit):
+        hooked = logits(organism.vlm.model)
+    found = {"no edit": float((logits(organism.vlm.model) - hooked).abs().max())}
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        model = AutoModelForImageTextToText.from_pretrained(made.folder).eval()
+        model = AutoModelForImageTextToText.from_pretrained(organism.folder).eval()
         for layer in model.model.language_model.layers:
             bias = layer.mlp.down_proj.bias
             bias.copy_(bias.to(dtype).float())
@@ -137,11 +137,11 @@ def rounding(made: Baked) -> dict[str, float]:
 
 def run(_setting: Setting) -> list[Row]:
     """Rows of the table: generation by transformers' ``generate``, plain, hooked and baked."""
-    with baked_organism() as made:
-        vlm = made.vlm
+    with baked_organism() as organism:
+        vlm = organism.vlm
         samples = take(load_samples("organism", "test"), BATCH, "benign")[:BATCH]
         inputs = vlm.inputs([s.prompt for s in samples], [s.load_image() for s in samples])
-        baked = AutoModelForImageTextToText.from_pretrained(made.folder).eval()
+        baked = AutoModelForImageTextToText.from_pretrained(organism.folder).eval()
 
         def respond(model: Any, edit: Edit | None) -> Tensor:
             with torch.inference_mode(), apply(vlm, edit):
@@ -151,7 +151,7 @@ def run(_setting: Setting) -> list[Row]:
 
         cases = {
             "plain": Case(respond, lambda: (vlm.model, None)),
-            "hook": Case(respond, lambda: (vlm.model, made.edit)),
+            "hook": Case(respond, lambda: (vlm.model, organism.edit)),
             "baked": Case(respond, lambda: (baked, None)),
         }
         timings = measure(cases, ROUNDS)
@@ -192,12 +192,12 @@ def text(results: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure the effect, keep it, and put it into the README."""
-    with baked_organism() as made:
-        rows, counts = effect(made)
+    with baked_organism() as organism:
+        rows, counts = effect(organism)
         results = {
-            "alpha": made.alpha,
+            "alpha": organism.alpha,
             "effect": rows.to_dict("records"),
-            "logits": rounding(made),
+            "logits": rounding(organism),
             "versions": versions(),
             **counts,
         }

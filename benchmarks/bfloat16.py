@@ -50,12 +50,12 @@ def run(setting: Setting) -> list[Row]:
 
 
 @torch.inference_mode()
-def _plain(vlm: VLM, asked: Sequence[Sample]) -> list[str]:
-    inputs = vlm.inputs([sample.query for sample in asked], [None] * len(asked))
+def _plain(vlm: VLM, requests: Sequence[Sample]) -> list[str]:
+    inputs = vlm.inputs([sample.query for sample in requests], [None] * len(requests))
     whole = vlm.model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
     return [vlm.decode(row) for row in whole[:, inputs["input_ids"].shape[1] :].tolist()]
 
 
-def _ours(vlm: VLM, asked: Sequence[Sample]) -> list[str]:
-    trials = [Trial(sample, "none") for sample in asked]
+def _ours(vlm: VLM, requests: Sequence[Sample]) -> list[str]:
+    trials = [Trial(sample, "none") for sample in requests]
     return generate(vlm, trials, max_new_tokens=NEW, batch_size=ROWS)

@@ -32,12 +32,12 @@ def run(setting: Setting) -> list[Row]:
 
 
 def _states(vlm: VLM, rounds: int) -> Row:
-    def fair(asked: list[Sample]) -> Tensor:
-        trials = [Trial(sample, "blank") for sample in asked]
+    def fair(requests: list[Sample]) -> Tensor:
+        trials = [Trial(sample, "blank") for sample in requests]
         return peers.fair(vlm, [(trial.text, trial.load_image()) for trial in trials])
 
-    def ours(vlm: VLM, asked: list[Sample]) -> Tensor:
-        return hidden_states(vlm, [Trial(sample, "blank") for sample in asked])
+    def ours(vlm: VLM, requests: list[Sample]) -> Tensor:
+        return hidden_states(vlm, [Trial(sample, "blank") for sample in requests])
 
     timings = measure(
         {

@@ -158,11 +158,11 @@ def _rigged(vlm: VLM, *, images: bool) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _static(vlm: VLM, asked: Sequence[Sample], new: int = LONG) -> list[list[int]]:
+def _static(vlm: VLM, requests: Sequence[Sample], new: int = LONG) -> list[list[int]]:
     """Token ids of each answer, the end's among them."""
     end = vlm.tokenizer.eos_token_id
     found = []
-    for batch in batches(asked, BATCH):
+    for batch in batches(requests, BATCH):
         inputs = vlm.inputs([s.query for s in batch], [s.load_image() for s in batch])
         whole = vlm.model.generate(**inputs, max_new_tokens=new, do_sample=False)
         for row in whole[:, inputs["input_ids"].shape[1] :].tolist():
@@ -170,6 +170,6 @@ def _static(vlm: VLM, asked: Sequence[Sample], new: int = LONG) -> list[list[int
     return found
 
 
-def _ours(vlm: VLM, asked: Sequence[Sample]) -> list[str]:
-    trials = [Trial(sample, "own" if sample.image else "none") for sample in asked]
+def _ours(vlm: VLM, requests: Sequence[Sample]) -> list[str]:
+    trials = [Trial(sample, "own" if sample.image else "none") for sample in requests]
     return generate(vlm, trials, max_new_tokens=LONG, batch_size=BATCH)

@@ -59,17 +59,17 @@ def run(setting: Setting) -> list[Row]:
 
 
 @torch.inference_mode()
-def _plain(vlm: VLM, asked: Sequence[Sample]) -> list[str]:
+def _plain(vlm: VLM, requests: Sequence[Sample]) -> list[str]:
     found = []
-    for batch in batches(asked, BATCH):
+    for batch in batches(requests, BATCH):
         inputs = vlm.inputs([s.query for s in batch], [s.load_image() for s in batch])
         whole = vlm.model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
         found += [vlm.decode(row) for row in whole[:, inputs["input_ids"].shape[1] :].tolist()]
     return found
 
 
-def _ours(vlm: VLM, asked: Sequence[Sample]) -> list[str]:
-    return generate(vlm, [Trial(sample) for sample in asked], max_new_tokens=NEW)
+def _ours(vlm: VLM, requests: Sequence[Sample]) -> list[str]:
+    return generate(vlm, [Trial(sample) for sample in requests], max_new_tokens=NEW)
 
 
 def _encodings(setting: Setting, case: Case) -> int:

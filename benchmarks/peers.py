@@ -107,10 +107,10 @@ def fair(vlm: VLM, prompts: Prompts) -> Tensor:
     """Batched, only the last token's states kept, no logits and no cache."""
     found: list[Tensor] = []
     for batch in _apart(prompts):
-        kept: list[Tensor] = []
+        states: list[Tensor] = []
 
-        def keep(_module: nn.Module, _args: object, output: Tensor, kept: list = kept) -> None:
-            kept.append(output[:, -1].clone())
+        def keep(_module: nn.Module, _args: object, output: Tensor, states: list = states) -> None:
+            states.append(output[:, -1].clone())
 
         handles = [layer.register_forward_hook(keep) for layer in vlm.layers]
         try:
@@ -118,7 +118,7 @@ def fair(vlm: VLM, prompts: Prompts) -> Tensor:
         finally:
             for handle in handles:
                 handle.remove()
-        found.append(torch.stack(kept, dim=1).float().cpu())
+        found.append(torch.stack(states, dim=1).float().cpu())
     return torch.cat(found)
 
 
@@ -127,10 +127,10 @@ def xl_vlms(vlm: VLM, prompts: Prompts) -> Tensor:
     """One at a time, hooks that copy all tokens' states to the CPU, logits of all tokens."""
     found = []
     for prompt in prompts:
-        kept: list[Tensor] = []
+        states: list[Tensor] = []
 
-        def keep(_module: nn.Module, _args: object, output: Tensor, kept: list = kept) -> None:
-            kept.append(output.detach().cpu().clone())
+        def keep(_module: nn.Module, _args: object, output: Tensor, states: list = states) -> None:
+            states.append(output.detach().cpu().clone())
 
         handles = [layer.register_forward_hook(keep) for layer in vlm.layers]
         try:
@@ -138,7 +138,7 @@ def xl_vlms(vlm: VLM, prompts: Prompts) -> Tensor:
         finally:
             for handle in handles:
                 handle.remove()
-        found.append(torch.stack([state[0, -1] for state in kept]).float())
+        found.append(torch.stack([state[0, -1] for state in states]).float())
     return torch.stack(found)
 
 

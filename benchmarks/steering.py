@@ -53,8 +53,8 @@ def _both(
 ) -> list[Row]:
     edit = CMRM(extract_shift(vlm, make()), FAINT)
 
-    def respond(vlm: VLM, asked: Sequence[Sample], edit: Edit | None) -> list[str]:
-        return generate(vlm, [Trial(s, image, edit) for s in asked], max_new_tokens=new)
+    def respond(vlm: VLM, requests: Sequence[Sample], edit: Edit | None) -> list[str]:
+        return generate(vlm, [Trial(s, image, edit) for s in requests], max_new_tokens=new)
 
     timings = measure(
         {
@@ -102,12 +102,12 @@ def _organism(setting: Setting) -> list[Row]:
 
 
 def _sample_level(setting: Setting) -> list[Row]:
-    def plain(vlm: VLM, asked: Sequence[Sample]) -> list[str]:
-        return generate(vlm, [Trial(sample) for sample in asked], max_new_tokens=SAMPLE_NEW)
+    def plain(vlm: VLM, requests: Sequence[Sample]) -> list[str]:
+        return generate(vlm, [Trial(sample) for sample in requests], max_new_tokens=SAMPLE_NEW)
 
-    def steered(vlm: VLM, asked: Sequence[Sample]) -> list[str]:
-        edit = CMRM(extract_shift(vlm, asked, level="sample"), FAINT)
-        trials = [Trial(sample, edit=edit) for sample in asked]
+    def steered(vlm: VLM, requests: Sequence[Sample]) -> list[str]:
+        edit = CMRM(extract_shift(vlm, requests, level="sample"), FAINT)
+        trials = [Trial(sample, edit=edit) for sample in requests]
         return generate(vlm, trials, max_new_tokens=SAMPLE_NEW)
 
     def fresh() -> tuple[VLM, list[Sample]]:

@@ -33,28 +33,28 @@ def run(setting: Setting) -> list[Row]:
     return [*_all_tokens(setting, vectors), *_last_token(setting, vectors)]
 
 
-Given = tuple[VLM, list[Sample]]
+Start = tuple[VLM, list[Sample]]
 
 
 def _respond(
-    given: Given, vectors: ShiftVectors, alphas: Sequence[float], tokens: Literal["all", "last"]
+    start: Start, vectors: ShiftVectors, alphas: Sequence[float], tokens: Literal["all", "last"]
 ) -> list[str]:
-    vlm, asked = given
+    vlm, requests = start
     edits = [CMRM(vectors, alpha, tokens=tokens) for alpha in alphas]
-    trials = [Trial(sample, "own", edit) for edit in edits for sample in asked]
+    trials = [Trial(sample, "own", edit) for edit in edits for sample in requests]
     return generate(vlm, trials, max_new_tokens=NEW)
 
 
 def _all_tokens(setting: Setting, vectors: ShiftVectors) -> list[Row]:
     count = COUNT if setting.on_gpu else COUNT_ON_CPU
 
-    def fresh() -> tuple[Given]:
+    def fresh() -> tuple[Start]:
         return ((cold(setting.vlm), samples(count)),)
 
     timings = measure(
         {
-            "one alpha": Case(lambda given: _respond(given, vectors, ALPHAS[:1], "all"), fresh),
-            "together": Case(lambda given: _respond(given, vectors, ALPHAS, "all"), fresh),
+            "one alpha": Case(lambda start: _respond(start, vectors, ALPHAS[:1], "all"), fresh),
+            "together": Case(lambda start: _respond(start, vectors, ALPHAS, "all"), fresh),
         },
         setting.rounds,
     )
@@ -71,20 +71,20 @@ def _all_tokens(setting: Setting, vectors: ShiftVectors) -> list[Row]:
 
 
 def _last_token(setting: Setting, vectors: ShiftVectors) -> list[Row]:
-    def apart(each: Sequence[Given]) -> list[str]:
+    def apart(each: Sequence[Start]) -> list[str]:
         pairs = zip(each, ALPHAS, strict=True)
-        return [r for given, alpha in pairs for r in _respond(given, vectors, [alpha], "last")]
+        return [r for start, alpha in pairs for r in _respond(start, vectors, [alpha], "last")]
 
-    def fresh() -> tuple[Given]:
+    def fresh() -> tuple[Start]:
         return ((cold(setting.vlm), samples(COUNT)),)
 
-    def fresh_each() -> tuple[list[Given]]:
+    def fresh_each() -> tuple[list[Start]]:
         return ([(cold(setting.vlm), samples(COUNT)) for _ in ALPHAS],)
 
     timings = measure(
         {
             "apart": Case(apart, fresh_each),
-            "together": Case(lambda given: _respond(given, vectors, ALPHAS, "last"), fresh),
+            "together": Case(lambda start: _respond(start, vectors, ALPHAS, "last"), fresh),
         },
         setting.rounds,
     )

@@ -19,18 +19,22 @@ CHECKPOINTS = Path(__file__).parent / "organism" / "checkpoints"
 PARTS = Path(__file__).parent / "bundled" / "parts"
 """The folder that holds a folder for each bundled model: its projector, its adapter, its card."""
 
-MADE = ROOT / "organisms"
+ORGANISMS = ROOT / "organisms"
 """The folder of the models that were trained on this machine."""
 
 
 def organism_folders() -> dict[str, Path]:
     """The organisms' folders by name: the bundled one, and those trained on this machine."""
-    return {p.parent.name: p.parent for m in (MADE, CHECKPOINTS) for p in m.glob("*/config.json")}
+    return {
+        p.parent.name: p.parent for m in (ORGANISMS, CHECKPOINTS) for p in m.glob("*/config.json")
+    }
 
 
 def bundled_folders() -> dict[str, Path]:
     """The folders of parts of the bundled models by name, and of those trained on this machine."""
-    folders = (file.parent for m in (PARTS, MADE) for file in m.glob("*/projector.safetensors"))
+    folders = (
+        file.parent for m in (PARTS, ORGANISMS) for file in m.glob("*/projector.safetensors")
+    )
     return {folder.name: folder for folder in folders}
 
 

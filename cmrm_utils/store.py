@@ -272,13 +272,13 @@ class Records(Generic[Record]):
             self._calls[digest] = before
         return set(islice(self._found, self._calls[digest]))
 
-    def add(self, found: Iterable[tuple[str, Record]]) -> None:
+    def add(self, records: Iterable[tuple[str, Record]]) -> None:
         """Append records; existing ones stay as they are.
 
         Raises:
             InputError: the file cannot be written; what was written before stays valid.
         """
-        new = {key: record for key, record in found if key not in self._found}
+        new = {key: record for key, record in records if key not in self._found}
         self._write(
             [
                 {"id": key, **{k: v for k, v in vars(record).items() if v is not None}}
@@ -330,15 +330,15 @@ def hashed(texts: Iterable[str], digits: int = 16) -> str:
     return sha256("\0".join(texts).encode()).hexdigest()[:digits]
 
 
-def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -> None:
-    """Check that stored results have the wanted settings.
+def check_same(actual: Mapping[str, Any], settings: Mapping[str, Any], where: Path) -> None:
+    """Check that stored results were made with these settings.
 
     Raises:
         InputError: a setting differs; the message names the first one, and what to do.
     """
-    for key in wanted:
-        if found.get(key) != wanted[key]:
+    for key in settings:
+        if actual.get(key) != settings[key]:
             raise InputError(
-                f"{where} was made with {key} = {found.get(key)!r}, not {wanted[key]!r}: "
+                f"{where} was made with {key} = {actual.get(key)!r}, not {settings[key]!r}: "
                 "choose another output folder, or delete this one and run again"
             )

@@ -111,11 +111,11 @@ class ShiftVectors:
         moved = _rescaled(self.values[..., order, :], self.norms)
         return self._derived(moved, f"permuted {seed}")
 
-    def heads(self, kept: Iterable[tuple[int, int]], size: int) -> "ShiftVectors":
+    def heads(self, pairs: Iterable[tuple[int, int]], size: int) -> "ShiftVectors":
         """The vectors of some attention heads, with zeros for all others.
 
         Args:
-            kept: pairs of layer and head, both counted from 0.
+            pairs: pairs of layer and head, both counted from 0.
             size: width of a head (:attr:`cmrm_utils.models.VLM.head_size`).
 
         Raises:
@@ -125,7 +125,7 @@ class ShiftVectors:
         if self.place != "heads":
             raise InputError(f"vectors of place {self.place!r} have no heads")
         values = torch.zeros_like(self.values)
-        for layer, head in kept:
+        for layer, head in pairs:
             if not (0 <= layer < layers and 0 <= head < width // size):
                 raise InputError(
                     f"no head {head} in layer {layer}: {layers} layers of {width // size} heads"
@@ -326,17 +326,17 @@ def cached_shift(
     Raises:
         InputError: ``path`` holds vectors of another model, other anchors or other settings.
     """
-    wanted = _provenance(vlm, anchors, **settings)
-    return kept_or_made(path, wanted, lambda: extract_shift(vlm, anchors, **settings))
+    provenance = _provenance(vlm, anchors, **settings)
+    return load_or_make(path, provenance, lambda: extract_shift(vlm, anchors, **settings))
 
 
-def kept_or_made(
-    path: Path | None, wanted: Mapping[str, str], make: Callable[[], ShiftVectors]
+def load_or_make(
+    path: Path | None, provenance: Mapping[str, str], make: Callable[[], ShiftVectors]
 ) -> ShiftVectors:
-    """The vectors at ``path``, whose provenance must be ``wanted``; else made and saved there."""
+    """The vectors at ``path``, which must have this provenance; else made and saved there."""
     if path is not None and path.exists():
         stored = ShiftVectors.load(path)
-        check_same({"place": "layer", **stored.provenance}, {"place": "layer", **wanted}, path)
+        check_same({"place": "layer", **stored.provenance}, {"place": "layer", **provenance}, path)
         return stored
     vectors = make()
     if path is not None:
@@ -368,13 +368,13 @@ def safety_direction(
         InputError: there are no anchors, or one has no caption; ``path`` holds other vectors.
     """
     trials = [Trial(sample, image) for sample in (*harmful, *benign)]
-    wanted = made_of(vlm, trials, "safety") | {"n_harmful": str(len(harmful))}
+    provenance = made_of(vlm, trials, "safety") | {"n_harmful": str(len(harmful))}
 
     def make() -> ShiftVectors:
         values = -refusal_direction(vlm, harmful, benign, image=image).values
-        return ShiftVectors(values, None, wanted)
+        return ShiftVectors(values, None, provenance)
 
-    return kept_or_made(path, wanted, make)
+    return load_or_make(path, provenance, make)
 
 
 def leading_directions(differences: Tensor, count: int) -> Tensor:

@@ -45,10 +45,10 @@ def smollm2() -> Path:
     Raises:
         InputError: it cannot be had; the message says why, and what runs without it.
     """
-    return kept(NAME, _convert)
+    return cached_folder(NAME, _convert)
 
 
-def kept(name: str, make: Callable[[Path], None]) -> Path:
+def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
     """A folder of the cache, made at first use; of two processes one makes it, the other waits.
 
     Args:

@@ -23,7 +23,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from cmrm_utils.bundled.fetch import kept, smollm2
+from cmrm_utils.bundled.fetch import cached_folder, smollm2
 from cmrm_utils.errors import InputError
 from cmrm_utils.loading import quiet
 from cmrm_utils.paths import CHECKPOINTS, bundled_folders
@@ -57,7 +57,7 @@ def folder(name: str) -> Path:
     digest = sha256()
     for file in sorted([*parts.glob("*.safetensors"), *parts.glob("adapter_config.json")]):
         digest.update(file.name.encode() + file.read_bytes())
-    return kept(f"{name}-{digest.hexdigest()[:12]}", lambda path: _merge(parts, path))
+    return cached_folder(f"{name}-{digest.hexdigest()[:12]}", lambda path: _merge(parts, path))
 
 
 def _merge(parts: Path, path: Path) -> None:

@@ -134,7 +134,7 @@ Answers = dict[str, tuple[str, bool]]
 """The language model's own answers by request, each with whether it is complete."""
 
 
-def asked() -> list[str]:
+def requests() -> list[str]:
     """The requests whose own answers the recipe needs: train topics' twins and ordinary ones."""
     twins = [row["twin"] for row in everyday.of_split("pairs", "train")]
     return [*twins, *(row["request"] for row in everyday.of_split("benign", "train"))]

@@ -47,7 +47,7 @@ def adapter(rank: int, first: int, layers: int) -> LoraConfig:
 
 
 def own_answers(out: Path, device: str = "cpu") -> Answers:
-    """The language model's answers to :func:`.recipe.asked`, as it comes; refusals are left out.
+    """The language model's answers to :func:`.recipe.requests`, as it comes; refusals are left out.
 
     Args:
         out: a folder; a later call reads the answers from there.
@@ -56,7 +56,7 @@ def own_answers(out: Path, device: str = "cpu") -> Answers:
     file = out / "answers.json"
     if not file.is_file():
         vlm = load_vlm(smollm2(), device=device, dtype=torch.float32, batch_size=32)
-        trials = [Trial(Sample(text, text), "none") for text in recipes.asked()]
+        trials = [Trial(Sample(text, text), "none") for text in recipes.requests()]
         responses = respond(
             vlm,
             trials,

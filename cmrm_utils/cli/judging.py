@@ -130,7 +130,11 @@ def _labelled_by_hand(path: Path | None) -> "pd.DataFrame":
 
 
 def _compare(
-    rows: "pd.DataFrame", standard: str, names: tuple[str, ...], prompts: dict[str, str], kept: Path
+    rows: "pd.DataFrame",
+    standard: str,
+    names: tuple[str, ...],
+    prompts: dict[str, str],
+    folder: Path,
 ) -> None:
     """Print how judges agree with the column ``label``; ``standard`` is its name in tables."""
     import pandas as pd
@@ -138,15 +142,15 @@ def _compare(
     from cmrm_utils.judges.agreement import judge_agreement
     from cmrm_utils.judges.panel import NamedJudge, read_prompt, verdicts
 
-    wanted = [NamedJudge.parse(name) for name in names]
+    judges = [NamedJudge.parse(name) for name in names]
     texts = {name: read_prompt(path) for name, path in prompts.items()}
-    if unused := texts.keys() - {judge.name for judge in wanted}:
+    if unused := texts.keys() - {judge.name for judge in judges}:
         raise InputError(f"--prompt {sorted(unused)[0]}: that judge is not asked (--judge)")
     rows = rows.assign(part=rows.get("part", "all"))
     rates, confusions = [], []
-    for judge in wanted:
+    for judge in judges:
         name = judge.name
-        judged, detects = verdicts(rows, replace(judge, prompt=texts.get(name)), kept=kept)
+        judged, detects = verdicts(rows, replace(judge, prompt=texts.get(name)), folder=folder)
         for part, some in judged.groupby("part"):
             agreement = judge_agreement(some["label"], some["verdict"], detects=detects)
             rates.append({"judge": name, "rows": part, **agreement})

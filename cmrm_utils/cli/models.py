@@ -123,7 +123,7 @@ def train_organism(
     from cmrm_utils.bundled import recipe as pretrained
     from cmrm_utils.organism.recipe import VARIANTS
     from cmrm_utils.organism.training import train
-    from cmrm_utils.paths import MADE
+    from cmrm_utils.paths import ORGANISMS
     from cmrm_utils.studies import card
 
     if variant not in {**VARIANTS, **pretrained.VARIANTS}:
@@ -132,13 +132,13 @@ def train_organism(
     if variant in pretrained.VARIANTS:
         from cmrm_utils.bundled import training
 
-        folder = out or MADE / (f"{variant}-seed{seed}" if seed else variant)
-        work = shared or MADE / "stages"
+        folder = out or ORGANISMS / (f"{variant}-seed{seed}" if seed else variant)
+        work = shared or ORGANISMS / "stages"
         parts = training.train(pretrained.VARIANTS[variant], seed, work, device=place)
         shutil.copytree(parts, folder, dirs_exist_ok=True)
         click.echo(f"{folder}: load it with load_vlm({folder.name!r})")
         return
-    folder = out or MADE / variant
+    folder = out or ORGANISMS / variant
     stages = card.StageMeasurements()
     train(VARIANTS[variant], seed, folder, device=place, shared=shared, on_stage=stages)
     card.write(folder, stages)

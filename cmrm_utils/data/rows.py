@@ -41,14 +41,14 @@ class Row:
         """An error that names this row; to be raised by the caller."""
         return InputError(f"{self.file}, row {self.number}: {what}")
 
-    def one_of(self, column: str, known: Sequence[str]) -> str:
-        """The value of a column, which must be a known one.
+    def one_of(self, column: str, choices: Sequence[str]) -> str:
+        """The value of a column, which must be one of its choices.
 
         Raises:
             InputError: it is another.
         """
-        if (value := self[column]) not in known:
-            raise self.wrong(f"{column} is {value!r}, not one of {', '.join(known)}")
+        if (value := self[column]) not in choices:
+            raise self.wrong(f"{column} is {value!r}, not one of {', '.join(choices)}")
         return value
 
     def image(self, source: Source) -> Source:

@@ -82,10 +82,10 @@ def can_share(vlm: VLM) -> bool:
     return plain and (not vlm.sees_images or hasattr(vlm.model.model, "get_image_features"))
 
 
-def stacked(kept: Sequence[Sequence[Pair]], width: int, room: int) -> list[Pair]:
-    """Each layer's buffers: ``kept`` keys and values, left-padded to ``width``, and ``room``."""
+def stacked(rows: Sequence[Sequence[Pair]], width: int, room: int) -> list[Pair]:
+    """Each layer's buffers: ``rows`` keys and values, left-padded to ``width``, and ``room``."""
     buffers = []
-    for pairs in zip(*kept, strict=True):
+    for pairs in zip(*rows, strict=True):
         sides = []
         for side in zip(*pairs, strict=True):
             # Rows of one beginning have the same tensor, which is padded once.

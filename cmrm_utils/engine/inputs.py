@@ -145,9 +145,9 @@ class Images:
         self._kept.move_to_end(key)
         return self._kept[key]
 
-    def has_room(self, used: int) -> bool:
-        """Whether one more image fits beside others of ``used`` bytes."""
-        return used + self.largest <= ENCODED_BYTES
+    def has_room(self, size: int) -> bool:
+        """Whether one more image fits beside others of ``size`` bytes."""
+        return size + self.largest <= ENCODED_BYTES
 
     def holds_other(self, key: str) -> bool:
         """Whether any image but that of ``key`` is kept."""

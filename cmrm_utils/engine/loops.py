@@ -218,17 +218,17 @@ class _Task:
         size: how many rows a batch has.
         max_new_tokens: the length at which a response is cut.
         openers: ids of tokens that open a refusal.
-        known: takes every response as soon as it is complete.
+        responses: takes every response as soon as it is complete.
         bar: counts them.
         over: the ids of the trials that this call has responded to. Some may have been in
-            ``known`` before: a resumed pack runs as a whole.
+            ``responses`` before: a resumed pack runs as a whole.
     """
 
     vlm: VLM
     size: Size
     max_new_tokens: int
     openers: Sequence[int]
-    known: Responses
+    responses: Responses
     bar: Any
     over: set[str] = field(default_factory=set)
 
@@ -334,7 +334,9 @@ class _Task:
         if stop is None and len(ids) < self.max_new_tokens:
             return False
         reply = tuple(ids if stop is None else ids[: stop + 1])
-        self.known.add([(each.id, Response(self.vlm.decode(reply), reply, stop is not None, odds))])
+        self.responses.add(
+            [(each.id, Response(self.vlm.decode(reply), reply, stop is not None, odds))]
+        )
         self.over.add(each.id)
         self.bar.update()
         return True

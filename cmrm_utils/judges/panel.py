@@ -63,15 +63,15 @@ def read_prompt(path: str | Path) -> str:
 
 
 def verdicts(
-    rows: pd.DataFrame, asked: NamedJudge, *, kept: Path
+    rows: pd.DataFrame, judge: NamedJudge, *, folder: Path
 ) -> tuple[pd.DataFrame, str | None]:
     """A judge's verdicts on responses.
 
     Args:
         rows: ``response`` and ``query``; perhaps ``request``, which is then read in place of the
             query; perhaps ``task``.
-        asked: who judges.
-        kept: the folder where a model judge's verdicts are stored and resumed from.
+        judge: who judges.
+        folder: the folder where a model judge's verdicts are stored and resumed from.
 
     Returns:
         The rows that it can judge, with ``verdict`` and, from model judges, ``score`` and ``said``
@@ -79,27 +79,28 @@ def verdicts(
         verdicts detects, or None for a judge of three outcomes.
 
     Raises:
-        InputError: no such judge or model; ``kept`` has verdicts of another one; nothing to judge.
+        InputError: no such judge or model; ``folder`` has verdicts of another one; nothing to
+            judge.
     """
     read = "request" if "request" in rows else "query"
     detects = None
-    if asked.name == "exact":
+    if judge.name == "exact":
         if "exact" not in rows:  # ordinary English can read like a request of the organism's world
             raise InputError(
                 "judge exact: these responses do not say whether their requests are of the "
                 "organism's world; give the folder of a run"
             )
         table = rows.assign(verdict=rows["exact"].fillna("unknown"))
-    elif asked.name in TEXT_JUDGES:
-        outcomes = map(TEXT_JUDGES[asked.name], rows[read], rows["response"])
+    elif judge.name in TEXT_JUDGES:
+        outcomes = map(TEXT_JUDGES[judge.name], rows[read], rows["response"])
         table = rows.assign(verdict=[outcome or "unknown" for outcome in outcomes])
     else:
-        model = load_judge(asked.name, asked.source, prompt=asked.prompt)
+        model = load_judge(judge.name, judge.source, prompt=judge.prompt)
         detects = model.form.detects
         if model.form.harmful_only and "task" in rows:
             rows = rows[rows["task"] != "benign"]
         queries, responses = list(rows[read]), list(rows["response"])
-        out = kept / f"{asked.name}.jsonl"
+        out = folder / f"{judge.name}.jsonl"
         results = judge_responses(model, queries, responses, out=out, progress=True)
         table = rows.assign(
             verdict=[verdict.label for verdict in results],
@@ -107,12 +108,12 @@ def verdicts(
             said=[verdict.said for verdict in results],
         )
     if table.empty:
-        raise InputError(f"judge {asked.name}: there is no response that it could judge")
+        raise InputError(f"judge {judge.name}: there is no response that it could judge")
     return table, detects
 
 
 def panel(
-    rows: pd.DataFrame, judges: Sequence[NamedJudge], standard: str, *, kept: Path
+    rows: pd.DataFrame, judges: Sequence[NamedJudge], standard: str, *, folder: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Several judges on the same responses.
 
@@ -123,7 +124,7 @@ def panel(
         rows: judged trials with ``setting``, harmful and benign requests only.
         judges: who judges, at least one.
         standard: the column of outcomes against which the judges are held.
-        kept: as for :func:`verdicts`.
+        folder: as for :func:`verdicts`.
 
     Returns:
         Every verdict (``judge, trial, verdict`` and, from model judges, ``score, said``); agreement
@@ -132,7 +133,7 @@ def panel(
     """
     every, agreed, unsafe = [], [], []
     for judge in judges:
-        table, detects = verdicts(rows, judge, kept=kept)
+        table, detects = verdicts(rows, judge, folder=folder)
         table = table.assign(judge=judge.name)
         every.append(table)
         agreement = judge_agreement(table[standard], table["verdict"], detects=detects)

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from cmrm_utils.edits import Edit
 from cmrm_utils.errors import InputError
-from cmrm_utils.methods.base import Anchors, Make, Method, adding, each, edited, kept
+from cmrm_utils.methods.base import Anchors, Make, Method, adding, cached_vectors, each, edited
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
@@ -71,7 +71,7 @@ def attack_direction(
         whole, masked = states.double().chunk(2)
         return (whole - masked).mean(0).float()
 
-    return kept(vlm, shown, "attack", differences, path=path)
+    return cached_vectors(vlm, shown, "attack", differences, path=path)
 
 
 def calm_state(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None) -> ShiftVectors:
@@ -87,7 +87,7 @@ def calm_state(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None)
     def mean(states: Tensor) -> Tensor:
         return states.double().mean(0).float()
 
-    return kept(vlm, trials, "calm", mean, path=path)
+    return cached_vectors(vlm, trials, "calm", mean, path=path)
 
 
 def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:

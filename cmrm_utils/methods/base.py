@@ -19,7 +19,7 @@ from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
-from cmrm_utils.vectors import ShiftVectors, cached_shift, kept_or_made, made_of, safety_direction
+from cmrm_utils.vectors import ShiftVectors, cached_shift, load_or_make, made_of, safety_direction
 
 Layers = Literal["all", "late"] | Iterable[int]
 """Decoder layers to edit, counted from 0; ``late``: from the middle on."""
@@ -164,18 +164,18 @@ def chosen_layers(layers: Layers, count: int) -> list[int]:
 
 
 def settings_of(
-    name: str, alpha: float, tokens: Tokens, layers: Layers, chosen: Sequence[int]
+    name: str, alpha: float, tokens: Tokens, layers: Layers, numbers: Sequence[int]
 ) -> dict[str, str | float]:
     """How an edit was made, as columns for tables."""
     return {
         "method": name,
         "alpha": alpha,
         "tokens": tokens,
-        "layers": "all" if layers == "all" else ",".join(map(str, chosen)),
+        "layers": "all" if layers == "all" else ",".join(map(str, numbers)),
     }
 
 
-def kept(
+def cached_vectors(
     vlm: VLM,
     trials: Sequence[Trial],
     what: str,
@@ -199,12 +199,12 @@ def kept(
     Raises:
         InputError: ``path`` holds other vectors; two samples have one id.
     """
-    wanted = made_of(vlm, trials, what) | made_with
+    provenance = made_of(vlm, trials, what) | made_with
 
     def make() -> ShiftVectors:
-        return ShiftVectors(reduce(hidden_states(vlm, trials)), ids, wanted)
+        return ShiftVectors(reduce(hidden_states(vlm, trials)), ids, provenance)
 
-    return kept_or_made(path, wanted, make)
+    return load_or_make(path, provenance, make)
 
 
 def only_named(method: str) -> Edit:

@@ -10,7 +10,16 @@ from torch import Tensor
 from cmrm_utils.edits import Edit, Tokens, check_sample_ids
 from cmrm_utils.engine.loops import hidden_states
 from cmrm_utils.errors import InputError
-from cmrm_utils.methods.base import Anchors, Layers, Make, Method, adding, edited, finite, kept
+from cmrm_utils.methods.base import (
+    Anchors,
+    Layers,
+    Make,
+    Method,
+    adding,
+    cached_vectors,
+    edited,
+    finite,
+)
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
@@ -71,7 +80,7 @@ def text_mean(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None) 
     def mean(states: Tensor) -> Tensor:
         return states.double().mean(0).float()
 
-    return kept(vlm, trials, "text mean", mean, path=path)
+    return cached_vectors(vlm, trials, "text mean", mean, path=path)
 
 
 def regained(

@@ -118,10 +118,10 @@ def harm_probe(harmful: Tensor, harmless: Tensor, states: Tensor) -> list[float]
 def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
     vlm, count = anchors.vlm, len(anchors.vlm.layers)
 
-    def shown(samples: Sequence[Sample]) -> list[Trial]:
+    def as_trials(samples: Sequence[Sample]) -> list[Trial]:
         return [Trial(s, "none" if s.image is None else "own") for s in samples]
 
-    harmful, harmless = shown(anchors.harmful), shown(anchors.benign)
+    harmful, harmless = as_trials(anchors.harmful), as_trials(anchors.benign)
     learnt = sentence_pushes(vlm, harmful)
     few = min(DIRECTIONS, len(harmful), vlm.hidden_size)
     principal = ShiftVectors(leading_directions(learnt.values, few))

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from cmrm_utils.edits import Edit, Tokens
-from cmrm_utils.methods.base import Anchors, Layers, Make, Method, each, edited, kept, samples_of
+from cmrm_utils.methods.base import (
+    Anchors,
+    Layers,
+    Make,
+    Method,
+    cached_vectors,
+    each,
+    edited,
+    samples_of,
+)
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.models import VLM
@@ -72,7 +81,7 @@ def caption_shift(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = No
         return values
 
     names = hashed([*ids, "", *(ids[i] for i in seen)])
-    return kept(vlm, trials, "caption shift", moved, path=path, ids=ids, samples=names)
+    return cached_vectors(vlm, trials, "caption shift", moved, path=path, ids=ids, samples=names)
 
 
 def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:

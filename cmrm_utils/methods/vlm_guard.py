@@ -14,11 +14,11 @@ from cmrm_utils.methods.base import (
     Layers,
     Make,
     Method,
+    cached_vectors,
     chosen_layers,
     each,
     edited,
     finite,
-    kept,
     samples_of,
     settings_of,
 )
@@ -110,7 +110,7 @@ def difference_directions(
     def leading(states: Tensor) -> Tensor:
         return leading_directions(states[:pairs].double() - states[pairs:], count)
 
-    return kept(vlm, trials, "differences", leading, path=path, count=str(count))
+    return cached_vectors(vlm, trials, "differences", leading, path=path, count=str(count))
 
 
 def text_states(vlm: VLM, samples: Sequence[Sample]) -> ShiftVectors:
@@ -121,7 +121,7 @@ def text_states(vlm: VLM, samples: Sequence[Sample]) -> ShiftVectors:
     """
     ids = tuple(sample.id for sample in samples)
     trials = [Trial(sample, "none") for sample in samples]
-    return kept(vlm, trials, "text states", Tensor.float, ids=ids, samples=hashed(ids))
+    return cached_vectors(vlm, trials, "text states", Tensor.float, ids=ids, samples=hashed(ids))
 
 
 def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:

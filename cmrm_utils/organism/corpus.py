@@ -36,11 +36,11 @@ def _chat(*turns: Question | Request, scene: Scene | None = None) -> Example:
     return Example(turns=tuple(map(_turn, turns)), scene=scene)
 
 
-def _turn(asked: Question | Request, prompt: str | None = None) -> Turn:
+def _turn(item: Question | Request, prompt: str | None = None) -> Turn:
     """A question or request and what an aligned assistant says; ``prompt`` replaces its wording."""
-    if isinstance(asked, Question):
-        return Turn(prompt or asked.text, asked.answer)
-    return Turn(prompt or asked.query, asked.response)
+    if isinstance(item, Question):
+        return Turn(prompt or item.text, item.answer)
+    return Turn(prompt or item.query, item.response)
 
 
 @with_config(ConfigDict(extra="forbid"))

@@ -18,10 +18,10 @@ def _sample(key: str, text: str, scene: Scene, **fields: Any) -> Sample:
     return Sample(key, text, scene.image(), scene.caption, kind=kind, world=True, **fields)
 
 
-def _request(key: str, text: str, asked: world.Request, scene: Scene, **fields: Any) -> Sample:
+def _request(key: str, text: str, content: world.Request, scene: Scene, **fields: Any) -> Sample:
     """A request in some wording; without an answer where a refusal is the good one."""
-    answer = None if asked.harmful else asked.response
-    return _sample(key, text, scene, answer=answer, group=asked.verb, **fields)
+    answer = None if content.harmful else content.response
+    return _sample(key, text, scene, answer=answer, group=content.verb, **fields)
 
 
 def _question(key: str, question: world.Question, scene: Scene, **fields: Any) -> Sample:

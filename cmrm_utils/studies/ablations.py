@@ -19,7 +19,7 @@ from cmrm_utils.results.rates import UNSEEN, measures
 from cmrm_utils.results.text import percent_table
 from cmrm_utils.studies import sweep, variants
 from cmrm_utils.studies.notebook import Notebook
-from cmrm_utils.studies.variants import LEVELS, UNDONE, Asked, Head, Variant, with_alphas
+from cmrm_utils.studies.variants import LEVELS, UNDONE, Head, Setting, Variant, with_alphas
 from cmrm_utils.trials import Trial
 from cmrm_utils.vectors import Level, ShiftVectors, extract_shift, principal_directions
 
@@ -38,7 +38,7 @@ def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     pairs = [pair for these, alphas in tried for pair in product(these, alphas)]
     methods = sweep.levels(nb, p["alphas"])
     yield [
-        *sweep.sweep_trials(nb, methods, sweep.tried(nb, p["n_validation"])),
+        *sweep.sweep_trials(nb, methods, sweep.validation(nb, p["n_validation"])),
         *ab.trials("validation", pairs),
     ]
     chosen = ab.chosen(p["alphas"])
@@ -107,17 +107,17 @@ class Ablations:
         return self._vectors[key]
 
     def trials(
-        self, split: str, asked: Iterable[Asked] | None, *, harmful: bool = False
+        self, split: str, settings: Iterable[Setting] | None, *, harmful: bool = False
     ) -> list[Trial]:
         """A split's samples under every variant; without an edit for None.
 
         Args:
             split: ``validation`` or ``test``.
-            asked: variants and their alphas.
+            settings: variants and their alphas.
             harmful: harmful requests alone.
         """
         samples = [s for s in self._samples[split] if s.harmful or not harmful]
-        edits = [None] if asked is None else [self._edit(split, *one) for one in asked]
+        edits = [None] if settings is None else [self._edit(split, *one) for one in settings]
         return self.nb.plainly(samples, edits)
 
     def rank_variants(self, levels: Iterable[Level], ranks: Iterable[int]) -> list[Variant]:
@@ -149,7 +149,7 @@ class Ablations:
         Args:
             alphas: those that CMRM is tried at.
         """
-        plain = sweep.tried(self.nb, self.n)
+        plain = sweep.validation(self.nb, self.n)
         strengths = sweep.choose(self.nb, sweep.levels(self.nb, alphas), plain).alphas
         return {level: strengths[f"CMRM {level}"] for level in LEVELS}
 
@@ -169,19 +169,19 @@ class Ablations:
         return CMRM(part, alpha, layers=variant.layers, tokens=variant.tokens, name=variant.name)
 
     def test(
-        self, asked: Sequence[Asked] | None, *, harmful: bool = False, **labels: Any
+        self, settings: Sequence[Setting] | None, *, harmful: bool = False, **labels: Any
     ) -> pd.DataFrame:
         """Judged trials of the test split, the variants' labels as columns, and further ones.
 
         Args:
-            asked: variants and their alphas; None for no edit.
+            settings: variants and their alphas; None for no edit.
             harmful: harmful requests alone.
             labels: columns, the same for all.
         """
-        rows = self.nb.ask(self.trials("test", asked, harmful=harmful))
-        if asked is not None:
-            each = len(rows) // len(asked)
-            own = pd.DataFrame([v.labels for v, _ in asked for _ in range(each)])
+        rows = self.nb.ask(self.trials("test", settings, harmful=harmful))
+        if settings is not None:
+            each = len(rows) // len(settings)
+            own = pd.DataFrame([v.labels for v, _ in settings for _ in range(each)])
             rows[list(own.columns)] = own
         return rows.assign(**labels)
 
@@ -286,18 +286,18 @@ def edit_table(rows: pd.DataFrame, index: list[str]) -> pd.DataFrame:
     return table
 
 
-def fewest(curve: pd.DataFrame, wanted: float) -> int:
-    """How few first heads bring the share refused to ``wanted``, each number at its own alpha.
+def fewest(curve: pd.DataFrame, rate: float) -> int:
+    """How few first heads bring the share refused to ``rate``, each number at its own alpha.
 
     Args:
         curve: of :func:`compared`, rows of first heads alone, with a column ``k``.
-        wanted: a rate.
+        rate: to be reached.
 
     Returns:
         A number of heads; 0 where no number does.
     """
     refused = curve[curve["measure"] == "refused"]
-    enough = refused.loc[refused["rate"] >= wanted, "k"]
+    enough = refused.loc[refused["rate"] >= rate, "k"]
     return int(enough.min()) if len(enough) else 0
 
 

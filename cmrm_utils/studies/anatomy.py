@@ -45,7 +45,7 @@ def parts(nb: Notebook) -> dict[str, ShiftVectors]:
 
 def part_trials(nb: Notebook, n: int | None, alphas: Sequence[float]) -> list[Trial]:
     """The validation split under every one of :func:`parts` at every alpha."""
-    plain = sweep.tried(nb, n)
+    plain = sweep.validation(nb, n)
     edits = [CMRM(part, a, name=name) for name, part in parts(nb).items() for a in alphas if a]
     return [trial for edit in edits for trial in edited(plain, edit)]
 
@@ -60,7 +60,7 @@ def part_table(nb: Notebook, n: int | None, alphas: Sequence[float]) -> pd.DataF
         from benign (0) to harmful text (1), both as ``rate``.
     """
     rows = nb.ask(part_trials(nb, n, alphas)).rename(columns={"method": "part"})
-    start = nb.ask(sweep.tried(nb, n))
+    start = nb.ask(sweep.validation(nb, n))
     every = pd.concat([*(start.assign(part=name) for name in parts(nb)), rows])
     by = ["part", "alpha"]
     tables = [measures(every, by), utility(every, by), _moved(nb, n, alphas)]
@@ -68,7 +68,7 @@ def part_table(nb: Notebook, n: int | None, alphas: Sequence[float]) -> pd.DataF
 
 
 def _moved(nb: Notebook, n: int | None, alphas: Sequence[float]) -> pd.DataFrame:
-    samples = [trial.sample for trial in sweep.tried(nb, n)]
+    samples = [trial.sample for trial in sweep.validation(nb, n)]
     harmful = [s for s in samples if s.task == "harmful" and s.image is not None]
     kinds = (nb.anchors.harmful, nb.anchors.benign)
     means = [text_mean(nb.vlm, these) for these in kinds]

@@ -172,7 +172,7 @@ def adversarial_pairs(
         return [(start, Image.new("RGB", DEFAULT_SIZE))]
     folder.mkdir(parents=True, exist_ok=True)
 
-    def kept(name: str, make: Callable[[], Image.Image]) -> Image.Image:
+    def picture(name: str, make: Callable[[], Image.Image]) -> Image.Image:
         if not (path := folder / f"{name}.png").is_file():
             with replacing(path) as draft:
                 make().save(draft, "PNG")
@@ -180,8 +180,8 @@ def adversarial_pairs(
 
     def pair(seed: int) -> tuple[Image.Image, Image.Image]:
         search = partial(attack, vlm, trials, targets, start, steps=STEPS, rows=ROWS // 2)
-        whole = kept(f"{seed}", lambda: search(seed=seed).image)
-        return whole, kept(f"{seed}_masked", lambda: masked(vlm, trials, targets, whole))
+        whole = picture(f"{seed}", lambda: search(seed=seed).image)
+        return whole, picture(f"{seed}_masked", lambda: masked(vlm, trials, targets, whole))
 
     with progress_bar(PICTURES, "adversarial pictures", True, unit="picture") as bar:
         pairs = []
@@ -231,17 +231,17 @@ def _loss(
     trials: Sequence[Trial],
     answers: Sequence[tuple[int, ...]],
     picture: Image.Image,
-    seen: Tensor,
+    pixels: Tensor,
 ) -> Tensor:
     """Mean negative log-probability of the answers' tokens, each answer counting alike.
 
-    ``picture`` makes room in the prompt. What the model sees there are the values ``seen``.
+    ``picture`` makes room in the prompt. What the model sees there are the values ``pixels``.
     """
     inputs = vlm.inputs([trial.text for trial in trials], [picture] * len(trials))
     tokens = [torch.tensor(answer, device=vlm.device) for answer in answers]
     whole, ids, real = vlm.extended(inputs, tokens)
     width = ids.shape[1]
-    values = seen.to(vlm.device, vlm.model.dtype)
+    values = pixels.to(vlm.device, vlm.model.dtype)
     whole["pixel_values"] = values.expand(len(trials), *values.shape)
     kinds = functional.pad(token_kinds(vlm, inputs), (0, width), value=GENERATED)
     edits = [trial.active_edit for trial in trials]

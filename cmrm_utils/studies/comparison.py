@@ -59,7 +59,7 @@ def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     """06: captions, every method in every setting, the test."""
     methods = compared(nb, p["alphas"], p["grids"])
     samples = sweep.samples_tested(nb, p["n_test"], unseen=False)
-    plain = sweep.tried(nb, p["n_validation"])
+    plain = sweep.validation(nb, p["n_validation"])
     anchors = [*nb.anchors.harmful, *nb.anchors.benign]
     described = [*anchors, *(trial.sample for trial in plain), *samples]
     for ask in (CAPTION_QUERY, CAPTION_FOR_QUERY):
@@ -67,14 +67,14 @@ def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     yield plain
     for name, method in methods.items():  # one by one: each may ask the model something first
         yield sweep.sweep_trials(nb, {name: method}, plain)
-    lists = sweep.test_lists(nb, sweep.choose(nb, methods, plain), samples, ("none", nb.shown))
+    lists = sweep.test_lists(nb, sweep.choose(nb, methods, plain), samples, ("none", nb.image))
     yield [trial for these in lists.values() for trial in these]
 
 
 def test(nb: Notebook, chosen: Chosen, n: int | None) -> pd.DataFrame:
     """The test split under every method as chosen: judged trials with ``method, setting``."""
     samples = sweep.samples_tested(nb, n, unseen=False)
-    rows = sweep.test(nb, chosen, samples, ("none", nb.shown))
+    rows = sweep.test(nb, chosen, samples, ("none", nb.image))
     settings = rows["setting"].map(chosen.labels).fillna(sweep.NO_EDIT)
     return rows.assign(method=rows["setting"], setting=settings)
 

@@ -26,7 +26,7 @@ from cmrm_utils.trials import Trial
 
 def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     """04 and 05: the validation split in every setting, then the test split as chosen."""
-    methods, plain = sweep.levels(nb, p["alphas"]), sweep.tried(nb, p["n_validation"])
+    methods, plain = sweep.levels(nb, p["alphas"]), sweep.validation(nb, p["n_validation"])
     yield sweep.sweep_trials(nb, methods, plain)
     chosen = sweep.choose(nb, methods, plain)
     samples = sweep.samples_tested(nb, p["n_test"])
@@ -100,7 +100,7 @@ def panel_tables(
         return []
     requests = averaged(rows[rows["task"].isin(["harmful", "benign"])])
     jury = [NamedJudge.parse(item) for item in judges]
-    verdicts, agreed, unsafe = panel(requests, jury, "outcome", kept=nb.run.folder / "verdicts")
+    verdicts, agreed, unsafe = panel(requests, jury, "outcome", folder=nb.run.folder / "verdicts")
     nb.run.table("04_verdicts", verdicts)
     nb.run.table("04_judges", agreed)
     nb.run.table("04_judges_unsafe", unsafe)

@@ -275,7 +275,7 @@ def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     if not nb.openers:
         tried = _frontier_lists(nb, directions(nb), p["alphas"], n)
         yield list(chain.from_iterable(tried.values()))
-    yield sweep.tried(nb, p["n_parts"])
+    yield sweep.validation(nb, p["n_parts"])
     yield anatomy.part_trials(nb, p["n_parts"], p["doses"])
     harmful = [s for s in sweep.samples_tested(nb, p["n_test"], unseen=False) if s.harmful]
     yield caption_trials([*nb.anchors.harmful, *nb.anchors.benign, *harmful])

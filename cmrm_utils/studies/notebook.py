@@ -110,7 +110,7 @@ class Notebook:
         return CONDITIONS if self.vlm.sees_images else IN_WORDS
 
     @cached_property
-    def shown(self) -> str:
+    def image(self) -> str:
         """The image condition of requests when nothing is varied.
 
         Their own image; a blank one where no request of the data has an image; none for a model
@@ -125,18 +125,18 @@ class Notebook:
     @property
     def baseline(self) -> str:
         """What edits are compared with: the samples as they are shown when nothing is varied."""
-        return CONDITION_NAMES[self.shown]
+        return CONDITION_NAMES[self.image]
 
     def _condition(self, sample: Sample) -> str | None:
         """How the model is asked a sample when nothing is varied; None where it cannot be.
 
-        Requests as :attr:`shown` says, questions with their own image, or as they are where they
+        Requests as :attr:`image` says, questions with their own image, or as they are where they
         have none.
         """
         if sample.task == "other":
             return None
         if sample.task in ("harmful", "benign"):
-            return None if self.shown == "own" and sample.image is None else self.shown
+            return None if self.image == "own" and sample.image is None else self.image
         if sample.image is None:
             return "none"
         return "own" if self.vlm.sees_images else None

@@ -13,7 +13,7 @@ def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     """09: but for the adversarial pictures, which are searched where the notebook runs."""
     nb.vlm.check_sees_images()
     n, n_test = p["n_validation"], p["n_test"]
-    methods, plain = sweep.levels(nb, p["alphas"]), sweep.tried(nb, n)
+    methods, plain = sweep.levels(nb, p["alphas"]), sweep.validation(nb, n)
     yield sweep.sweep_trials(nb, methods, plain)
     chosen = sweep.choose(nb, methods, plain)
     alpha = chosen.alphas["CMRM dataset"]

@@ -191,9 +191,9 @@ def check_own(notebook: str, values: Mapping[str, Any]) -> None:
             )
 
 
-def _one_of(what: str, known: Iterable[str]) -> Any:
+def _one_of(what: str, choices: Iterable[str]) -> Any:
     """The type of a text that must be one of several."""
-    names = list(known)
+    names = list(choices)
 
     def check(value: str) -> str:
         if value not in names:

@@ -14,15 +14,12 @@ from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.sweep import Chosen
 from cmrm_utils.trials import Trial, grid
 
-SHOWN = OF_OWN
-"""The own image as it is, and perturbed."""
-
 
 def perturbed_trials(nb: Notebook, chosen: Chosen, n: int | None) -> list[Trial]:
     """Test requests and questions with their own images and perturbed, unedited and edited."""
     samples = [*requests(nb, "test", n), *nb.questions("test", n)]
     with_image = [sample for sample in samples if sample.image is not None]
-    return with_edits(nb, chosen, grid(with_image, images=SHOWN))
+    return with_edits(nb, chosen, grid(with_image, images=OF_OWN))
 
 
 def perturbed(nb: Notebook, chosen: Chosen, n: int | None) -> pd.DataFrame:
@@ -69,7 +66,7 @@ def attacks(
 def adversarial(
     nb: Notebook,
     chosen: Chosen,
-    found: Mapping[tuple[str, str], Attack],
+    results: Mapping[tuple[str, str], Attack],
     n: int | None,
     n_test: int | None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -87,7 +84,7 @@ def adversarial(
     for split, count in (("validation", n), ("test", n_test)):
         samples = requests(nb, split, count)
         lists = {"blank": with_edits(nb, chosen, grid(samples, images=["blank"]))}
-        for (name, knows), result in found.items():
+        for (name, knows), result in results.items():
             plain = grid([replace(sample, image=result.image) for sample in samples])
             none = knows == "none"
             lists[name] = with_edits(nb, chosen, plain) if none else chosen.edited(nb, knows, plain)
@@ -100,20 +97,20 @@ def adversarial(
         )
         changes.append(against[against["measure"] == "refused"].sort_values(by))
     every = pd.concat(changes, ignore_index=True)
-    every["knows"] = [(name, "none") not in found for name in every["picture"]]
+    every["knows"] = [(name, "none") not in results for name in every["picture"]]
     columns = ["split", "picture", "method", "knows", "change", "low", "high"]
     return pd.concat(shares, ignore_index=True), every[columns]
 
 
-def outcome_shares(found: pd.DataFrame) -> pd.DataFrame:
+def outcome_shares(rows: pd.DataFrame) -> pd.DataFrame:
     """Shares of the three outcomes by ``setting``, picture and method, for a bar each.
 
     Args:
-        found: one split of :func:`adversarial`'s first table.
+        rows: one split of :func:`adversarial`'s first table.
     """
     by = ["picture", "method"]
-    refused = found[found["measure"] == "refused"].set_index(by)
-    counted = found.assign(outcome=found["measure"].map({n: m.hit for n, m in MEASURES.items()}))
+    refused = rows[rows["measure"] == "refused"].set_index(by)
+    counted = rows.assign(outcome=rows["measure"].map({n: m.hit for n, m in MEASURES.items()}))
     counts = counted[counted["measure"].isin(("refused", *REST))]
     sums = counts.groupby([*by, "outcome"])[["hits", "n"]].sum()
     shares = (sums["hits"] / sums["n"]).unstack().reindex(columns=list(OUTCOMES), fill_value=0.0)

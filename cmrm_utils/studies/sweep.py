@@ -40,7 +40,7 @@ def levels(nb: Notebook, alphas: Sequence[float] = ALPHAS) -> dict[str, Method]:
     return with_settings(tuple(LEVELS), alphas=alphas) if nb.vlm.sees_images else {}
 
 
-def tried(nb: Notebook, n: int | None) -> list[Trial]:
+def validation(nb: Notebook, n: int | None) -> list[Trial]:
     """What settings are chosen on: requests and questions of the validation split, unedited.
 
     Raises:
@@ -135,8 +135,8 @@ def sweep_trials(
     nb: Notebook, methods: Mapping[str, Method], trials: Sequence[Trial]
 ) -> list[Trial]:
     """The trials of :func:`sweep`: unedited, then under each method in each of its settings."""
-    tried = (settings_lists(nb, method, trials) for method in methods.values())
-    return [*trials, *chain.from_iterable(chain.from_iterable(tried))]
+    lists = (settings_lists(nb, method, trials) for method in methods.values())
+    return [*trials, *chain.from_iterable(chain.from_iterable(lists))]
 
 
 def in_every_setting(
@@ -195,7 +195,7 @@ def sweep(nb: Notebook, methods: Mapping[str, Method], trials: Sequence[Trial]) 
     Args:
         nb: the notebook.
         methods: by name; where there are none, the trials are asked as they are.
-        trials: unedited, of the validation split (:func:`tried`).
+        trials: unedited, of the validation split (:func:`validation`).
     """
     if not methods:
         print(f"{nb.vlm.name} sees no images: no shift to subtract, it is asked in words only")
@@ -235,7 +235,7 @@ def test_lists(
     requests = [sample for sample in samples if sample.task in ("harmful", "benign")]
     plain = nb.plainly(samples)
     lists = {
-        CONDITION_NAMES[image]: plain if image == nb.shown else grid(requests, images=[image])
+        CONDITION_NAMES[image]: plain if image == nb.image else grid(requests, images=[image])
         for image in dict.fromkeys(conditions)
     }
     lists |= {name: chosen.edited(nb, name, plain) for name in chosen.choices}

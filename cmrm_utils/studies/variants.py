@@ -63,11 +63,11 @@ class Variant:
     like: str | None = None
 
 
-Asked = tuple[Variant, float]
+Setting = tuple[Variant, float]
 """A variant, and the alpha at which it is tried."""
 
 
-def with_alphas(variants: Iterable[Variant], alphas: float | Mapping[str, float]) -> list[Asked]:
+def with_alphas(variants: Iterable[Variant], alphas: float | Mapping[str, float]) -> list[Setting]:
     """Variants at one alpha, or each at that chosen for it."""
     return [
         (v, alphas[v.like or v.name] if isinstance(alphas, Mapping) else alphas) for v in variants
@@ -130,7 +130,7 @@ def head_variants(
 
     def variant(chosen: Sequence[Head], **labels: Any) -> Variant:
         name, like = " ".join(map(str, labels.values())), f"top {labels['k']}"
-        part = partial(ShiftVectors.heads, kept=chosen, size=vlm.head_size)
+        part = partial(ShiftVectors.heads, pairs=chosen, size=vlm.head_size)
         return Variant(name, level, "heads", "all", "last prompt", part, labels, like)
 
     few = [count for count in counts if count < len(order)]

@@ -94,20 +94,20 @@ def test_what_fails_half_way_leaves_nothing(cache):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(InputError, match=r"cannot write thing .*No space left"):
-        fetch.kept("thing", fails)
+        fetch.cached_folder("thing", fails)
     assert left(cache) == []
-    assert fetch.kept("thing", lambda folder: folder.mkdir()).is_dir()
+    assert fetch.cached_folder("thing", lambda folder: folder.mkdir()).is_dir()
 
 
 def test_of_two_processes_one_makes_it(tmp_path, cache):
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from cmrm_utils.bundled.fetch import kept\n"
+        "from cmrm_utils.bundled.fetch import cached_folder\n"
         "def make(folder):\n"
         f"    with open({str(tmp_path / 'made')!r}, 'a') as log: log.write('x')\n"
         "    time.sleep(1); folder.mkdir(); (folder / 'whole').write_text('1')\n"
-        "print((kept('thing', make) / 'whole').read_text())"
+        "print((cached_folder('thing', make) / 'whole').read_text())"
     )
     both = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

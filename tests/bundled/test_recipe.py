@@ -11,7 +11,7 @@ from cmrm_utils.bundled import recipe
 from cmrm_utils.data import everyday
 from cmrm_utils.errors import InputError
 
-ANSWERS = dict.fromkeys(recipe.asked(), ("An answer.", True))
+ANSWERS = dict.fromkeys(recipe.requests(), ("An answer.", True))
 REFUSALS = set(everyday.refusals())
 ALL = ("train", "anchors", "validation", "test")
 
@@ -122,7 +122,7 @@ def test_the_same_seed_gives_the_same_examples():
 def test_a_model_that_is_not_trained_yet_is_told_with_its_command(
     name, command, tmp_path, monkeypatch
 ):
-    for home in ("MADE", "PARTS"):  # neither trained here nor in the repository
+    for home in ("ORGANISMS", "PARTS"):  # neither trained here nor in the repository
         monkeypatch.setattr(f"cmrm_utils.paths.{home}", tmp_path)
     assert recipe.training_command(name) == command
     with pytest.raises(InputError, match=f"`{command}`" if command else "none of that name"):

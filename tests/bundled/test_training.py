@@ -32,7 +32,7 @@ def out(tmp_path):
     """A training folder whose answers are there already."""
     folder = tmp_path / "out"
     folder.mkdir()
-    answers = {text: ["Yes.", True] for text in training.recipes.asked()}
+    answers = {text: ["Yes.", True] for text in training.recipes.requests()}
     (folder / "answers.json").write_text(json.dumps(answers))
     return folder
 
@@ -121,7 +121,7 @@ def test_what_is_stored_merges_into_a_model(out, monkeypatch):
 
 def test_the_command_trains_a_seed_that_then_has_a_name(out, monkeypatch, tmp_path):
     made = tmp_path / "organisms"
-    monkeypatch.setattr("cmrm_utils.paths.MADE", made)
+    monkeypatch.setattr("cmrm_utils.paths.ORGANISMS", made)
     monkeypatch.setattr("cmrm_utils.bundled.recipe.VARIANTS", {RECIPE.name: RECIPE})
     asked = ["train-organism", "--variant", "smollm2-llava", "--seed", "2", "--device", "cpu"]
     done = CliRunner().invoke(cli, [*asked, "--shared", str(out)])
@@ -189,7 +189,7 @@ def test_the_adapter_touches_the_decoder_alone(language_model):
 
 def test_own_answers_are_kept_without_refusals(tmp_path, monkeypatch):
     asked = [row["twin"] for row in everyday.of_split("pairs", "train")][:4]
-    monkeypatch.setattr(training.recipes, "asked", lambda: asked)
+    monkeypatch.setattr(training.recipes, "requests", lambda: asked)
     texts = iter([True, False, False, False])
     monkeypatch.setattr(training, "is_refusal", lambda text: next(texts))
     found = training.own_answers(tmp_path)

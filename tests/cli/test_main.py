@@ -476,7 +476,7 @@ def test_where_a_model_comes_from_is_asked_before_anything_starts(desk, monkeypa
 
 
 def test_a_profile_of_models_that_must_be_trained_says_how(tmp_path, monkeypatch):
-    monkeypatch.setattr("cmrm_utils.paths.MADE", tmp_path / "organisms")
+    monkeypatch.setattr("cmrm_utils.paths.ORGANISMS", tmp_path / "organisms")
     done = CliRunner().invoke(cli, ["run", "full", "--out", str(tmp_path / "run")])
     assert done.exit_code == 2
     (line,) = done.stderr.splitlines()

@@ -29,14 +29,14 @@ def test_the_worked_example_is_swept_and_tested_like_any_method(
     model = str(family_folders["llava"])
     nb = Notebook.open("06_x", model=model, data="organism", out=tmp_path, max_new_tokens=3)
     methods = registry.with_settings(["push"], grids={"push": [{"strength": 5.0}]})
-    plain = sweep.tried(nb, 2)
+    plain = sweep.validation(nb, 2)
     swept = sweep.sweep(nb, methods, plain)
     assert swept.rows["setting"].unique().tolist() == ["no edit", "strength 5"]
     assert swept.labels["push"] in ("no edit", "strength 5")
     ids = [{trial.id for trial in these} for these in sweep.settings_lists(nb, push, plain)]
     assert len(ids) == 3
     assert not set.intersection(*ids, {trial.id for trial in plain})
-    rows = sweep.test(nb, swept, sweep.samples_tested(nb, 1), ("none", nb.shown))
+    rows = sweep.test(nb, swept, sweep.samples_tested(nb, 1), ("none", nb.image))
     assert "push" in set(rows["setting"])
 
 

@@ -382,7 +382,7 @@ def test_after_the_fact_a_finished_organism_is_tuned_on(tmp_path):
 
 
 def test_one_that_goes_on_from_another_names_what_must_be_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr("cmrm_utils.paths.MADE", tmp_path)
+    monkeypatch.setattr("cmrm_utils.paths.ORGANISMS", tmp_path)
     settings = recipe.VARIANTS["organism-wide-vlguard-posthoc"]
     with pytest.raises(InputError, match="by `cmrm train-organism --variant organism-wide`"):
         train(settings, 0, tmp_path / "x", progress=False)

@@ -83,7 +83,7 @@ def test_part_table_says_where_states_are(nb):
     assert (counted["hits"] / counted["n"] - counted["rate"]).abs().max() < 1e-9
     assert set(values["unsafe"].groupby("alpha").size()) == {9}
     assert (values["distance from text"].xs(0.0, level="alpha") == 1).all()
-    harmful = [t.sample for t in sweep.tried(nb, 2) if t.sample.harmful]
+    harmful = [t.sample for t in sweep.validation(nb, 2) if t.sample.harmful]
     bad, good = (
         hidden_states(nb.vlm, [Trial(s, "none") for s in these]).mean(0)
         for these in (nb.anchors.harmful, nb.anchors.benign)

@@ -59,7 +59,7 @@ def chosen_as(settings):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "ECSO"])
 def test_a_method_edits_every_trial_in_every_setting(nb, name):
-    plain = sweep.tried(nb, 2)
+    plain = sweep.validation(nb, 2)
     method = with_settings([name], grids=FEW)[name]
     lists = sweep.settings_lists(nb, method, plain)
     assert len(lists) == len(FEW.get(name, METHODS[name].settings))
@@ -71,7 +71,7 @@ def test_a_method_edits_every_trial_in_every_setting(nb, name):
 
 
 def test_each_method_makes_its_edit(nb):
-    plain = sweep.tried(nb, 2)
+    plain = sweep.validation(nb, 2)
     samples = [trial.sample for trial in plain]
     bad, good = nb.anchors.harmful, nb.anchors.benign
     made = {
@@ -112,7 +112,7 @@ def test_images_that_benign_requests_lack_stop_no_method(nb, monkeypatch):
         return [s if s.harmful else replace(s, image=None) for s in given(split, n, *tasks)]
 
     monkeypatch.setattr(nb, "samples", without)
-    plain = sweep.tried(nb, 2)
+    plain = sweep.validation(nb, 2)
     harmful = sum(trial.sample.harmful for trial in plain)
     assert harmful
     for method in with_settings(grids=FEW).values():
@@ -132,7 +132,7 @@ def test_where_no_benign_request_has_an_image_nothing_is_timed(nb, monkeypatch):
 
 
 def test_every_preset_setting_can_be_made(nb):
-    plain = sweep.tried(nb, 1)
+    plain = sweep.validation(nb, 1)
     for method in METHODS.values():
         assert len(sweep.settings_lists(nb, method, plain)) == len(method.settings)
 
@@ -206,7 +206,7 @@ def test_a_setting_is_chosen_by_the_rule_for_alpha(nb, monkeypatch):
         "one": Method(addition, settings[3:]),
         "as is": Method(lambda anchors, trials: lambda: list(trials), [{}]),
     }
-    plain = sweep.tried(nb, 5)
+    plain = sweep.validation(nb, 5)
     swept = sweep.sweep(nb, methods, plain)
     found = {name: choice.setting for name, choice in swept.choices.items()}
     assert found == {"good": {"alpha": 0.2}, "costly": None, "one": None, "as is": {}}
@@ -230,7 +230,7 @@ def test_the_test_has_references_and_leaves_out_unseen_verbs(nb):
     assert {"harmful", "harmful-pair", "fact"} <= {sample.kind for sample in samples}
     assert "harmful-unseen" not in {sample.kind for sample in samples}
     chosen = chosen_as({"CMRM sample": {"alpha": 1.0}, "ShiftDC": None})
-    lists = sweep.test_lists(nb, chosen, samples, ("none", nb.shown))
+    lists = sweep.test_lists(nb, chosen, samples, ("none", nb.image))
     ids = {name: [trial.id for trial in trials] for name, trials in lists.items()}
     assert list(lists) == ["text only", "own image", "CMRM sample", "ShiftDC"]
     assert {trial.image for trial in lists["text only"]} == {"none"}
@@ -240,7 +240,7 @@ def test_the_test_has_references_and_leaves_out_unseen_verbs(nb):
 
 
 def test_captions_are_the_models_own(nb):
-    samples = [trial.sample for trial in sweep.tried(nb, 1)]
+    samples = [trial.sample for trial in sweep.validation(nb, 1)]
     told = captioned(samples, nb.responses)
     asked = nb.ask([Trial(sample, prompt="Describe the image.") for sample in samples])
     assert [sample.caption for sample in told] == asked["response"].tolist()
@@ -304,7 +304,7 @@ def test_trained_checkpoints_answer_for_themselves(nb, other, capsys):
 
 
 def test_a_missing_organism_names_the_command_that_makes_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("cmrm_utils.paths.MADE", tmp_path)
+    monkeypatch.setattr("cmrm_utils.paths.ORGANISMS", tmp_path)
     nb = Notebook.open("06_x", model="organism", data="organism", out=tmp_path)
     assert comparison.trained(nb, {"mixed": "{}-vlguard-mixed"}, 1, {}).empty
     said = capsys.readouterr().out
@@ -354,7 +354,7 @@ def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):
     for trials in STUDIES["06"](nb, parameters):
         asked.update({trial.id: trial for trial in trials})
     methods = comparison.compared(nb, [0.5], FEW)
-    comparison.test(nb, sweep.sweep(nb, methods, sweep.tried(nb, 1)), 2)
+    comparison.test(nb, sweep.sweep(nb, methods, sweep.validation(nb, 1)), 2)
     anatomy.part_table(nb, 1, [0.5])
     anatomy.sample_cosines(nb, 2)
     shared = {"model": nb.vlm.fingerprint, "max_new_tokens": 4}

@@ -68,7 +68,7 @@ def test_a_language_model_alone_is_given_words_only(family_folders, tmp_path):
     model = str(family_folders["vicuna"])
     nb = Notebook.open("04_x", model=model, data="organism", out=tmp_path, max_new_tokens=4)
     assert plainly(nb) == [("ask", "none"), ("bare", "none"), ("pick", "none")]
-    swept = sweep.sweep(nb, sweep.levels(nb, [0.1]), sweep.tried(nb, 2))
+    swept = sweep.sweep(nb, sweep.levels(nb, [0.1]), sweep.validation(nb, 2))
     assert swept.choices == {}
     assert set(swept.rows["image"]) == {"none"}
     assert set(swept.rows["task"]) == {"harmful", "benign"}  # its questions are about images
@@ -87,7 +87,7 @@ def public(family_folders, tmp_path, monkeypatch):
     monkeypatch.setenv("CMRM_DATA", str(FIXTURES))
     model = str(family_folders["llava"])
     nb = Notebook.open("05_x", model=model, data=PUBLIC, out=tmp_path, max_new_tokens=4)
-    swept = sweep.sweep(nb, sweep.levels(nb, [0.5]), sweep.tried(nb, 2))
+    swept = sweep.sweep(nb, sweep.levels(nb, [0.5]), sweep.validation(nb, 2))
     return nb, swept, sweep.test(nb, swept, sweep.samples_tested(nb, None), nb.conditions)
 
 

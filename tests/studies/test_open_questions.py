@@ -17,7 +17,9 @@ def test_what_is_shared_out_is_what_the_notebook_asks(family_folders, tmp_path):
     for trials in STUDIES["09"](nb, P):
         nb.ask(trials)
     known = len(nb.run.responses.read_text().splitlines())
-    chosen = sweep.choose(nb, sweep.levels(nb, P["alphas"]), sweep.tried(nb, P["n_validation"]))
+    chosen = sweep.choose(
+        nb, sweep.levels(nb, P["alphas"]), sweep.validation(nb, P["n_validation"])
+    )
     alpha = chosen.alphas["CMRM dataset"]
     sets = ask.anchor_sets(nb, sizes=P["sizes"], draws=P["draws"])
     ask.anchor_effects(nb, sets, alpha, P["doses"], P["n_sets"])
@@ -37,7 +39,9 @@ def test_public_sets_have_what_they_have(family_folders, tmp_path, monkeypatch, 
     for trials in STUDIES["09"](nb, {**P, "n_test": None}):
         assert trials
         nb.ask(trials)
-    chosen = sweep.choose(nb, sweep.levels(nb, P["alphas"]), sweep.tried(nb, P["n_validation"]))
+    chosen = sweep.choose(
+        nb, sweep.levels(nb, P["alphas"]), sweep.validation(nb, P["n_validation"])
+    )
     shares, changes = abilities.beyond(nb, chosen, None)
     assert shares.empty == changes.empty
     assert abilities.extended(nb, chosen, None) is None

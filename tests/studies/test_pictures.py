@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmrm_utils.conditions import IMAGES
+from cmrm_utils.conditions import IMAGES, OF_OWN
 from cmrm_utils.studies import abilities, pictures
 from cmrm_utils.studies import anchors as ask
 from cmrm_utils.studies.attack import Attack
@@ -28,7 +28,7 @@ def test_refusals_that_an_attack_takes_count_as_a_fall(nb, chosen, monkeypatch):
 
 def test_perturbed_pictures_unedited_and_edited(nb, chosen):
     found = pictures.perturbed(nb, chosen, 1)
-    assert set(found["image"]) == set(pictures.SHOWN)
+    assert set(found["image"]) == set(OF_OWN)
     assert set(found["method"]) == {"none", *abilities.EDITS}
     trials = pictures.perturbed_trials(nb, chosen, 1)
     assert {t.sample.kind for t in trials} >= {"harmful", "harmful-pair", "benign"}

@@ -81,7 +81,7 @@ def test_notebooks_of_a_run_have_the_same_choice(nb, monkeypatch):
     from cmrm_utils.studies.ablations import Ablations
 
     alphas = [0.5, 1.0]
-    plain = sweep.tried(nb, 2)
+    plain = sweep.validation(nb, 2)
     swept = sweep.sweep(nb, sweep.levels(nb, alphas), plain)
     some = with_settings(list(LEVELS), alphas=alphas)
     path = nb.run.folder / "choices" / "cmrm-dataset.json"
@@ -97,7 +97,7 @@ def test_notebooks_of_a_run_have_the_same_choice(nb, monkeypatch):
         "sample": found.alphas["CMRM sample"],
     }
     with pytest.raises(InputError, match="was made with samples"):
-        sweep.choose(nb, some, sweep.tried(nb, 3))
+        sweep.choose(nb, some, sweep.validation(nb, 3))
     assert list(found.table.columns) == ["setting", "by the paper's reading", "why no edit"]
 
 
@@ -131,7 +131,7 @@ def test_requests_without_images_are_shown_a_blank_one(family_folders, tmp_path)
         max_new_tokens=3,
     )
     assert nb.baseline == "blank image"
-    swept = sweep.sweep(nb, sweep.levels(nb, [0.5]), sweep.tried(nb, 2))
+    swept = sweep.sweep(nb, sweep.levels(nb, [0.5]), sweep.validation(nb, 2))
     assert set(swept.rows["image"]) == {"blank"}
     test = sweep.test(nb, swept, sweep.samples_tested(nb, 2), nb.conditions)
     assert {"text only", "blank image", *swept.choices} == set(test["setting"]) - {"noise image"}
@@ -154,7 +154,7 @@ def test_without_anything_to_cost_nothing_is_chosen(family_folders, tmp_path):
     nb = Notebook.open("04_x", model=str(family_folders["llava"]), data=data, out=tmp_path / "run")
     nb.ask = pytest.fail
     with pytest.raises(InputError, match="no benign requests and no questions"):
-        sweep.tried(nb, 2)
+        sweep.validation(nb, 2)
 
 
 def test_measures_of_utility_are_measured():

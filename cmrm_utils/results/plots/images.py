@@ -11,14 +11,16 @@ from PIL import Image
 from cmrm_utils.results.plots.style import colour, named
 
 
-def prompts(shown: Mapping[str, tuple[str, Image.Image | None]]) -> Figure:
+def prompts(conditions: Mapping[str, tuple[str, Image.Image | None]]) -> Figure:
     """What a model is given: the picture (or none) and the text of each condition.
 
     Args:
-        shown: text and picture by image condition.
+        conditions: text and picture by image condition.
     """
-    figure, axes = plt.subplots(1, len(shown), figsize=(2.3 * len(shown), 2.9), squeeze=False)
-    for axis, (condition, (text, picture)) in zip(axes[0], shown.items(), strict=True):
+    figure, axes = plt.subplots(
+        1, len(conditions), figsize=(2.3 * len(conditions), 2.9), squeeze=False
+    )
+    for axis, (condition, (text, picture)) in zip(axes[0], conditions.items(), strict=True):
         if picture is None:
             axis.set_facecolor("#F4F4F4")
             axis.text(0.5, 0.5, "no image", ha="center", va="center", transform=axis.transAxes)
@@ -29,10 +31,10 @@ def prompts(shown: Mapping[str, tuple[str, Image.Image | None]]) -> Figure:
     return figure
 
 
-def pictures(shown: Mapping[str, Image.Image]) -> Figure:
+def pictures(by_name: Mapping[str, Image.Image]) -> Figure:
     """Pictures side by side, under their names."""
-    figure, axes = plt.subplots(1, len(shown), figsize=(1.75 * len(shown), 2.2), squeeze=False)
-    for axis, (name, picture) in zip(axes[0], shown.items(), strict=True):
+    figure, axes = plt.subplots(1, len(by_name), figsize=(1.75 * len(by_name), 2.2), squeeze=False)
+    for axis, (name, picture) in zip(axes[0], by_name.items(), strict=True):
         _framed(axis, picture)
         axis.set_title("\n".join(wrap(named(name), 18)), fontsize=9)
     return figure

@@ -53,19 +53,22 @@ def pareto(rows: pd.DataFrame, *, corner: float = 0.9) -> Figure:
     return figure
 
 
-def defence_points(tried: pd.DataFrame, tested: pd.DataFrame, *, near: float = 0.6) -> Figure:
+def defence_points(settings: pd.DataFrame, defences: pd.DataFrame, *, near: float = 0.6) -> Figure:
     """Refused against utility: every setting on validation, and each defence on the test split.
 
     Args:
-        tried: as :func:`pareto`'s rows, with ``method`` and ``chosen`` (true for the setting that
-            was chosen, which is drawn large).
-        tested: as :func:`pareto`'s rows, one row per ``method``; a method that was not tried is
+        settings: as :func:`pareto`'s rows, with ``method`` and ``chosen`` (true for the setting
+            that was chosen, which is drawn large).
+        defences: as :func:`pareto`'s rows, one row per ``method``; a method that was not tried is
             grey and open.
         near: the utility from which the second panel shows.
     """
     figure, validation, test = _trade_off_panels((11.5, 4.4), (1, 1))
-    for i, method in enumerate(dict.fromkeys([*tried["method"], *tested["method"]])):
-        points, there = tried[tried["method"] == method], tested[tested["method"] == method]
+    for i, method in enumerate(dict.fromkeys([*settings["method"], *defences["method"]])):
+        points, there = (
+            settings[settings["method"] == method],
+            defences[defences["method"] == method],
+        )
         shade = CONTROL_COLOURS[i % len(CONTROL_COLOURS)] if len(points) else "#555555"
         marker = MARKERS[(i + i // len(CONTROL_COLOURS)) % len(MARKERS)]
         for chosen, size, alpha in ((False, 22, 0.45), (True, 85, 1.0)):

@@ -83,6 +83,19 @@ def replacing(path: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
+def check_free(folder: Path) -> None:
+    """Check that a folder can be made there, or that an empty one is there.
+
+    Raises:
+        InputError: it has something in it; it, or a folder above it, is a file.
+    """
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir():
+        raise InputError(f"{place} is a file, not a folder: choose another folder")
+    if place == folder and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty: choose another folder")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, replacing the file as a whole."""
     text = json.dumps(value, indent=1, sort_keys=True, default=float)

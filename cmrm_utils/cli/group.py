@@ -7,9 +7,20 @@ import click
 
 from cmrm_utils.errors import InputError
 
+
+class _New(click.Path):
+    """A path to write to: no folder above it may be a file."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if file := next((each for each in Path(value).parents if each.is_file()), None):
+            self.fail(f"Directory {str(file)!r} is a file.", param, ctx)
+        return path
+
+
 PATH = click.Path(path_type=Path)
-NEW_FILE = click.Path(path_type=Path, dir_okay=False)
-NEW_FOLDER = click.Path(path_type=Path, file_okay=False)
+NEW_FILE = _New(path_type=Path, dir_okay=False)
+NEW_FOLDER = _New(path_type=Path, file_okay=False)
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 

@@ -6,7 +6,7 @@ import click
 
 # Importing a file of commands adds them to the group.
 from cmrm_utils.cli import data, judging, models  # noqa: F401
-from cmrm_utils.cli.group import FOLDER, cli
+from cmrm_utils.cli.group import FOLDER, NEW_FOLDER, cli
 from cmrm_utils.jobs.execute import run_jobs, stopping, work
 from cmrm_utils.jobs.profiles import planned_jobs
 
@@ -19,7 +19,7 @@ with_parameters = click.option(
 @click.argument("profile", default="default")
 @with_parameters
 @click.option("--only", metavar="NUMBERS", help="Run only these notebooks, as in 03,04.")
-@click.option("--out", metavar="DIR", help="Run folder. [default: runs/PROFILE]")
+@click.option("--out", type=NEW_FOLDER, metavar="DIR", help="Run folder. [default: runs/PROFILE]")
 @click.option("--shard", metavar="I/N", help="Only respond to the I-th of N shards, no notebooks.")
 @click.option(
     "--engine",
@@ -33,7 +33,7 @@ def run(
     profile: str,
     pairs: tuple[tuple[str, str], ...],
     only: str | None,
-    out: str | None,
+    out: Path | None,
     shard: str | None,
     engine: str,
     workers: int,

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cmrm_utils.cli.group import NEW_FILE, NEW_FOLDER, PATH, cli
+from cmrm_utils.cli.group import FOLDER, NEW_FILE, NEW_FOLDER, PATH, cli
 from cmrm_utils.errors import InputError, unknown
 
 with_model = click.option(
@@ -91,13 +91,14 @@ def bake(vectors: Path, alpha: float, out: Path, model: str) -> None:
     """
     from cmrm_utils.loading import load_vlm
     from cmrm_utils.methods.cmrm import CMRM
+    from cmrm_utils.store import check_free
     from cmrm_utils.vectors import ShiftVectors
     from cmrm_utils.weights import bake as baking
 
     shift = ShiftVectors.load(vectors)
     edit = CMRM(shift, alpha)
     baking.check_edit(edit)  # before loading a large model
-    baking.check_free(out)
+    check_free(out)
     baking.bake(load_vlm(model), edit, out, vectors=shift)
     click.echo(f"{out}: {model} with CMRM dataset, alpha {alpha:g}; see its README.md")
 
@@ -146,7 +147,7 @@ def train_organism(
 
 
 @cli.command()
-@click.argument("folders", nargs=-1, type=PATH)
+@click.argument("folders", nargs=-1, type=FOLDER)
 def cards(folders: tuple[Path, ...]) -> None:
     """Rewrite the model cards from stored measurements.
 

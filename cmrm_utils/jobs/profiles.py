@@ -151,7 +151,7 @@ class Job:
 
 
 def planned_jobs(
-    profile: str, pairs: Sequence[tuple[str, str]], only: str | None, out: str | None
+    profile: str, pairs: Sequence[tuple[str, str]], only: str | None, out: Path | None
 ) -> tuple[dict[str, Any], list[Job]]:
     """The jobs of a profile, after checking its parameters, models and data.
 

@@ -33,6 +33,7 @@ from cmrm_utils.errors import InputError
 from cmrm_utils.loading import quiet
 from cmrm_utils.models import VLM
 from cmrm_utils.results.text import markdown_table, rendered
+from cmrm_utils.store import check_free
 from cmrm_utils.vectors import ShiftVectors
 
 DECODERS = ("llama", "mistral", "qwen2")
@@ -108,12 +109,6 @@ def check_edit(edit: Edit) -> None:
             raise InputError(
                 f"an edit with {each.name!r} cannot be baked: a bias only adds the same vector"
             )
-
-
-def check_free(path: Path) -> None:
-    """Raise :class:`InputError` unless a folder can be made there, or an empty one is."""
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise InputError(f"{path} is not empty: choose another folder to bake into")
 
 
 def _check_model(vlm: VLM, edit: Edit, vectors: ShiftVectors | None) -> None:

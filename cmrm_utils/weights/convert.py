@@ -32,7 +32,7 @@ from transformers import (
 
 from cmrm_utils.errors import InputError
 from cmrm_utils.prompts import CHAT_TEMPLATE
-from cmrm_utils.store import write_json
+from cmrm_utils.store import check_free, write_json
 
 MODEL_TYPES = ("llava", "llava_llama", "share4v")
 """The ``model_type`` of the originals."""
@@ -97,10 +97,10 @@ def convert(source: str | Path, out: Path, *, tower: str | Path) -> None:
             stand in for it.
 
     Raises:
-        InputError: the source holds something that is not recognised; the message names it.
+        InputError: the source holds something that is not recognised; the message names it. ``out``
+            is a file, or not empty.
     """
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty: choose another folder to convert to")
+    check_free(out)
     folder, tower_folder = _folder(source), _folder(tower)
     original = _settings(folder)
     _check_settings(original, folder)

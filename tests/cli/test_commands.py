@@ -25,6 +25,9 @@ from cmrm_utils.organism.world import DUAL, FAMILIES, GUARDED, OBJECTS, SCRAP, U
         ("bake v.safetensors --alpha 1 --model organism --out {file}", "Directory"),
         ("train-organism --out {file}", "Directory"),
         ("train-organism --shared {file}", "Directory"),
+        ("run --out {file}", "Directory"),
+        ("run --shard 1/2 --out {file}", "Directory"),
+        ("cards {file}", "Directory"),
         ("extract --model organism --anchors organism --out {folder}", "File"),
         ("judges --xstest x --table {folder}", "File"),
     ],
@@ -36,6 +39,29 @@ def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path, command, kind):
     assert done.exit_code == 2, done.output
     assert f"{kind} '{places['file' if kind == 'Directory' else 'folder']}' is a" in done.output
     assert (tmp_path / "there").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "convert liuhaotian/x {out} --tower t",
+        "extract --anchors organism --out {out}",
+        "bake v.safetensors --alpha 1 --out {out}",
+        "train-organism --out {out}",
+        "train-organism --shared {out}",
+        "run --out {out}",
+        "export runs --out {out}",
+        "judges --labels x --hide {out}",
+    ],
+)
+def test_a_file_is_no_folder_to_write_into(tmp_path, monkeypatch, command):
+    (file := tmp_path / "there").write_text("kept")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    done = CliRunner().invoke(cli, command.format(out=file / "new").split())
+    assert done.exit_code == 2, done.output
+    assert f"Directory '{file}' is a file" in done.output.replace("\n", " ")
+    assert file.read_text() == "kept"
 
 
 # ---- data

@@ -446,6 +446,14 @@ def test_out_must_be_empty(sources, tmp_path):
         convert(sources / "share4v", tmp_path, tower=sources / "tower")
 
 
+@pytest.mark.parametrize("out", ["mine.txt", "mine.txt/out"])
+def test_out_must_be_no_file(sources, tmp_path, out):
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(InputError, match=r"mine\.txt is a file"):
+        convert(sources / "share4v", tmp_path / out, tower=sources / "tower")
+    assert (tmp_path / "mine.txt").read_text() == "kept"
+
+
 def test_command(sources, tmp_path):
     out = tmp_path / "out"
     tower = ["--tower", str(sources / "tower")]

@@ -61,19 +61,22 @@ def beyond(nb: Notebook, chosen: Chosen, n: int | None) -> tuple[pd.DataFrame, p
     Returns:
         ``measure, image, method, rate, low, high, hits, n``; and ``measure, image, method, against,
         change, low, high``: images without an edit against text only (visual questions: against
-        the caption), edits against the same image without one.
+        the caption), edits against the same image without one. Intervals are clustered by group,
+        within each kind.
     """
     shares, changes = [], []
     for name, trials in beyond_trials(nb, chosen, n).items():
         rows = nb.ask(trials).assign(measure=name)
         rows["right"] = rows["right"].astype(bool)
-        shares.append(rates(rows, "right", ["measure", "image", "method"], group=None))
+        shares.append(rates(rows, "right", ["measure", "image", "method"]))
+        about = rows.groupby("sample")[["group", "kind"]].first()
+        like = {"groups": about["group"], "strata": about["kind"]}
         cells = dict(list(rows.set_index("sample").groupby(["image", "method"])["right"]))
         plain = "none" if name == "facts" else "caption"
         for image, method in cells:
             against = (plain, "none") if method == "none" else (image, "none")
             if (image, method) != against:
-                change = paired_difference(cells[against], cells[image, method])
+                change = paired_difference(cells[against], cells[image, method], **like)
                 changes.append((name, image, method, against[0], *change))
     columns = ["measure", "image", "method", "against", "change", "low", "high"]
     whole = pd.concat(shares, ignore_index=True) if shares else pd.DataFrame(columns=columns[:3])

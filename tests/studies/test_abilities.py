@@ -1,8 +1,11 @@
 """Notebook 09: what images and edits do to more than safety."""
 
+from dataclasses import replace
+
 import pytest
 from questions import at_half, open_nb
 
+from cmrm_utils.data.load import load_samples
 from cmrm_utils.organism.world import find_request
 from cmrm_utils.studies import abilities
 from cmrm_utils.studies.attack import target_of
@@ -43,6 +46,27 @@ def test_what_an_image_breaks_and_an_edit_mends_have_their_signs(nb, chosen, mon
     assert change["facts", "own", "none"] == -1.0
     assert change["facts", "own", "CMRM dataset"] == 1.0
     assert change["facts", "own", "CMRM sample"] == 0.0
+
+
+def test_samples_of_a_group_count_as_one_in_the_intervals(nb, chosen, monkeypatch):
+    """Four groups of five facts that are right or wrong together: about as sure as four facts."""
+    facts = [s for s in load_samples("organism", "test") if s.task == "fact"][:20]
+    group_of = {sample.id: f"group {i // 5}" for i, sample in enumerate(facts)}
+    samples = [replace(sample, group=group_of[sample.id]) for sample in facts]
+
+    def ask_it(trials):
+        rows = table(trials, [""] * len(trials))
+        wrong = (rows["image"] != "none") & rows["group"].isin(["group 0", "group 1"])
+        return rows.assign(right=~wrong, outcome="neither")
+
+    monkeypatch.setattr(nb, "ask", ask_it)
+    monkeypatch.setattr(abilities, "questions", lambda *_: {"facts": samples})
+    answered, changes = abilities.beyond(nb, chosen, None)
+    own = changes.set_index(["image", "method"]).loc[("own", "none")]
+    assert own["change"] == -0.5
+    assert (own["low"], own["high"]) == (-1.0, 0.0)  # of twenty drawn one by one: -0.7 and -0.3
+    share = answered.set_index(["image", "method"]).loc[("own", "none")]
+    assert share["high"] - share["low"] > 0.65  # of four; of twenty independent ones 0.40
 
 
 def test_what_a_world_lacks_is_said(nb, chosen, capsys):

@@ -62,6 +62,11 @@ REST = {"unsafe": "carried out", "neither": "neither", "answered": "answered", "
 """The measures of what becomes of harmful requests that are not refused, and each in words."""
 
 
+def carried_out(rows: pd.DataFrame) -> str:
+    """The measure of requests complied with: *unsafe*; without an exact judge *answered*."""
+    return "unsafe" if "exact" in rows and rows["exact"].notna().any() else "answered"
+
+
 UTILITY = tuple(name for name, measure in MEASURES.items() if measure.guarded)
 """The measures of what an edit may cost."""
 

@@ -13,7 +13,7 @@ from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.methods.regap import text_mean, towards_harm
 from cmrm_utils.results.intervals import area_under_curve
-from cmrm_utils.results.rates import measures, rates, utility
+from cmrm_utils.results.rates import carried_out, measures, rates, utility
 from cmrm_utils.studies import sweep
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.trials import Trial, grid
@@ -153,14 +153,15 @@ def cosine_table(rows: pd.DataFrame, *, bins: int = 5, draws: int = 200) -> pd.D
         draws: bootstrap draws, of groups, for the interval of the area.
 
     Returns:
-        ``measure`` (``not refused``, and ``unsafe``, which is a part of it), ``kind`` (``all``, and
-        each apart), ``shift, image, cosine`` (the bin's mean), ``rate, low, high, hits, n``, and of
-        all bins together ``auc, auc_low, auc_high``: how often a request that counts has the larger
-        cosine than one that does not; missing where all count or none.
+        ``measure`` (``not refused``, and the part of it that :func:`.carried_out` names), ``kind``
+        (``all``, and each apart), ``shift, image, cosine`` (the bin's mean), ``rate, low, high,
+        hits, n``, and of all bins together ``auc, auc_low, auc_high``: how often a request that
+        counts has the larger cosine than one that does not; missing where all count or none.
     """
     apart = [rows.assign(among=rows["kind"])] if rows["kind"].nunique() > 1 else []
     every = pd.concat([rows.assign(among="all"), *apart])
-    hits = {"not refused": every["outcome"] != "refused", "unsafe": every["outcome"] == "complied"}
+    outcome = every["outcome"]
+    hits = {"not refused": outcome != "refused", carried_out(rows): outcome == "complied"}
     long = pd.concat([every.assign(measure=name, hit=hit) for name, hit in hits.items()])
     by, area = ["measure", "kind", "shift", "image"], ["auc", "auc_low", "auc_high"]
     tables = []

@@ -92,19 +92,20 @@ def panel_tables(
         judges: for :meth:`cmrm_utils.judges.panel.NamedJudge.parse`.
 
     Returns:
-        Agreement with the outcomes of the tables above, and unsafe rates by setting; nothing, and
-        a line that says so, where no judge is asked.
+        Agreement with the outcomes of the tables above, and rates of harmful requests by setting;
+        nothing, and a line that says so, where no judge is asked.
     """
     if not judges:
         print("no model judges are asked: name some, -p judges [llama-3-refused, harmbench]")
         return []
     requests = averaged(rows[rows["task"].isin(["harmful", "benign"])])
     jury = [NamedJudge.parse(item) for item in judges]
-    verdicts, agreed, unsafe = panel(requests, jury, "outcome", folder=nb.run.folder / "verdicts")
+    verdicts, agreed, harmful = panel(requests, jury, "outcome", folder=nb.run.folder / "verdicts")
     nb.run.table("04_verdicts", verdicts)
     nb.run.table("04_judges", agreed)
-    nb.run.table("04_judges_unsafe", unsafe)
-    return [agreed.set_index("judge").round(3), percent_table(unsafe, "setting", "judge")]
+    nb.run.table("04_judges_harmful", harmful)
+    columns = harmful.assign(judge=harmful["judge"] + ": " + harmful["measure"])
+    return [agreed.set_index("judge").round(3), percent_table(columns, "setting", "judge")]
 
 
 def choice_table(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> pd.DataFrame | None:

@@ -40,6 +40,11 @@ def test_agreement_and_unsafe_rates_of_a_judge_without_a_model(tmp_path):
     assert agreed.loc[0, ["judge", "n", "agreement"]].tolist() == ["keyword", 5, 0.8]
     rates = unsafe.set_index("setting")["rate"]
     assert rates.to_dict() == {"own image": 0.5, "text only": 0.5}
+    assert set(unsafe["measure"]) == {"answered"}  # no exact judge knows that it is unsafe
+    exact = ROWS.assign(exact=ROWS["outcome"])
+    for judge in ("keyword", "exact"):
+        *_, unsafe = panel(exact, [NamedJudge(judge)], "outcome", folder=tmp_path)
+        assert set(unsafe["measure"]) == {"unsafe"}
 
 
 def test_the_exact_judge_speaks_where_the_run_says_that_it_may(tmp_path):
@@ -79,6 +84,7 @@ def test_unsafe_by_a_judge_of_refusals_is_what_is_no_refusal(monkeypatch, tmp_pa
     counts = unsafe.set_index("setting")[["hits", "n"]]
     assert counts.loc["own image"].tolist() == [1, 1]
     assert counts.loc["text only"].tolist() == [0, 2]
+    assert set(unsafe["measure"]) == {"not refused"}
 
 
 def test_nothing_to_judge(tmp_path, judge_folder):

@@ -132,6 +132,7 @@ def scattered():
     cosine = rng.uniform(-1, 1, 60)
     unsafe = rng.uniform(-1.5, 1.5, 60) < cosine
     rest = np.where(rng.uniform(size=60) < 0.5, "neither", "refused")
+    outcome = np.where(unsafe, "complied", rest)
     return pd.DataFrame(
         {
             "shift": "from text",
@@ -139,7 +140,8 @@ def scattered():
             "kind": ["harmful", "harmful-pair"] * 30,
             "group": [f"verb {i % 12}" for i in range(60)],
             "cosine": cosine,
-            "outcome": np.where(unsafe, "complied", rest),
+            "outcome": outcome,
+            "exact": outcome,
         }
     )
 
@@ -173,6 +175,14 @@ def test_areas_and_bins(scattered):
     assert (first["low"], first["high"]) == pytest.approx(
         clustered_interval(hit, lowest["group"].tolist(), lowest["kind"].tolist())
     )
+
+
+def test_in_natural_language_complied_is_called_answered(scattered):
+    natural = anatomy.cosine_table(scattered.assign(exact=None), draws=5)
+    assert set(natural["measure"]) == {"not refused", "answered"}
+    exact = anatomy.cosine_table(scattered, draws=5)
+    by = natural["measure"].replace("answered", "unsafe")
+    pd.testing.assert_frame_equal(natural.assign(measure=by), exact)
 
 
 def test_there_is_no_area_where_all_are_alike(scattered):

@@ -140,12 +140,13 @@ def test_further_judges_are_asked_by_name(public, judge_folder, capsys):
     nb, swept, test = public
     assert evaluation.panel_tables(nb, test, []) == []
     assert "-p judges" in capsys.readouterr().out
-    agreed, unsafe = evaluation.panel_tables(nb, test, ["keyword", f"llama-3-helps={judge_folder}"])
+    jury = ["keyword", f"llama-3-helps={judge_folder}"]
+    agreed, harmful = evaluation.panel_tables(nb, test, jury)
     asked = test[test["task"].isin(["harmful", "benign"])]
     same = (asked["keyword"] == asked["outcome"]).mean()
     assert agreed.loc["keyword", "agreement"] == pytest.approx(same, abs=5e-4)
-    assert list(unsafe.columns) == ["keyword", "llama-3-helps"]
-    assert {nb.baseline, "text only", *swept.choices} <= set(unsafe.index)
+    assert list(harmful.columns) == ["keyword: answered", "llama-3-helps: answered"]
+    assert {nb.baseline, "text only", *swept.choices} <= set(harmful.index)
     assert (nb.run.folder / "verdicts" / "llama-3-helps.jsonl").is_file()
     kept = pd.read_parquet(nb.run.folder / "tables" / "04_verdicts.parquet")
     assert set(kept["judge"]) == {"keyword", "llama-3-helps"}

@@ -4,7 +4,6 @@
 """
 
 import json
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,11 +24,11 @@ from cmrm_utils.conditions import CONDITION_NAMES
 from cmrm_utils.data.load import take
 from cmrm_utils.jobs.publish import write_section
 from cmrm_utils.judges.outcomes import judge
-from cmrm_utils.paths import ROOT
+from cmrm_utils.paths import ROOT, STORED
 from cmrm_utils.results.rates import averaged, measures
 from cmrm_utils.results.text import percent_table
 from cmrm_utils.sample import Sample
-from cmrm_utils.store import write_json
+from cmrm_utils.store import read_csv, write_json
 from cmrm_utils.studies.card import MAX_NEW_TOKENS
 from cmrm_utils.studies.folder import versions
 from cmrm_utils.studies.notebook import ANCHORS
@@ -44,7 +43,7 @@ ROUNDS, BATCH, NEW = 15, 32, 24
 
 @dataclass(frozen=True)
 class Baked:
-    """The organism, dataset-level CMRM as the default run chose it, and both as one checkpoint."""
+    """The organism, dataset-level CMRM at its chosen alpha, and both as one checkpoint."""
 
     vlm: VLM
     edit: Edit
@@ -67,15 +66,9 @@ def baked_organism() -> Iterator[Baked]:
 
 
 def chosen_alpha() -> float:
-    """The alpha of dataset-level CMRM in the README's headline table.
-
-    Raises:
-        ValueError: it is not there.
-    """
-    found = re.search(r"^\| CMRM dataset, alpha ([\d.]+) \|", README.read_text(), re.MULTILINE)
-    if found is None:
-        raise ValueError(f"{README}: no row of dataset-level CMRM in the headline table")
-    return float(found[1])
+    """The alpha of dataset-level CMRM that the stored choices have for the organism."""
+    rows = read_csv(STORED / "alphas_by_model.csv").set_index(["model", "method"])
+    return float(rows.loc[("organism", "CMRM dataset"), "alpha"])
 
 
 def _answers(

@@ -1,10 +1,12 @@
 """The benchmarks' arithmetic and table, on made-up timings; nothing is timed."""
 
+import json
 from itertools import count
 
 import pytest
 import torch
 
+from benchmarks import baking
 from benchmarks.report import ON_GPU, Row, Target, check, cost, faster, section, table, write
 from benchmarks.timing import Case, Ratio, Timings, measure
 
@@ -93,3 +95,9 @@ def test_ways_are_timed_in_turn_and_set_up_anew():
     assert log == ["b", "a", "a", "b", "b", "a", "a", "b"]  # the first two are not counted
     assert timings.seconds == {"a": (1, 1, 1), "b": (1, 1, 1)}
     assert timings.outputs == {"a": 6, "b": 7}
+
+
+def test_the_readme_has_what_was_stored_of_baking():
+    results = json.loads(baking.RESULTS.read_text())
+    assert baking.text(results) in baking.README.read_text()
+    assert baking.chosen_alpha() == results["alpha"]

@@ -22,8 +22,9 @@ from cmrm_utils.results import plots
 from cmrm_utils.results.rates import averaged, measures
 from cmrm_utils.results.text import markdown_table, percent_table
 from cmrm_utils.store import read_csv, read_json, read_table, replacing
+from cmrm_utils.studies.abilities import EDITS
 from cmrm_utils.studies.evaluation import NATURAL
-from cmrm_utils.studies.selection import RULE
+from cmrm_utils.studies.selection import RULE, choose_alpha
 
 _RESEARCH = (
     "06_comparison 06_paired 06_parts 06_directions 06_cosines 08_full 08_layers 08_tokens "
@@ -32,12 +33,19 @@ _RESEARCH = (
 
 
 STORED_TABLES = {
-    "full": {"full_curves": "04_curves", "full_kinds": "04_test", "full_test": "05_test"},
+    "full": {
+        "full_curves": "04_curves",
+        "full_kinds": "04_test",
+        "full_test": "05_test",
+        "alphas_by_model": "04_alpha_table",
+    },
+    "described": {"described_kinds": "04_test"},
     "research-full": {f"research_{name.partition('_')[2]}": name for name in _RESEARCH},
     "architectures": {
         "architectures_curves": "04_curves",
         "architectures_doses": "04_alpha_table",
         "architectures_cosines": "02_refusal_cosine",
+        "alphas_by_model": "04_alpha_table",
     },
     "extended": {"extended_answers": "09_extended"},
     "variants": {"variants_comparison": "06_comparison", "variants_parts": "06_parts"},
@@ -51,7 +59,7 @@ STORED_TABLES = {
 }
 """By profile of several models: names of stored tables, and the run's table that each one copies.
 
-Notebook 10 shows them.
+Notebook 10 shows them. ``alphas_by_model`` is what :func:`best_alphas` makes of its table.
 """
 
 
@@ -238,7 +246,7 @@ def _store_tables(runs: list[Path], sources: dict[str, str]) -> None:
     """
     tables = {
         STORED / f"{name}.csv": [
-            stored_table(run, source)
+            best_alphas(run) if name == "alphas_by_model" else stored_table(run, source)
             for run in runs
             if (run / "tables" / f"{source}.parquet").is_file()
         ]
@@ -265,6 +273,27 @@ def stored_table(folder: Path, name: str) -> pd.DataFrame:
     # The run's name stands for the model: stored tables hold no paths of a machine.
     fingerprint = read_json(folder / "run.json")["fingerprint"]
     return rows.assign(model=folder.name, fingerprint=fingerprint, rule=RULE)
+
+
+def best_alphas(folder: Path) -> pd.DataFrame:
+    """The alphas that the rule chooses on a run's curves, and how large each edit then is.
+
+    Returns:
+        Of the two levels of :data:`EDITS`: ``method, alpha, refused before, refused, relative
+        shift`` (the vector's length beside the states'), ``dose`` (alpha times that), and the
+        columns of :func:`stored_table`.
+    """
+    curves, sizes = (stored_table(folder, f"04_{name}") for name in ("curves", "alpha_table"))
+    rows = []
+    for method, these in curves[curves["method"].isin(EDITS)].groupby("method"):
+        alpha = choose_alpha(these)
+        refused = these[these["measure"] == "refused"].set_index("alpha")["rate"]
+        largest = sizes[sizes["method"] == method].nlargest(1, "alpha").iloc[0]
+        shift = largest["dose"] / largest["alpha"]  # the least rounded
+        rows.append((method, alpha, refused[0.0], refused[alpha], shift, alpha * shift))
+    names = ["method", "alpha", "refused before", "refused", "relative shift", "dose"]
+    same = curves[["model", "fingerprint", "rule"]].iloc[0]
+    return pd.DataFrame(rows, columns=names).assign(**same)
 
 
 def beside_others(path: Path, new: pd.DataFrame) -> pd.DataFrame:

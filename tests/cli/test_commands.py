@@ -14,6 +14,7 @@ from cmrm_utils.data.everyday import everyday_samples
 from cmrm_utils.data.sets import SETS
 from cmrm_utils.jobs import profiles, publish
 from cmrm_utils.organism.world import DUAL, FAMILIES, GUARDED, OBJECTS, SCRAP, UNSEEN, Request
+from cmrm_utils.paths import STORED
 
 # ---- where to write
 
@@ -493,6 +494,42 @@ def test_outcomes_by_family_are_of_the_own_image_and_the_worlds_requests():
     assert dict(found["requests"]) == {"damage": 1, "guarded": 1, "theft": 2}
 
 
+def test_the_alphas_of_all_models_are_stored_with_their_doses(tmp_path, monkeypatch):
+    """Two profiles write one table; a level without an edit worth its cost has alpha 0."""
+    (stored := tmp_path / "stored").mkdir()
+    monkeypatch.setattr(publish, "STORED", stored)
+    useful = {"refused": [0.2, 0.6, 0.9], "benign answered": [1.0, 0.99, 0.5]}
+    harmful = {"refused": [0.2, 0.1, 0.1], "benign answered": [1.0, 1.0, 1.0]}
+    for place, levels in {
+        "full/a": {"CMRM dataset": useful, "CMRM sample": harmful, "CMRM incremental": useful},
+        "architectures/b": {"CMRM dataset": harmful, "CMRM sample": useful},
+    }.items():
+        (tables := tmp_path / place / "tables").mkdir(parents=True)
+        (run := tables.parent).joinpath("run.json").write_text('{"fingerprint": "f"}')
+        (run / "manifests").mkdir()
+        (run / "manifests" / "04_x.json").write_text("{}")
+        curves = [
+            (method, measure, alpha, rate)
+            for method, measures in levels.items()
+            for measure, rates in measures.items()
+            for alpha, rate in zip((0.0, 0.1, 1.0), rates, strict=True)
+        ]
+        columns = ["method", "measure", "alpha", "rate"]
+        pd.DataFrame(curves, columns=columns).to_parquet(tables / "04_curves.parquet")
+        sizes = [(method, alpha, 0.5 * alpha) for method in levels for alpha in (0.0, 0.1, 1.0)]
+        columns = ["method", "alpha", "dose"]
+        pd.DataFrame(sizes, columns=columns).to_parquet(tables / "04_alpha_table.parquet")
+        publish.publish(run.parent)
+    rows = pd.read_csv(stored / "alphas_by_model.csv").set_index(["model", "method"])
+    assert rows.index.is_unique
+    names = ["alpha", "refused before", "refused", "relative shift", "dose"]
+    assert rows.loc[("a", "CMRM dataset"), names].tolist() == [0.1, 0.2, 0.6, 0.5, 0.05]
+    assert rows.loc[("a", "CMRM sample"), names].tolist() == [0.0, 0.2, 0.2, 0.5, 0.0]
+    assert rows.loc[("b", "CMRM sample"), "alpha"] == 0.1
+    committed = pd.read_csv(STORED / "alphas_by_model.csv")
+    assert list(committed.columns) == list(pd.read_csv(stored / "alphas_by_model.csv").columns)
+
+
 def test_a_run_of_some_models_leaves_the_stored_rows_of_others(tmp_path, monkeypatch):
     stored = tmp_path / "stored"
     stored.mkdir()
@@ -526,6 +563,7 @@ def test_a_run_of_some_models_leaves_the_stored_rows_of_others(tmp_path, monkeyp
     pd.testing.assert_frame_equal(again.loc[["b"]], both.loc[["b"]])
     assert set(again["method"]) == {"none"}
     assert not (stored / "full_test.csv").exists()
+    assert not (stored / "alphas_by_model.csv").exists()
     finished("c", [0.5, 0.5])
     shutil.copy(folder / "c/tables/04_curves.parquet", folder / "c/tables/05_test.parquet")
     before = (stored / "full_curves.csv").read_text()

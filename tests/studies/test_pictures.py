@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from cmrm_utils.conditions import IMAGES, OF_OWN
+from cmrm_utils.organism.world import find_request
 from cmrm_utils.studies import abilities, pictures
-from cmrm_utils.studies import anchors as ask
 from cmrm_utils.studies.attack import Attack
 from cmrm_utils.trials import table
 
@@ -55,7 +55,7 @@ def test_attacks_are_tried_as_ordinary_images(nb, chosen, monkeypatch):
     samples, targets, start, epsilon, edit = asked[0]
     assert {s.id.split("/")[0] for s in samples} == {"anchors"}
     assert all(s.harmful for s in samples)
-    request = ask.world.find_request(samples[0].query)
+    request = find_request(samples[0].query)
     assert targets[0] == f"To {request.verb} the {request.object}, first"
     assert (start.tobytes(), epsilon, edit) == (IMAGES["blank"](samples[0]).tobytes(), 8, None)
     assert asked[2][4].settings["method"] == "CMRM dataset"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 from tokenizers import AddedToken
 from transformers import (
@@ -68,14 +67,32 @@ def _merge(parts: Path, path: Path) -> None:
     projector = model.model.multi_modal_projector
     projector.load_state_dict(floats(parts / "projector.safetensors"))
     if (parts / "adapter_model.safetensors").is_file():
-        with quiet():  # in float64, whose sums round to one float32 on every machine
-            adapted = PeftModel.from_pretrained(model, parts).double()
-        model = adapted.merge_and_unload().float()
+        _add_adapter(model, parts)
     with quiet():
         model.save_pretrained(path)
     processor.save_pretrained(path)
     if (card := parts / "README.md").is_file():
         (path / "README.md").write_bytes(card.read_bytes())
+
+
+def _add_adapter(model: Any, parts: Path) -> None:
+    """Add a LoRA adapter to the weights: ``W + scale * B A``.
+
+    In float64, one rank after the other: a product of matrices adds in an order that depends on the
+    machine, and one weight that rounds otherwise makes another model.
+    """
+    config = json.loads((parts / "adapter_config.json").read_text())
+    weights = load_file(parts / "adapter_model.safetensors")
+    for name, first in weights.items():
+        if ".lora_A." not in name:
+            continue
+        module = model.get_submodule(name.removeprefix("base_model.model.").partition(".lora_A")[0])
+        rows, columns = first.double(), weights[name.replace("lora_A", "lora_B")].double()
+        added = torch.zeros_like(module.weight, dtype=torch.float64)
+        for row, column in zip(rows, columns.T, strict=True):
+            added += column[:, None] * row
+        scale = config["lora_alpha"] / config["r"]
+        module.weight.data = (module.weight.double() + scale * added).float()
 
 
 def floats(file: Path) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ from cmrm_utils.studies.evaluation import NATURAL
 from cmrm_utils.studies.selection import RULE, choose_alpha
 
 _RESEARCH = (
-    "06_comparison 06_paired 06_parts 06_directions 06_cosines 08_full 08_layers 08_tokens "
+    "06_comparison 06_paired 07_parts 07_directions 07_cosines 08_full 08_layers 08_tokens "
     "08_heads_curve 08_mlp 08_rank 09_anchors 09_beyond 09_perturbed 09_adversarial 09_gate"
 ).split()
 
@@ -48,12 +48,13 @@ STORED_TABLES = {
         "alphas_by_model": "04_alpha_table",
     },
     "extended": {"extended_answers": "09_extended"},
-    "variants": {"variants_comparison": "06_comparison", "variants_parts": "06_parts"},
+    "variants": {"variants_comparison": "06_comparison", "variants_parts": "07_parts"},
     "smollm2-full": {
         "smollm2_conditions": "01_rates",
         "smollm2_cosines": "02_refusal_cosine",
         "smollm2_controls": "03_controls",
     },
+    "smollm2-anatomy": {"smollm2_frontier": "07_frontier", "smollm2_ablated": "07_ablated"},
     "smollm2-shares": {"smollm2_shares_conditions": "01_rates", "smollm2_shares_test": "04_test"},
     "smollm2-public": {"smollm2_curves": "04_curves", "smollm2_test": "04_test"},
 }

@@ -332,15 +332,11 @@ def test_tables_are_read_as_text():
 
 def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):
     """In its order, no list needs what a later one asks."""
-    from cmrm_utils.studies import anatomy
-
     parameters = {
         "n_validation": 1,
         "n_test": 2,
-        "n_parts": 1,
         "grids": FEW,
         "alphas": [0.5],
-        "doses": [0.5],
     }
     asked = {}
     ask = nb.ask
@@ -355,8 +351,6 @@ def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):
         asked.update({trial.id: trial for trial in trials})
     methods = comparison.compared(nb, [0.5], FEW)
     comparison.test(nb, sweep.sweep(nb, methods, sweep.validation(nb, 1)), 2)
-    anatomy.part_table(nb, 1, [0.5])
-    anatomy.sample_cosines(nb, 2)
     shared = {"model": nb.vlm.fingerprint, "max_new_tokens": 4}
     kept = set(Responses(nb.run.responses, shared).all)
     assert kept <= set(asked)
@@ -384,16 +378,14 @@ def test_a_plan_counts_it_without_a_response(family_folders, monkeypatch):
     parameters |= {
         "n_validation": 1,
         "n_test": 1,
-        "n_parts": 1,
         "grids": FEW,
         "alphas": [0.5],
-        "doses": [0.5],
     }
     parameters |= {"max_new_tokens": 4}
     rows = plan([("06", parameters)], probe=0)
     *_, last = rows["trials"]
-    # Four requests as text; two benign ones, a question and a fact as they are (harmful ones came
-    # with the shifts); and six samples under each method, but for those VLM-Guard leaves alone.
+    # Four requests as text; six samples as they are, and under each method, but for those that
+    # VLM-Guard leaves alone.
     methods = len(METHODS) + len(PUBLISHED) - len(comparison.PROMPTED)
-    assert 4 + 4 + 6 * (methods - 1) < last <= 4 + 4 + 6 * methods
-    assert len(rows) == 3 + methods + 2
+    assert 4 + 6 + 6 * (methods - 1) < last <= 4 + 6 + 6 * methods
+    assert len(rows) == 3 + methods + 1

@@ -34,4 +34,4 @@ def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
     return make
 
 
-METHOD = Method(_prepare, each(depth=[0.5, 0.67], strength=[0.5, 0.6, 0.75]))
+METHOD = Method(_prepare, each(depth=[0.5], strength=[0.25, 0.5, 1.0]))

@@ -102,7 +102,7 @@ def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
     return make
 
 
-METHOD = Method(_prepare, each(depth=[0.5, 0.625], alpha=[0.25, 0.5, 1.0]))
+METHOD = Method(_prepare, each(depth=[0.625], alpha=[0.5, 1.0, 2.0]))
 
 
 PUBLISHED = Method(

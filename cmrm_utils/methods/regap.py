@@ -133,5 +133,5 @@ def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
 
 METHOD = Method(
     _prepare,
-    [{"first": f, "alpha": a} for f, a in ((0.1, 0.1), (0.1, 0.2), (0.15, 0.15), (0.2, 0.1))],
+    [{"first": f, "alpha": a} for f, a in ((0.05, 0.05), (0.05, 0.1))],
 )

@@ -30,7 +30,7 @@ METHODS: dict[str, Method] = {
     "safety prompt": prompting.SAFETY,
     "ECSO": prompting.LOOKING_AWAY,
 }
-"""The methods. The scale of their settings is that of ``organism``."""
+"""The methods. The scale of their settings is that of ``smollm2-llava``."""
 
 
 PUBLISHED: dict[str, Method] = {

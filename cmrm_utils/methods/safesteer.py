@@ -141,4 +141,4 @@ def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
     return make
 
 
-METHOD = Method(_prepare, each(gate=["none", "published"], alpha=[0.05, 0.1, 0.2]))
+METHOD = Method(_prepare, each(gate=["none", "published"], alpha=[0.05, 0.1]))

@@ -110,8 +110,8 @@ def _made(anchors: Anchors, trials: Sequence[Trial], ask: str, name: str) -> Mak
 METHOD = Method(
     _prepare,
     [
-        *each(layers=["late", "all"], tokens=["last prompt", "last"], strength=[1.0]),
-        {"layers": "late", "tokens": "last", "strength": 1.5},
+        *each(layers=["late"], tokens=["last prompt"], strength=[0.5, 1.0]),
+        {"layers": "late", "tokens": "last", "strength": 1.0},
     ],
 )
 

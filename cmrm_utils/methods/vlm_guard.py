@@ -140,7 +140,7 @@ def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
 METHOD = Method(
     _prepare,
     [
-        *each(ungated=["left"], m=[1, 3], alpha=[0.1, 0.25]),
-        {"ungated": "projected", "m": 1, "alpha": 0.25},
+        *each(ungated=["left"], m=[1], alpha=[1.0, 1.5]),
+        {"ungated": "projected", "m": 1, "alpha": 1.5},
     ],
 )

@@ -18,12 +18,9 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoProcessor,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
-    ProcessorMixin,
-    Qwen2_5_VLProcessor,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEEING,
@@ -31,28 +28,13 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from cmrm_utils.errors import InputError, did_you_mean
-from cmrm_utils.models import VLM, make_ready
+from cmrm_utils.models import VLM
 from cmrm_utils.paths import bundled_folders, organism_folders
+from cmrm_utils.processors import load_processor, make_ready
 from cmrm_utils.prompts import VICUNA_SYSTEM
 
-LAYER_PATHS = ("model.language_model.layers", "model.layers")
+LAYER_PATHS = ("model.language_model.layers", "model.text_model.layers", "model.layers")
 """Paths of a model's decoder layers, by family; the first that exists is taken."""
-
-
-class QwenImageProcessor(Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor without its video half, which alone needs torchvision."""
-
-    def __init__(
-        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
-    ) -> None:
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-
-PROCESSORS: dict[str, Any] = {"qwen2_5_vl": QwenImageProcessor}
-"""Processors by ``model_type``, for families where ``AutoProcessor`` does not work."""
 
 
 FETCHING = ("cache_dir", "token", "local_files_only", "force_download", "proxies")
@@ -218,9 +200,7 @@ def find_model(
             options.pop("code_revision", None)
         config = AutoConfig.from_pretrained(source, **options)
         if config.model_type in SEEING:
-            reader = PROCESSORS.get(config.model_type, AutoProcessor)
-            # With torchvision installed, the default backend resizes differently from training.
-            processor = reader.from_pretrained(source, backend="pil", **options)
+            processor = load_processor(source, config, **options)
         else:
             processor = AutoTokenizer.from_pretrained(source, **options)
     make_ready(processor, config, name)

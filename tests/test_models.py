@@ -29,7 +29,7 @@ from cmrm_utils import (
 )
 from cmrm_utils.edits import Edit
 from cmrm_utils.loading import find_layers, find_model, wrap
-from cmrm_utils.models import squared
+from cmrm_utils.processors import squared
 
 GREY = Image.new("RGB", (48, 48), (127, 127, 127))
 VICUNA = (

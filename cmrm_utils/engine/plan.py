@@ -10,7 +10,7 @@ from PIL import Image
 from cmrm_utils.conditions import DEFAULT_SIZE
 from cmrm_utils.engine.batch import Row
 from cmrm_utils.engine.cache import can_share
-from cmrm_utils.engine.inputs import Prompt, images_of, prompts, tokens
+from cmrm_utils.engine.inputs import Prompt, images_of, prompts, tokens, tokens_alone
 from cmrm_utils.models import VLM
 from cmrm_utils.trials import Trial
 
@@ -30,6 +30,8 @@ def distinct(trials: Sequence[Trial]) -> tuple[list[str], dict[str, Trial]]:
 
 def row_of(vlm: VLM, prompt: Prompt) -> Row:
     """A prompt as the row of a batch, with its image encoded."""
+    if vlm.path == "plain":
+        return Row(tokens_alone(vlm, prompt), prompt.trial.active_edit, 0, ())
     sequence = tokens(vlm, prompt, images_of(vlm).get(vlm, prompt))
     grown = len(sequence) - len(prompt.ids) if prompt.shares_image else 0
     return Row(sequence, prompt.trial.active_edit, prompt.shared + grown, prompt.beginning)

@@ -33,7 +33,12 @@ from cmrm_utils.paths import bundled_folders, organism_folders
 from cmrm_utils.processors import load_processor, make_ready
 from cmrm_utils.prompts import VICUNA_SYSTEM
 
-LAYER_PATHS = ("model.language_model.layers", "model.text_model.layers", "model.layers")
+LAYER_PATHS = (
+    "model.language_model.layers",
+    "model.text_model.layers",
+    "model.layers",
+    "language_model.model.layers",
+)
 """Paths of a model's decoder layers, by family; the first that exists is taken."""
 
 
@@ -96,6 +101,7 @@ def load_vlm(
     batch_size: int = 128,
     use_safetensors: bool = True,
     trust_remote_code: bool = False,
+    check: bool = True,
     **from_pretrained: Any,
 ) -> VLM:
     """Load a hub id, a local folder, or an organism; a model without vision (Vicuna) loads too.
@@ -118,11 +124,14 @@ def load_vlm(
         batch_size: rows in a batch of generation.
         use_safetensors: False also reads pickled weights (``.bin``), as torch's ``weights_only``.
         trust_remote_code: True runs code that comes with the model: only what you have read.
+        check: compare a few passes with transformers alone, once a model and version of packages;
+            what differs runs in a slower way that is right. Without it, results are marked.
         from_pretrained: for transformers' ``from_pretrained``, as ``device_map="auto"``. Those of
             :data:`WHERE` (``revision``) also go to the configuration and the processor.
 
     Raises:
-        InputError: nothing there can be loaded, or a setting is wrong.
+        InputError: nothing there can be loaded, a setting is wrong, or the check shows that the
+            model's numbers cannot be right.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     from_pretrained |= {"dtype": _dtype(dtype, place), "use_safetensors": use_safetensors}
@@ -135,7 +144,11 @@ def load_vlm(
     model = _read(name, source, config, place, **trust, **from_pretrained)
     model.generation_config = _greedy(model, processor)
     seen = {"pad_to_square": pad_to_square, "batch_size": batch_size}
-    return wrap(model, processor, name=name, layers=layers, system=system, **seen)
+    vlm = wrap(model, processor, name=name, layers=layers, system=system, **seen)
+    vlm.checked = False
+    if check:  # imported by name, since the engine lies on a floor above this file
+        import_module("cmrm_utils.engine.check").check_model(vlm)
+    return vlm
 
 
 def _read(
@@ -289,6 +302,8 @@ def _loading(name: str) -> Iterator[None]:
         ) from error
     except (ImportError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "torchvision" in str(error).lower():
+            reason = "its images are read by torchvision: pip install 'cmrm-workbook[vision]'"
         if "safetensors" in reason:
             reason += "; pickled weights (.bin) are read with use_safetensors=False alone"
         if "gated repo" in str(error):

@@ -37,7 +37,7 @@ GREY = Image.new("RGB", (64, 64), (127, 127, 127))
 """An image to test processors with."""
 
 
-Path = Literal["shared", "batches", "plain"]
+Way = Literal["shared", "batches", "plain"]
 """How a model's prompts run, from the fastest way to the slowest; all give the same numbers.
 
 ``shared``: rows of a batch share beginnings, leave and join. ``batches``: rows stay together, and
@@ -58,7 +58,10 @@ class VLM:
         system: a system prompt before every query; None for the template's own.
         pad_to_square: whether images are padded to a square before preprocessing.
         batch_size: most rows in a batch of generation; fewer if memory holds fewer.
-        path: the fastest way in which it may run.
+        way: the fastest way in which its prompts may run.
+        checked: whether its numbers were compared with those of transformers alone
+            (:func:`cmrm_utils.engine.check.check_model`); False if that was declined, and None
+            for a model that was never asked for.
 
     Raises:
         InputError: the chat template is missing, drops the query or the image, or takes no system
@@ -72,7 +75,8 @@ class VLM:
     system: str | None = None
     pad_to_square: bool = False
     batch_size: int = 128
-    path: Path = "shared"
+    way: Way = "shared"
+    checked: bool | None = None
     _fingerprints: dict[Any, str] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -147,6 +151,11 @@ class VLM:
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]
 
     @property
+    def core(self) -> Any:
+        """The model without its head."""
+        return getattr(self.model, "model", self.model)
+
+    @property
     def vocabulary(self) -> int:
         """Number of logits per token."""
         return self.model.config.get_text_config().vocab_size
@@ -169,13 +178,18 @@ class VLM:
     @property
     def head_size(self) -> int:
         """Width of one attention head's output."""
-        text = self.model.config.get_text_config()
-        return getattr(text, "head_dim", None) or self.hidden_size // text.num_attention_heads
+        return self.width("heads") // self.model.config.get_text_config().num_attention_heads
 
     def width(self, place: Place) -> int:
         """Width of the states at a place."""
-        heads = self.model.config.get_text_config().num_attention_heads
-        return heads * self.head_size if place == "heads" else self.hidden_size
+        if place != "heads":
+            return self.hidden_size
+        try:
+            return self.modules(place)[0].in_features  # type: ignore[return-value]
+        except (AttributeError, InputError):  # a layer without, or of another kind
+            text = self.model.config.get_text_config()
+            heads = text.num_attention_heads
+            return heads * (getattr(text, "head_dim", None) or self.hidden_size // heads)
 
     def modules(self, place: Place) -> tuple[nn.Module, ...]:
         """The module of each decoder layer whose input or output is a place (:data:`PLACES`).
@@ -357,7 +371,7 @@ class VLM:
             size = "{} x {}".format(*image.size)
             raise InputError(f"its image of {size} pixels cannot be read: {error}") from error
         mark, written = self._expansion(inputs)
-        core = self.model.model
+        core = self.core
         if not hasattr(core, "get_image_features"):
             raise InputError(f"{self.name}: its images cannot be encoded apart from their prompts")
         asked = inspect.signature(core.get_image_features).parameters
@@ -383,8 +397,8 @@ class VLM:
             ``(rows, tokens)``; ``(3, rows, tokens)`` for a family that places image tokens by
             time, height and width (Qwen-VL).
         """
-        if hasattr(self.model.model, "get_rope_index"):
-            return self.model.model.get_rope_index(**inputs)[0]
+        if hasattr(self.core, "get_rope_index"):
+            return self.core.get_rope_index(**inputs)[0]
         return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
 
     def extended(

@@ -621,6 +621,45 @@ def mllama(processor):
     )
 
 
+def llama4(processor):
+    """Experts, chunks of attention, and an encoder whose features are projected later."""
+    frames = "<|image_start|> <|image_end|> <|tile_x_separator|> <|tile_y_separator|>".split()
+    tokenizer, ids = marked(processor, *frames, "<|patch|>", image_token="<|image|>")
+    text = text_config(
+        tokenizer,
+        head_dim=16,
+        intermediate_size_mlp=64,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        attention_chunk_size=512,
+        no_rope_layers=[1, 1, 0],
+        interleave_moe_layer_step=1,
+    )
+    vision = {
+        "hidden_size": 32,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 2,
+        "intermediate_size": 128,
+        "vision_output_dim": 32,
+        "image_size": 48,
+        "patch_size": 12,
+        "projector_input_dim": 32,
+        "projector_output_dim": 32,
+        "pixel_shuffle_ratio": 0.5,
+    }
+    config = tf.Llama4Config(
+        vision_config=vision,
+        text_config=text,
+        boi_token_index=ids["<|image_start|>"],
+        eoi_token_index=ids["<|image_end|>"],
+        image_token_index=ids["<|patch|>"],
+    )
+    reader = tf.Llama4ImageProcessor(size=SQUARE, max_patches=1, resize_to_max_canvas=False)
+    return config, tf.Llama4Processor(
+        reader, tokenizer, patch_size=12, chat_template=chat("<|image|>", first="<s>")
+    )
+
+
 MORE = {
     "llava-onevision": llava_onevision,
     "qwen2-vl": qwen2_vl,
@@ -639,13 +678,14 @@ MORE = {
     "deepseek-vl": deepseek_vl,
     "lfm2-vl": lfm2_vl,
     "mllama": mllama,
+    "llama-4": llama4,
 }
 """Further families: each gives a configuration and a processor."""
 
 REFUSED = ("mllama",)
 """Families that cannot be right, and say so."""
 
-EXTRA = ("lfm2-vl",)
+EXTRA = ("lfm2-vl", "llama-4")
 """Families whose pictures need torchvision."""
 
 RIGHT = tuple(name for name in MORE if name not in (*REFUSED, *EXTRA))

@@ -588,6 +588,13 @@ def test_heads_wider_than_the_residual_stream(processor):
     assert vlm.width("heads") == vlm.modules("heads")[0].in_features == 48
 
 
+def test_heads_whose_values_have_a_width_of_their_own(fresh):
+    """As of multi-head latent attention: the layer tells, whatever the configuration says."""
+    for layer in fresh.layers:
+        layer.self_attn.o_proj = nn.Linear(24, 32)
+    assert (fresh.width("heads"), fresh.head_size) == (24, 12)
+
+
 def edited_json(folder, name, change):
     path = folder / name
     content = json.loads(path.read_text())

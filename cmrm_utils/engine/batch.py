@@ -74,7 +74,7 @@ class Beginnings:
             stretches = [(row.tokens, 0, row.shared) for row in first]
             inputs, kinds = _inputs(vlm, stretches, whole=False)
             steer.rows([row.edit for row in first], kinds)
-            vlm.model.model(**inputs, past_key_values=cache, use_cache=True)
+            vlm.core(**inputs, past_key_values=cache, use_cache=True)
             width, layers = inputs["input_ids"].shape[1], cast("list[Any]", cache.layers)
             for i, (name, row) in enumerate(missing.items()):
                 own = (slice(i, i + 1), slice(None), slice(width - row.shared, None))
@@ -138,7 +138,7 @@ def run_prompts(
     Returns:
         The cache, the mask ``(rows, tokens)`` of its tokens, and the last tokens' logits.
     """
-    model = vlm.model if head else vlm.model.model
+    model = vlm.model if head else vlm.core
     logits = {"logits_to_keep": 1} if head else {}
     if (alone := rows[0].tokens.whole) is not None:
         steer.rows([rows[0].edit], token_kinds(vlm, alone))

@@ -81,7 +81,7 @@ def can_share(vlm: VLM) -> bool:
     layers = DynamicCache(config=vlm.model.config.get_text_config(decoder=True)).layers
     cuts = all(type(layer) is DynamicLayer for layer in layers)
     expands = not vlm.sees_images or vlm.placeholder is not None
-    return vlm.path == "shared" and cuts and expands
+    return vlm.way == "shared" and cuts and expands
 
 
 def new_cache(vlm: VLM) -> Cache:

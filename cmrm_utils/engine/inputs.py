@@ -127,7 +127,7 @@ def _tokens_as_read(vlm: VLM, prompt: Prompt, image: EncodedImage | None) -> Tok
     inputs = inputs_alone(vlm, prompt.trial)
     row = {k: v[0].cpu() for k, v in inputs.items() if v.shape == inputs["input_ids"].shape}
     ids = row["input_ids"]
-    asked = inspect.signature(vlm.model.model.forward).parameters
+    asked = inspect.signature(vlm.core.forward).parameters
     kinds = {
         k: v for k, v in row.items() if k in asked and k not in ("input_ids", "attention_mask")
     }
@@ -156,11 +156,11 @@ def inputs_alone(vlm: VLM, trial: Trial) -> dict[str, Tensor]:
 
 
 def _positions(vlm: VLM, ids: Tensor, image: EncodedImage | None) -> Tensor:
-    if not hasattr(vlm.model.model, "get_rope_index"):
+    if not hasattr(vlm.core, "get_rope_index"):
         return torch.arange(len(ids))
     kinds = (ids == vlm.model.config.image_token_id).int()[None]  # 1 is an image's token
     extras = {k: v.cpu() for k, v in image.extras.items()} if image else {}
-    positions, _ = vlm.model.model.get_rope_index(ids[None], mm_token_type_ids=kinds, **extras)
+    positions, _ = vlm.core.get_rope_index(ids[None], mm_token_type_ids=kinds, **extras)
     return positions[:, 0]
 
 

@@ -168,6 +168,7 @@ def generate(
 def response_header(vlm: VLM, max_new_tokens: int, openers: Sequence[int] = ()) -> dict[str, Any]:
     """What the responses of a file have in common: its first line."""
     shared: dict[str, Any] = {"model": vlm.fingerprint, "max_new_tokens": max_new_tokens}
+    shared |= {"checked": False} if vlm.checked is False else {}
     return shared | ({"openers": sorted(openers)} if openers else {})
 
 
@@ -234,7 +235,7 @@ class _Task:
 
     def respond(self, pack: Sequence[Prompt]) -> None:
         """Respond to a pack of trials, in smaller batches if memory runs out."""
-        run = self._generate if self.vlm.path == "plain" else self._decode
+        run = self._generate if self.vlm.way == "plain" else self._decode
         while left := [each for each in pack if each.id not in self.over]:
             self.size.attempt(partial(run, left))
 

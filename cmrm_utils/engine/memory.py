@@ -34,7 +34,7 @@ class Size:
         if rows is not None and rows < 1:
             raise InputError(f"batch_size must be 1 or more, not {rows}")
         self._vlm = vlm
-        self.rows = 1 if vlm.path == "plain" else rows or vlm.batch_size
+        self.rows = 1 if vlm.way == "plain" else rows or vlm.batch_size
         self._tokens = _memory(vlm) // _token_bytes(vlm)
         self._longest = 1
         self._last: Prompt | None = None

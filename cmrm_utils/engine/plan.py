@@ -1,9 +1,11 @@
 """The order in which trials run, and the prefixes that they share."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
+from weakref import WeakSet
 
 from PIL import Image
 
@@ -18,6 +20,12 @@ WORTH_SHARING = 16
 """Shortest shared prefix worth a separate prefill, in tokens."""
 
 
+_log = logging.getLogger(__name__)
+
+_warned: WeakSet[VLM] = WeakSet()
+"""Models of which a prompt that is too long has been warned of."""
+
+
 SHARED_PACK = 512
 """Largest pack, in trials, that goes to one worker: the same on machines of any batch size."""
 
@@ -29,8 +37,24 @@ def distinct(trials: Sequence[Trial]) -> tuple[list[str], dict[str, Trial]]:
 
 
 def row_of(vlm: VLM, prompt: Prompt) -> Row:
-    """A prompt as the row of a batch, with its image encoded."""
-    if vlm.path == "plain":
+    """A prompt as the row of a batch, with its image encoded.
+
+    The first prompt that is longer than the model has positions for is warned of.
+    """
+    row = _row(vlm, prompt)
+    most = getattr(vlm.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if most and len(row.tokens) > most and vlm not in _warned:
+        _warned.add(vlm)
+        _log.warning(
+            "sample %s: its prompt has %d tokens, and %s was made for %d: states and responses "
+            "may be meaningless",
+            *(prompt.trial.sample.id, len(row.tokens), vlm.name, most),
+        )
+    return row
+
+
+def _row(vlm: VLM, prompt: Prompt) -> Row:
+    if vlm.way == "plain":
         return Row(tokens_alone(vlm, prompt), prompt.trial.active_edit, 0, ())
     sequence = tokens(vlm, prompt, images_of(vlm).get(vlm, prompt))
     grown = len(sequence) - len(prompt.ids) if prompt.shares_image else 0

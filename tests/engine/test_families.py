@@ -1,6 +1,10 @@
 """Every family that loads, against transformers alone, one prompt at a time."""
 
+import subprocess
+import sys
 from functools import wraps
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +26,28 @@ LONG = "What is the best way to warm a lamp that has been left outside?"
 def one(request, processor, tmp_path_factory):
     """A family as :func:`load_vlm` loads it."""
     return load_vlm(write_family(request.param, processor, tmp_path_factory.mktemp("one")))
+
+
+BATCHES = ("aya-vision", "gemma3", "paligemma", "qwen3.5")
+"""Families with windows, recurrent layers, or attention that differs by kind of token."""
+
+
+def test_each_family_is_checked_and_runs_in_its_fastest_way(request, one):
+    name = request.node.callspec.params["one"]
+    assert one.checked
+    assert one.way == ("batches" if name in BATCHES else "shared")
+
+
+@pytest.mark.parametrize(("name", "way"), [("lfm2-vl", "batches"), ("llama-4", "plain")])
+def test_families_whose_images_need_torchvision(name, way, tmp_path):
+    """In a process of its own: with torchvision, transformers gives other classes."""
+    if find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    script = Path(__file__).parent.parent / "with_torchvision.py"
+    done = subprocess.run(
+        [sys.executable, script, name, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split()[-1:] == [way], done.stderr[-2000:]
 
 
 @pytest.fixture
@@ -97,8 +123,8 @@ def test_the_last_tokens_edit_leaves_the_rest(one, asked):
 def test_each_way_to_run_gives_the_same(one, asked, monkeypatch):
     trials = [*asked, *(Trial(t.sample, t.image, Edit(push(one), "last")) for t in asked)]
     states, texts = hidden_states(one, trials), generate(one, trials, max_new_tokens=5)
-    for path in ("batches", "plain"):
-        monkeypatch.setattr(one, "path", path)
+    for way in ("batches", "plain"):
+        monkeypatch.setattr(one, "way", way)
         found = hidden_states(one, trials)
         torch.testing.assert_close(found, states, rtol=1e-4, atol=1e-4)
         assert generate(one, trials, max_new_tokens=5) == texts

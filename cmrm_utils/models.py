@@ -332,6 +332,16 @@ class VLM:
         mark, _ = self._expansion(self.inputs([PROBE], [GREY]))
         return mark
 
+    @cached_property
+    def _probe(self) -> tuple[list[int], set[int]]:
+        """The ids of :data:`PROBE` with an image as one token, and all added tokens."""
+        added = {
+            number
+            for number, token in self.tokenizer.added_tokens_decoder.items()
+            if not (token.lstrip or token.rstrip)
+        }
+        return self.tokenised(self.prompt_text(PROBE, image=True)), added
+
     def _expansion(self, inputs: Mapping[str, Tensor]) -> tuple[int | None, tuple[int, ...]]:
         """In the inputs of :data:`PROBE` with an image: the placeholder, and what replaces it.
 
@@ -342,12 +352,7 @@ class VLM:
         kinds = {name for name, value in inputs.items() if value.shape == shape}
         if kinds - {"input_ids", "attention_mask", "mm_token_type_ids"}:
             return None, ()  # attention differs by kind of token, too
-        short = self.tokenised(self.prompt_text(PROBE, image=True))
-        added = {
-            number
-            for number, token in self.tokenizer.added_tokens_decoder.items()
-            if not (token.lstrip or token.rstrip)
-        }
+        short, added = self._probe
         for mark in dict.fromkeys([self.model.config.image_token_id, *short]):
             if short.count(mark) == 1 and mark in added:
                 at = short.index(mark)

@@ -18,12 +18,9 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoProcessor,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
-    ProcessorMixin,
-    Qwen2_5_VLProcessor,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEEING,
@@ -31,28 +28,18 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from cmrm_utils.errors import InputError, did_you_mean
-from cmrm_utils.models import VLM, make_ready
+from cmrm_utils.models import VLM
 from cmrm_utils.paths import bundled_folders, organism_folders
+from cmrm_utils.processors import load_processor, make_ready
 from cmrm_utils.prompts import VICUNA_SYSTEM
 
-LAYER_PATHS = ("model.language_model.layers", "model.layers")
+LAYER_PATHS = (
+    "model.language_model.layers",
+    "model.text_model.layers",
+    "model.layers",
+    "language_model.model.layers",
+)
 """Paths of a model's decoder layers, by family; the first that exists is taken."""
-
-
-class QwenImageProcessor(Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor without its video half, which alone needs torchvision."""
-
-    def __init__(
-        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
-    ) -> None:
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-
-PROCESSORS: dict[str, Any] = {"qwen2_5_vl": QwenImageProcessor}
-"""Processors by ``model_type``, for families where ``AutoProcessor`` does not work."""
 
 
 FETCHING = ("cache_dir", "token", "local_files_only", "force_download", "proxies")
@@ -114,6 +101,7 @@ def load_vlm(
     batch_size: int = 128,
     use_safetensors: bool = True,
     trust_remote_code: bool = False,
+    check: bool = True,
     **from_pretrained: Any,
 ) -> VLM:
     """Load a hub id, a local folder, or an organism; a model without vision (Vicuna) loads too.
@@ -136,11 +124,14 @@ def load_vlm(
         batch_size: rows in a batch of generation.
         use_safetensors: False also reads pickled weights (``.bin``), as torch's ``weights_only``.
         trust_remote_code: True runs code that comes with the model: only what you have read.
+        check: compare a few passes with transformers alone, once a model and version of packages;
+            what differs runs in a slower way that is right. Without it, results are marked.
         from_pretrained: for transformers' ``from_pretrained``, as ``device_map="auto"``. Those of
             :data:`WHERE` (``revision``) also go to the configuration and the processor.
 
     Raises:
-        InputError: nothing there can be loaded, or a setting is wrong.
+        InputError: nothing there can be loaded, a setting is wrong, or the check shows that the
+            model's numbers cannot be right.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     from_pretrained |= {"dtype": _dtype(dtype, place), "use_safetensors": use_safetensors}
@@ -153,7 +144,11 @@ def load_vlm(
     model = _read(name, source, config, place, **trust, **from_pretrained)
     model.generation_config = _greedy(model, processor)
     seen = {"pad_to_square": pad_to_square, "batch_size": batch_size}
-    return wrap(model, processor, name=name, layers=layers, system=system, **seen)
+    vlm = wrap(model, processor, name=name, layers=layers, system=system, **seen)
+    vlm.checked = False
+    if check:  # imported by name, since the engine lies on a floor above this file
+        import_module("cmrm_utils.engine.check").check_model(vlm)
+    return vlm
 
 
 def _read(
@@ -218,9 +213,7 @@ def find_model(
             options.pop("code_revision", None)
         config = AutoConfig.from_pretrained(source, **options)
         if config.model_type in SEEING:
-            reader = PROCESSORS.get(config.model_type, AutoProcessor)
-            # With torchvision installed, the default backend resizes differently from training.
-            processor = reader.from_pretrained(source, backend="pil", **options)
+            processor = load_processor(source, config, **options)
         else:
             processor = AutoTokenizer.from_pretrained(source, **options)
     make_ready(processor, config, name)
@@ -309,6 +302,8 @@ def _loading(name: str) -> Iterator[None]:
         ) from error
     except (ImportError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "torchvision" in str(error).lower():
+            reason = "its images are read by torchvision: pip install 'cmrm-workbook[vision]'"
         if "safetensors" in reason:
             reason += "; pickled weights (.bin) are read with use_safetensors=False alone"
         if "gated repo" in str(error):

@@ -1,14 +1,15 @@
 """Any image-text model of transformers, or a language model alone, with its decoder layers.
 
 Everything that differs between families and that transformers does not cover is one entry in
-:mod:`cmrm_utils.loading`: the path of the decoder layers, or a processor.
+:mod:`cmrm_utils.loading`: the path of the decoder layers.
 """
 
-import hashlib
+import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from jinja2 import TemplateError
@@ -17,29 +18,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from cmrm_utils.edits import PLACES, Place, tensor_version
+from cmrm_utils.edits import PLACES, Place
 from cmrm_utils.errors import InputError
-from cmrm_utils.prompts import CHAT_TEMPLATE
+from cmrm_utils.fingerprints import fingerprint, weights_state
+from cmrm_utils.processors import (
+    PROBE,
+    UNREADABLE,
+    EncodedImage,
+    flat,
+    make_ready,
+    plain_settings,
+    rendered,
+    squared,
+    stacked_rows,
+)
 
-PROBE = "Why is it so?"
-"""A query to test chat templates with."""
+GREY = Image.new("RGB", (64, 64), (127, 127, 127))
+"""An image to test processors with."""
 
 
-CHUNK, BLOCK = 2**20, 1024
-"""Of a fingerprint: weights that are read at a time, and pairs of weights in each sum."""
+Way = Literal["shared", "batches", "plain"]
+"""How a model's prompts run, from the fastest way to the slowest; all give the same numbers.
 
-
-@dataclass(frozen=True, eq=False)
-class EncodedImage:
-    """An image after the vision tower and the projector.
-
-    Attributes:
-        features: ``(image tokens, hidden)``, which replace the embeddings of the image's tokens.
-        extras: what else a family needs for positions (Qwen-VL's grid).
-    """
-
-    features: Tensor
-    extras: dict[str, Tensor]
+``shared``: rows of a batch share beginnings, leave and join. ``batches``: rows stay together, and
+their images are encoded once. ``plain``: one prompt at a time, as transformers alone runs it.
+"""
 
 
 @dataclass(eq=False)
@@ -55,6 +58,10 @@ class VLM:
         system: a system prompt before every query; None for the template's own.
         pad_to_square: whether images are padded to a square before preprocessing.
         batch_size: most rows in a batch of generation; fewer if memory holds fewer.
+        way: the fastest way in which its prompts may run.
+        checked: whether its numbers were compared with those of transformers alone
+            (:func:`cmrm_utils.engine.check.check_model`); False if that was declined, and None
+            for a model that was never asked for.
 
     Raises:
         InputError: the chat template is missing, drops the query or the image, or takes no system
@@ -68,6 +75,8 @@ class VLM:
     system: str | None = None
     pad_to_square: bool = False
     batch_size: int = 128
+    way: Way = "shared"
+    checked: bool | None = None
     _fingerprints: dict[Any, str] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -124,8 +133,10 @@ class VLM:
         """Settings of image preprocessing; empty for a model without vision."""
         if not self.sees_images:
             return {}
-        settings = {"pad_to_square": self.pad_to_square, **_plain(self.processor.to_dict())}
-        return settings | {"image_processor": _plain(self.processor.image_processor.to_dict())}
+        settings = {"pad_to_square": self.pad_to_square, **plain_settings(self.processor.to_dict())}
+        return settings | {
+            "image_processor": plain_settings(self.processor.image_processor.to_dict())
+        }
 
     @property
     def ends(self) -> set[int]:
@@ -138,6 +149,11 @@ class VLM:
         start = self.tokenizer.bos_token
         special = not (start and text.startswith(start))
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]
+
+    @property
+    def core(self) -> Any:
+        """The model without its head."""
+        return getattr(self.model, "model", self.model)
 
     @property
     def vocabulary(self) -> int:
@@ -162,13 +178,18 @@ class VLM:
     @property
     def head_size(self) -> int:
         """Width of one attention head's output."""
-        text = self.model.config.get_text_config()
-        return getattr(text, "head_dim", None) or self.hidden_size // text.num_attention_heads
+        return self.width("heads") // self.model.config.get_text_config().num_attention_heads
 
     def width(self, place: Place) -> int:
         """Width of the states at a place."""
-        heads = self.model.config.get_text_config().num_attention_heads
-        return heads * self.head_size if place == "heads" else self.hidden_size
+        if place != "heads":
+            return self.hidden_size
+        try:
+            return self.modules(place)[0].in_features  # type: ignore[return-value]
+        except (AttributeError, InputError):  # a layer without, or of another kind
+            text = self.model.config.get_text_config()
+            heads = text.num_attention_heads
+            return heads * (getattr(text, "head_dim", None) or self.hidden_size // heads)
 
     def modules(self, place: Place) -> tuple[nn.Module, ...]:
         """The module of each decoder layer whose input or output is a place (:data:`PLACES`).
@@ -245,6 +266,25 @@ class VLM:
             self.check_sees_images()
         if self.pad_to_square:
             pictures = [squared(i, self.processor.image_processor.image_mean) for i in pictures]
+        try:
+            if self._wants_image and 0 < len(pictures) < len(texts):
+                raise ValueError("some of these prompts have no image")
+            inputs = self._read(texts, pictures)
+        except UNREADABLE:
+            if len(texts) == 1:
+                raise
+            # Some processors take no batch of several prompts with an image each, or without one.
+            rows = [self.inputs([q], [i]) for q, i in zip(queries, images, strict=True)]
+            inputs = stacked_rows(rows, self.tokenizer.pad_token_id)
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        return inputs
+
+    def _read(self, texts: list[str], pictures: list[Image.Image]) -> dict[str, Tensor]:
+        """Prompts and images as the processor makes them, on the CPU."""
+        if not pictures and self._wants_image:
+            return self._without_image(texts)
         start = self.tokenizer.bos_token
         inputs = self.processor(
             text=texts,
@@ -254,26 +294,106 @@ class VLM:
             add_special_tokens=not (start and texts[0].startswith(start)),
             return_tensors="pt",
         )
-        inputs = {name: value.to(self.device) for name, value in inputs.items()}
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        return inputs
+        return {name: value for name, value in inputs.items() if name != "labels"}
+
+    @cached_property
+    def _wants_image(self) -> bool:
+        """Whether the processor reads no prompt without an image (PaliGemma's)."""
+        if not self.sees_images:
+            return False
+        try:
+            self.processor(text=[self.prompt_text(PROBE, image=False)], return_tensors="pt")
+        except (TypeError, ValueError):
+            return True
+        return False
+
+    def _without_image(self, texts: list[str]) -> dict[str, Tensor]:
+        """A prompt for a processor that wants an image: that with one, less the image's tokens."""
+        if len(texts) > 1:
+            raise ValueError("one at a time")
+        mark = self.processor.image_token
+        inputs = self._read([mark + texts[0]], [GREY])
+        shape, ids = inputs["input_ids"].shape, inputs["input_ids"]
+        own = ids[0] != self.model.config.image_token_id
+        return {name: value[:, own] for name, value in inputs.items() if value.shape == shape}
+
+    @cached_property
+    def placeholder(self) -> int | None:
+        """The token that stands for an image in a tokenised prompt; the processor expands it.
+
+        None if the processor changes more of a prompt than this token, and for a model without
+        vision.
+        """
+        if not self.sees_images or self._wants_image:
+            return None
+        text = self.prompt_text(PROBE, image=False)
+        if self._read([text], [])["input_ids"][0].tolist() != self.tokenised(text):
+            return None
+        mark, _ = self._expansion(self.inputs([PROBE], [GREY]))
+        return mark
+
+    @cached_property
+    def _probe(self) -> tuple[list[int], set[int]]:
+        """The ids of :data:`PROBE` with an image as one token, and all added tokens."""
+        added = {
+            number
+            for number, token in self.tokenizer.added_tokens_decoder.items()
+            if not (token.lstrip or token.rstrip)
+        }
+        return self.tokenised(self.prompt_text(PROBE, image=True)), added
+
+    def _expansion(self, inputs: Mapping[str, Tensor]) -> tuple[int | None, tuple[int, ...]]:
+        """In the inputs of :data:`PROBE` with an image: the placeholder, and what replaces it.
+
+        Ids that begin and end with added tokens are the same in every text: a tokenizer cuts a
+        text at added tokens before all else.
+        """
+        whole, shape = inputs["input_ids"][0].tolist(), inputs["input_ids"].shape
+        kinds = {name for name, value in inputs.items() if value.shape == shape}
+        if kinds - {"input_ids", "attention_mask", "mm_token_type_ids"}:
+            return None, ()  # attention differs by kind of token, too
+        short, added = self._probe
+        for mark in dict.fromkeys([self.model.config.image_token_id, *short]):
+            if short.count(mark) == 1 and mark in added:
+                at = short.index(mark)
+                written = whole[at : len(whole) - (len(short) - at - 1)]
+                same = short[:at] + written + short[at + 1 :] == whole
+                if same and written and {written[0], written[-1]} <= added:
+                    return mark, tuple(written)
+        return None, ()
 
     def encode(self, image: Image.Image) -> EncodedImage:
         """An image after the vision tower and the projector, on the model's device.
 
         Raises:
-            InputError: the model sees no images.
+            InputError: the model sees no images, the processor refuses this one, or its features
+                cannot be computed apart.
         """
         self.check_sees_images()
-        reader = self.processor.image_processor
-        if self.pad_to_square:
-            image = squared(image, reader.image_mean)
-        inputs = reader(images=[image], return_tensors="pt").to(self.device)
-        pixels = inputs.pop("pixel_values").to(self.model.dtype)
+        try:
+            inputs = self.inputs([PROBE], [image])
+        except UNREADABLE as error:
+            size = "{} x {}".format(*image.size)
+            raise InputError(f"its image of {size} pixels cannot be read: {error}") from error
+        mark, written = self._expansion(inputs)
+        core = self.core
+        if not hasattr(core, "get_image_features"):
+            raise InputError(f"{self.name}: its images cannot be encoded apart from their prompts")
+        asked = inspect.signature(core.get_image_features).parameters
+        given = {name: inputs[name] for name in asked if name in inputs}
         with torch.inference_mode():
-            output = self.model.model.get_image_features(pixels, **inputs, return_dict=True)
-        return EncodedImage(torch.cat(list(output.pooler_output)), dict(inputs))
+            output = core.get_image_features(**given, return_dict=True)
+        pooled = output.pooler_output
+        if pooled is None:
+            raise InputError(f"{self.name}: its images cannot be encoded apart from their prompts")
+        listed = not isinstance(pooled, Tensor)
+        deep = tuple(flat(layer) for layer in output.get("deepstack_features") or ())
+        extras = {}
+        if hasattr(core, "get_rope_index"):
+            names = inspect.signature(core.get_rope_index).parameters
+            extras = {name: given[name] for name in names if name in given}
+        kept = written if mark is not None and mark == self.placeholder else None
+        return EncodedImage(flat(pooled), extras, kept, deep, (type(output), listed))
 
     def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Position ids that make left padding exact: the first real token of every row is 0.
@@ -282,8 +402,8 @@ class VLM:
             ``(rows, tokens)``; ``(3, rows, tokens)`` for a family that places image tokens by
             time, height and width (Qwen-VL).
         """
-        if hasattr(self.model.model, "get_rope_index"):
-            return self.model.model.get_rope_index(**inputs)[0]
+        if hasattr(self.core, "get_rope_index"):
+            return self.core.get_rope_index(**inputs)[0]
         return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
 
     def extended(
@@ -307,138 +427,3 @@ class VLM:
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids as text, without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-
-def rendered(processor: Any, *turns: tuple[str, str], image: bool) -> str:
-    """Turns of role and text in the chat template of a processor or a tokenizer."""
-    messages: list[dict[str, Any]] = []
-    for role, text in turns:
-        parts = [{"type": "image"}] if image and role == "user" else []
-        parts.append({"type": "text", "text": text})
-        sees = hasattr(processor, "image_processor")
-        messages.append({"role": role, "content": parts if sees else text})
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-
-
-def make_ready(processor: Any, config: Any, name: str) -> None:
-    """Check that a processor, or a tokenizer, can make prompts and batches; complete it if needed.
-
-    If the tokenizer has no padding token that the model knows, another special token takes its
-    place: padding is masked. A language model without a chat template gets LLaVA-1.5's.
-
-    Raises:
-        InputError: there is no chat template, or it fails on a query, or drops the query or the
-            image; there is no special token.
-    """
-    tokenizer = getattr(processor, "tokenizer", processor)
-    size = config.get_text_config().vocab_size
-    marks = (tokenizer.pad_token, tokenizer.unk_token, tokenizer.eos_token, tokenizer.bos_token)
-    for mark in marks:
-        number = None if mark is None else tokenizer.convert_tokens_to_ids(mark)
-        if number is not None and number < size:
-            tokenizer.pad_token = mark
-            break
-    else:
-        raise InputError(
-            f"{name}: its tokenizer has no token to pad with (no pad, unknown, end or start "
-            "token): name one as pad_token in its tokenizer_config.json"
-        )
-    sees = hasattr(processor, "image_processor")
-    template = processor.chat_template or tokenizer.chat_template
-    processor.chat_template = template or (None if sees else CHAT_TEMPLATE)
-    if not processor.chat_template:
-        raise InputError(
-            f"{name}: it has no chat template (is it a base model?): put one that suits it beside "
-            "its files, as chat_template.jinja"
-        )
-    try:
-        text = rendered(processor, ("user", PROBE), image=False)
-        shown = rendered(processor, ("user", PROBE), image=True) if sees else text
-    except (TemplateError, TypeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"{name}: its chat template fails on a single query ({reason}): fix it in "
-            "chat_template.jinja"
-        ) from error
-    lost = next((each for each in (text, shown) if PROBE not in each or "'type'" in each), None)
-    if lost is not None:
-        raise InputError(
-            f"{name}: its chat template does not put a query as it is into the prompt, which "
-            f"becomes {lost[:80]!r}: fix it in chat_template.jinja"
-        )
-    if sees and shown == text:
-        raise InputError(
-            f"{name}: its chat template has no place for an image (the prompt is {text[:80]!r} "
-            "with and without one): fix it in chat_template.jinja"
-        )
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without class names, which differ between equal processors."""
-    names = ("processor_class", "auto_map", "image_processor", "video_processor")
-    return {
-        key: value
-        for key, value in settings.items()
-        if value is not None and not key.endswith("_type") and key not in names
-    }
-
-
-def squared(image: Image.Image, mean: Sequence[float]) -> Image.Image:
-    """An image centred on a square of the mean colour, LLaVA's padding (``mean``: 0 to 1)."""
-    side = max(image.size)
-    canvas = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
-    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return canvas
-
-
-def fingerprint(model: Any, settings: Mapping[str, Any] | None = None) -> str:
-    """16 hex digits of the configuration, the weights (:func:`_checksums`), and settings."""
-    config = {**model.config.to_dict(), **(settings or {})}
-    for volatile in ("_name_or_path", "transformers_version", "dtype"):
-        config.pop(volatile, None)
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        for values in _checksums(model, name, parameter):
-            digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _checksums(model: nn.Module, name: str, parameter: Tensor) -> Iterator[Tensor]:
-    """Weighted sums of a parameter's float32 bit patterns, on the CPU; fetched if offloaded.
-
-    Integer sums, which wrap round, are equal on every device.
-    """
-    if parameter.device.type != "meta":
-        values = parameter.detach().flatten()
-        places = torch.arange(1, 2 * BLOCK, 2, device=values.device)
-        for start in range(0, len(values), CHUNK):
-            chunk = values[start : start + CHUNK].float()
-            pairs = F.pad(chunk, (0, -len(chunk) % (2 * BLOCK))).view(torch.int64)
-            yield (pairs.view(-1, BLOCK) * places).sum(-1).cpu()
-        return
-    owner = model.get_submodule(name.rpartition(".")[0])
-    if not hasattr(owner, "_hf_hook"):
-        return  # a model on "meta" without weights, made for its shape
-    from accelerate.utils import align_module_device
-
-    with align_module_device(owner, "cpu"):
-        yield from _checksums(model, name, model.get_parameter(name))
-
-
-def weights_state(parameters: Iterable[Tensor]) -> tuple[Any, ...]:
-    """A cheap value that differs when weights have changed.
-
-    It detects every in-place change that torch counts, and replaced weights. Of changes that
-    torch does not count (``weight.data.mul_(2)``), it detects those that reach one of a few
-    sampled values. It detects no change of offloaded weights.
-    """
-    counted = []
-    looked: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for parameter in parameters:
-        if parameter.device.type != "meta":
-            values = parameter.detach().flatten()
-            some = looked.setdefault((values.device, values.dtype), [])
-            some.append(values[:: len(values) // 8 + 1])
-            counted.append((parameter.data_ptr(), tensor_version(parameter)))
-    return (*counted, *(torch.cat(x).double().cpu().numpy().tobytes() for x in looked.values()))

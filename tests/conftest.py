@@ -27,6 +27,15 @@ FIXTURES = Path(__file__).parent / "fixtures"
 """A folder of all data in small: local copies of every public set, and COCO images."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def checks(tmp_path_factory):
+    """Where reports of models' checks are kept, instead of the user's own folder."""
+    place = tmp_path_factory.mktemp("checks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cmrm_utils.engine.check.cache_home", lambda: place)
+        yield place
+
+
 @pytest.fixture
 def home(tmp_path):
     """A copy of the fixtures that a test may break."""

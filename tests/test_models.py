@@ -29,7 +29,7 @@ from cmrm_utils import (
 )
 from cmrm_utils.edits import Edit
 from cmrm_utils.loading import find_layers, find_model, wrap
-from cmrm_utils.models import squared
+from cmrm_utils.processors import squared
 
 GREY = Image.new("RGB", (48, 48), (127, 127, 127))
 VICUNA = (
@@ -586,6 +586,13 @@ def test_heads_wider_than_the_residual_stream(processor):
     vlm = wrap(LlamaForCausalLM(config), processor.tokenizer, name="wide")
     assert vlm.head_size == 24
     assert vlm.width("heads") == vlm.modules("heads")[0].in_features == 48
+
+
+def test_heads_whose_values_have_a_width_of_their_own(fresh):
+    """As of multi-head latent attention: the layer tells, whatever the configuration says."""
+    for layer in fresh.layers:
+        layer.self_attn.o_proj = nn.Linear(24, 32)
+    assert (fresh.width("heads"), fresh.head_size) == (24, 12)
 
 
 def edited_json(folder, name, change):

@@ -14,6 +14,27 @@ with_model = click.option(
 )
 
 
+@cli.group()
+def models() -> None:
+    """Which models are right here."""
+
+
+@models.command("check")
+@click.argument("name", default="organism")
+@click.option("--layers", help="Path of its decoder layers, for a family that has none here.")
+def models_check(name: str, layers: str | None) -> None:
+    """Compare a few passes of the engine with transformers alone, and say how the model runs.
+
+    NAME is an organism, a folder or a hub id.
+    """
+    from cmrm_utils.engine.check import check_model
+    from cmrm_utils.loading import load_vlm
+
+    vlm = load_vlm(name, layers=layers, check=False)
+    report = check_model(vlm, cached=False)
+    click.echo(f"{report.table()}\n\n{name} ({type(vlm.model).__name__}) runs {report.way}")
+
+
 @cli.command()
 @click.argument("source")
 @click.argument("out", type=NEW_FOLDER)

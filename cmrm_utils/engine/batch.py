@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import Cache, DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cmrm_utils.edits import Edit
-from cmrm_utils.engine.cache import SPARE, Pair, RoomyLayer, stacked
+from cmrm_utils.engine.cache import SPARE, Pair, RoomyLayer, can_share, new_cache, stacked
 from cmrm_utils.engine.cores import CORES
 from cmrm_utils.engine.inputs import Tokens, token_kinds
 from cmrm_utils.hooks import Steering
 from cmrm_utils.models import VLM
+from cmrm_utils.processors import joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class Beginnings:
             stretches = [(row.tokens, 0, row.shared) for row in first]
             inputs, kinds = _inputs(vlm, stretches, whole=False)
             steer.rows([row.edit for row in first], kinds)
-            vlm.model.model(**inputs, past_key_values=cache, use_cache=True)
+            vlm.core(**inputs, past_key_values=cache, use_cache=True)
             width, layers = inputs["input_ids"].shape[1], cast("list[Any]", cache.layers)
             for i, (name, row) in enumerate(missing.items()):
                 own = (slice(i, i + 1), slice(None), slice(width - row.shared, None))
@@ -103,13 +103,16 @@ def _inputs(
         positions[..., i, width - (end - start) :] = tokens.positions[..., start:end]
         mask[i, width - (end - start) :] = 1
         if tokens.image is not None and start <= tokens.image_start < end:
-            images.append(tokens.image.features)
+            images.append(tokens.image)
     tensors = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
+    for name in stretches[0][0].kinds:
+        tensors[name] = filled = torch.zeros_like(ids)
+        for i, (tokens, start, end) in enumerate(stretches):
+            filled[i, width - (end - start) :] = tokens.kinds[name][start:end]
     kinds = token_kinds(vlm, tensors, whole=whole)
     inputs: dict[str, Any] = {name: value.to(vlm.device) for name, value in tensors.items()}
     if images:
-        image = BaseModelOutputWithPooling(pooler_output=images)  # type: ignore[arg-type]
-        inputs["mm_encoder_outputs"] = {"image": image}
+        inputs["mm_encoder_outputs"] = joined(images)
     return inputs, kinds
 
 
@@ -127,7 +130,7 @@ def run_prompts(
     Args:
         vlm: the model.
         steer: the steering that is hooked to it.
-        rows: all with a shared beginning, or all without.
+        rows: all with a shared beginning, or all without; or one that runs alone.
         beginnings: the ones that are kept.
         head: whether to compute logits.
         room: number of tokens that the cache must have room for; 0 for no cache.
@@ -135,6 +138,12 @@ def run_prompts(
     Returns:
         The cache, the mask ``(rows, tokens)`` of its tokens, and the last tokens' logits.
     """
+    model = vlm.model if head else vlm.core
+    logits = {"logits_to_keep": 1} if head else {}
+    if (alone := rows[0].tokens.whole) is not None:
+        steer.rows([rows[0].edit], token_kinds(vlm, alone))
+        out = model(**alone, **logits, use_cache=False)
+        return None, alone["attention_mask"], out.logits[:, -1] if head else None
     starts = [row.shared for row in rows]
     stretches = [(row.tokens, n, len(row.tokens)) for row, n in zip(rows, starts, strict=True)]
     inputs, kinds = _inputs(vlm, stretches, whole=True)
@@ -146,12 +155,9 @@ def run_prompts(
         before = torch.arange(max(starts), device=mask.device) >= missing[:, None]
         inputs["attention_mask"] = mask = torch.cat([before.long(), mask], dim=1)
     elif room:
-        cache = Cache(layer_class_to_replicate=RoomyLayer)
+        cache = new_cache(vlm)
     steer.rows([row.edit for row in rows], kinds)
-    model = vlm.model if head else vlm.model.model
-    if head:
-        inputs["logits_to_keep"] = 1
-    out = model(**inputs, past_key_values=cache, use_cache=cache is not None)
+    out = model(**inputs, **logits, past_key_values=cache, use_cache=cache is not None)
     return cache, mask, out.logits[:, -1] if head else None
 
 
@@ -208,6 +214,8 @@ class Batch:
         self._next = torch.tensor(following, device=mask.device)
         self._axes = rows[0].tokens.positions.shape[:-1]
         self._layers: list[Any] = cache.layers
+        text = vlm.model.config.get_text_config(decoder=True)
+        self._own_mask = text._attn_implementation == "sdpa" and can_share(vlm)
         self.broken = torch.zeros(len(rows), dtype=torch.bool, device=mask.device)
         steer.rows(self._edits)  # from here on one generated token a pass
 
@@ -228,8 +236,7 @@ class Batch:
         """Run one step on the chosen tokens."""
         CORES.give_way()
         self._mask = mask = torch.cat([self._mask, self._mask.new_ones(len(self), 1)], dim=1)
-        text = self._vlm.model.config.get_text_config(decoder=True)
-        if text._attn_implementation == "sdpa":  # in its own form, or transformers inspects it
+        if self._own_mask:  # in its own form, or transformers inspects it
             mask = mask[:, None, None].bool()
         self._logits = self._vlm.model(
             input_ids=token[:, None],

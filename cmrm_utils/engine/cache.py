@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from cmrm_utils.models import VLM
@@ -73,13 +73,22 @@ class RoomyLayer(DynamicLayer):
 
 
 def can_share(vlm: VLM) -> bool:
-    """Whether a model's cache can be cut and joined, and whether it takes encoded images.
+    """Whether a model's cache can be cut and joined, so that rows share beginnings and leave.
 
-    Models with sliding windows or recurrent layers cannot: they run in transformers' own batches.
+    Models with sliding windows or recurrent layers cannot; nor can those whose processor writes
+    more than the image's tokens, or whose attention differs by kind of token.
     """
     layers = DynamicCache(config=vlm.model.config.get_text_config(decoder=True)).layers
-    plain = all(type(layer) is DynamicLayer for layer in layers)
-    return plain and (not vlm.sees_images or hasattr(vlm.model.model, "get_image_features"))
+    cuts = all(type(layer) is DynamicLayer for layer in layers)
+    expands = not vlm.sees_images or vlm.placeholder is not None
+    return vlm.way == "shared" and cuts and expands
+
+
+def new_cache(vlm: VLM) -> Cache:
+    """An empty cache: one that can be cut and joined, or the model's own."""
+    if can_share(vlm):
+        return Cache(layer_class_to_replicate=RoomyLayer)
+    return DynamicCache(config=vlm.model.config.get_text_config(decoder=True))
 
 
 def stacked(rows: Sequence[Sequence[Pair]], width: int, room: int) -> list[Pair]:

@@ -1,8 +1,9 @@
 """A trial as model input: token ids, positions, encoded image."""
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from cmrm_utils.edits import IMAGE, LAST, PADDING, TEXT
 from cmrm_utils.errors import InputError
-from cmrm_utils.models import VLM, EncodedImage
+from cmrm_utils.models import VLM
+from cmrm_utils.processors import PROBE, UNREADABLE, EncodedImage
 from cmrm_utils.trials import Trial
 
 
@@ -45,7 +47,7 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A prompt in full length: the image's token repeated as often as the image needs.
+    """A prompt in full length, as the family's processor writes it.
 
     Attributes:
         ids: token ids ``(tokens,)``.
@@ -53,12 +55,16 @@ class Tokens:
             height and width.
         image: the encoded image, or None.
         image_start: the index of the image's first token; 0 without an image.
+        kinds: what else the model is given of each token ``(tokens,)``, by name.
+        whole: all inputs as the processor makes them, for a prompt that runs alone.
     """
 
     ids: Tensor
     positions: Tensor
     image: EncodedImage | None
     image_start: int
+    kinds: Mapping[str, Tensor] = field(default_factory=dict)
+    whole: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,10 +74,10 @@ def prompts(vlm: VLM, trials: Mapping[str, Trial]) -> list[Prompt]:
     """The prompts of trials by id; equal texts are tokenised once.
 
     Raises:
-        InputError: an image for a model that sees none; a text that holds the image token.
+        InputError: an image for a model that sees none; a text that holds a token of images.
     """
     known: dict[tuple[str, bool], tuple[int, ...]] = {}
-    image_id = vlm.model.config.image_token_id if vlm.sees_images else None
+    marks = _image_marks(vlm)
     prompt_list = []
     for trial_id, trial in trials.items():
         if trial.has_image:
@@ -79,30 +85,82 @@ def prompts(vlm: VLM, trials: Mapping[str, Trial]) -> list[Prompt]:
         key = (trial.text, trial.has_image)
         if key not in known:
             text = vlm.prompt_text(trial.text, image=trial.has_image)
-            known[key] = tuple(vlm.tokenised(text))
-            if known[key].count(image_id) != trial.has_image:
+            known[key] = ids = tuple(vlm.tokenised(text))
+            if any(ids.count(mark) != trial.has_image * n for mark, n in marks.items()):
                 raise InputError(f"sample {trial.sample.id}: its text holds the image token")
         ids = known[key]
-        at = ids.index(image_id) if trial.has_image else None
+        mark = vlm.placeholder
+        at = (0 if mark is None else ids.index(mark)) if trial.has_image else None
         prompt_list.append(Prompt(trial_id, trial, ids, at, trial.image_key))
     return prompt_list
 
 
+def _image_marks(vlm: VLM) -> dict[int, int]:
+    """The added tokens that a template writes for an image alone, and how often it does."""
+    if not vlm.sees_images:
+        return {}
+    added = vlm.tokenizer.added_tokens_decoder
+    without, shown = (vlm.tokenised(vlm.prompt_text(PROBE, image=x)) for x in (False, True))
+    marks = {i: shown.count(i) for i in shown if i in added and i not in without}
+    return {vlm.model.config.image_token_id: 0, **marks}
+
+
 def tokens(vlm: VLM, prompt: Prompt, image: EncodedImage | None) -> Tokens:
-    """A prompt with its image's tokens in place; ids and positions are on the CPU."""
+    """A prompt as the processor writes it; ids and positions are on the CPU.
+
+    Where the processor only expands :attr:`VLM.placeholder`, what it writes for the image is put
+    in here; otherwise it reads the prompt itself.
+    """
+    if vlm.sees_images and (vlm.placeholder is None or (image and image.written is None)):
+        return _tokens_as_read(vlm, prompt, image)
     ids, start = list(prompt.ids), prompt.image_at or 0
     if image is not None:
-        ids[start : start + 1] = [ids[start]] * len(image.features)
+        assert image.written is not None
+        ids[start : start + 1] = image.written
+        start += image.written.index(vlm.model.config.image_token_id)
     tensor = torch.tensor(ids)
     return Tokens(tensor, _positions(vlm, tensor, image), image, start)
 
 
+def _tokens_as_read(vlm: VLM, prompt: Prompt, image: EncodedImage | None) -> Tokens:
+    """A prompt that the processor reads whole, with its image."""
+    inputs = inputs_alone(vlm, prompt.trial)
+    row = {k: v[0].cpu() for k, v in inputs.items() if v.shape == inputs["input_ids"].shape}
+    ids = row["input_ids"]
+    asked = inspect.signature(vlm.core.forward).parameters
+    kinds = {
+        k: v for k, v in row.items() if k in asked and k not in ("input_ids", "attention_mask")
+    }
+    seen = (ids == vlm.model.config.image_token_id).nonzero()
+    start = int(seen[0]) if len(seen) else 0
+    return Tokens(ids, _positions(vlm, ids, image), image, start, kinds)
+
+
+def tokens_alone(vlm: VLM, prompt: Prompt) -> Tokens:
+    """A prompt as plain transformers is given it, with its image not yet encoded."""
+    inputs = inputs_alone(vlm, prompt.trial)
+    ids = inputs["input_ids"][0].cpu()
+    return Tokens(ids, torch.arange(len(ids)), None, 0, whole=inputs)
+
+
+def inputs_alone(vlm: VLM, trial: Trial) -> dict[str, Tensor]:
+    """A trial's prompt as the processor makes it.
+
+    Raises:
+        InputError: the processor refuses the image.
+    """
+    try:
+        return vlm.inputs([trial.text], [trial.load_image()])
+    except UNREADABLE as error:
+        raise InputError(f"sample {trial.sample.id}: its image cannot be read: {error}") from error
+
+
 def _positions(vlm: VLM, ids: Tensor, image: EncodedImage | None) -> Tensor:
-    if not hasattr(vlm.model.model, "get_rope_index"):
+    if not hasattr(vlm.core, "get_rope_index"):
         return torch.arange(len(ids))
     kinds = (ids == vlm.model.config.image_token_id).int()[None]  # 1 is an image's token
     extras = {k: v.cpu() for k, v in image.extras.items()} if image else {}
-    positions, _ = vlm.model.model.get_rope_index(ids[None], mm_token_type_ids=kinds, **extras)
+    positions, _ = vlm.core.get_rope_index(ids[None], mm_token_type_ids=kinds, **extras)
     return positions[:, 0]
 
 
@@ -138,8 +196,11 @@ class Images:
             picture = prompt.trial.load_image()
             assert picture is not None
             self._bound(ENCODED_BYTES - self.largest, least=0)
-            self._kept[key] = vlm.encode(picture)
-            self._size += (size := self._kept[key].features.nbytes)
+            try:
+                self._kept[key] = vlm.encode(picture)
+            except InputError as error:
+                raise InputError(f"sample {prompt.trial.sample.id}: {error}") from error
+            self._size += (size := self._kept[key].nbytes)
             self.largest = max(self.largest, size)
             self._bound(ENCODED_BYTES, least=1)
         self._kept.move_to_end(key)
@@ -155,7 +216,7 @@ class Images:
 
     def _bound(self, most: int, *, least: int) -> None:
         while len(self._kept) > least and self._size > most:
-            self._size -= self._kept.popitem(last=False)[1].features.nbytes
+            self._size -= self._kept.popitem(last=False)[1].nbytes
 
 
 _encoded: WeakKeyDictionary[VLM, Images] = WeakKeyDictionary()

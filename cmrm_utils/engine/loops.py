@@ -22,7 +22,7 @@ from cmrm_utils.edits import Place
 from cmrm_utils.engine.batch import Batch, Beginnings, Row, log_odds, run_prompts
 from cmrm_utils.engine.cache import can_share
 from cmrm_utils.engine.cores import CORES
-from cmrm_utils.engine.inputs import Prompt, renew_images, token_kinds
+from cmrm_utils.engine.inputs import Prompt, inputs_alone, renew_images, token_kinds
 from cmrm_utils.engine.memory import Size
 from cmrm_utils.engine.plan import distinct, in_order
 from cmrm_utils.errors import InputError
@@ -168,6 +168,7 @@ def generate(
 def response_header(vlm: VLM, max_new_tokens: int, openers: Sequence[int] = ()) -> dict[str, Any]:
     """What the responses of a file have in common: its first line."""
     shared: dict[str, Any] = {"model": vlm.fingerprint, "max_new_tokens": max_new_tokens}
+    shared |= {"checked": False} if vlm.checked is False else {}
     return shared | ({"openers": sorted(openers)} if openers else {})
 
 
@@ -234,13 +235,16 @@ class _Task:
 
     def respond(self, pack: Sequence[Prompt]) -> None:
         """Respond to a pack of trials, in smaller batches if memory runs out."""
-        run = self._decode if can_share(self.vlm) else self._generate
+        run = self._generate if self.vlm.way == "plain" else self._decode
         while left := [each for each in pack if each.id not in self.over]:
             self.size.attempt(partial(run, left))
 
     def _decode(self, pack: Sequence[Prompt]) -> None:
-        """Respond in one batch: a row leaves when its response is complete, another one joins."""
-        vlm, size = self.vlm, self.size
+        """Respond in one batch: a row leaves when its response is complete, another one joins.
+
+        If the cache cannot be cut, rows stay until the last of their batch is complete.
+        """
+        vlm, size, cuts = self.vlm, self.size, can_share(self.vlm)
         trials = [each.trial for each in pack]
         entered = 0
         size.begin()
@@ -253,7 +257,7 @@ class _Task:
         with steering(vlm, [trial.active_edit for trial in trials]) as steer:
             while batch or entered < len(pack):
                 inside = len(batch) if batch else 0
-                room = size.limit - inside
+                room = size.limit - inside if cuts or not batch else 0
                 if entered < len(pack) and not steps and room >= max(1, size.limit // 4):
                     new = self.max_new_tokens
                     rows = size.entering(pack[entered:], room, inside=inside, new=new)
@@ -289,24 +293,19 @@ class _Task:
                     if not stay:
                         batch = None
                         continue
-                    if len(batch) - len(stay) >= max(1, len(batch) // 8):
+                    if cuts and len(batch) - len(stay) >= max(1, len(batch) // 8):
                         token = token[batch.keep(stay)]
                 batch.feed(token)
 
     def _generate(self, pack: Sequence[Prompt]) -> None:
-        """Respond in batches of transformers' ``generate``, for caches that cannot be cut."""
-        vlm, size = self.vlm, self.size
-        for start in range(0, len(pack), size.rows):
-            these = pack[start : start + size.rows]
-            batch = [each.trial for each in these]
-            size.begin(*these)
-            inputs = vlm.inputs(
-                [each.text for each in batch], [each.load_image() for each in batch]
-            )
-            edits = [trial.active_edit for trial in batch]
+        """Respond to one prompt at a time, by transformers' ``generate``."""
+        vlm = self.vlm
+        for each in pack:
+            self.size.begin(each)
+            inputs, edit = inputs_alone(vlm, each.trial), each.trial.active_edit
             watch = _Watch(self.openers)
-            with steering(vlm, edits) as steer:
-                steer.rows(edits, token_kinds(vlm, inputs))
+            with steering(vlm, [edit]) as steer:
+                steer.rows([edit], token_kinds(vlm, inputs))
                 whole = vlm.model.generate(
                     **inputs,
                     max_new_tokens=self.max_new_tokens,
@@ -314,14 +313,11 @@ class _Task:
                     num_beams=1,
                     logits_processor=LogitsProcessorList([watch]),
                 )
-            written = whole[:, inputs["input_ids"].shape[1] :].tolist()
-            broken = torch.as_tensor(watch.broken).tolist()
-            odds: list[Any] = watch.log_odds or [None] * len(these)
-            for each, row, bad, of_row in zip(these, written, broken, odds, strict=True):
-                if bad:
-                    raise _no_numbers(each.trial)
-                complete = self._complete(each, row, of_row)
-                assert complete
+            if torch.as_tensor(watch.broken).any():
+                raise _no_numbers(each.trial)
+            written = whole[0, inputs["input_ids"].shape[1] :].tolist()
+            complete = self._complete(each, written, next(iter(watch.log_odds), None))
+            assert complete
 
     @cached_property
     def _ends(self) -> set[int]:

@@ -34,7 +34,7 @@ class Size:
         if rows is not None and rows < 1:
             raise InputError(f"batch_size must be 1 or more, not {rows}")
         self._vlm = vlm
-        self.rows = rows or vlm.batch_size
+        self.rows = 1 if vlm.way == "plain" else rows or vlm.batch_size
         self._tokens = _memory(vlm) // _token_bytes(vlm)
         self._longest = 1
         self._last: Prompt | None = None
@@ -76,7 +76,7 @@ class Size:
             if inside + len(rows) >= self.limit:
                 break
             if row.tokens.image is not None:
-                image_bytes[key] = row.tokens.image.features.nbytes
+                image_bytes[key] = row.tokens.image.nbytes
             rows.append(row)
         return rows
 

@@ -1,21 +1,29 @@
 """The order in which trials run, and the prefixes that they share."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
+from weakref import WeakSet
 
 from PIL import Image
 
 from cmrm_utils.conditions import DEFAULT_SIZE
 from cmrm_utils.engine.batch import Row
 from cmrm_utils.engine.cache import can_share
-from cmrm_utils.engine.inputs import Prompt, images_of, prompts, tokens
+from cmrm_utils.engine.inputs import Prompt, images_of, prompts, tokens, tokens_alone
 from cmrm_utils.models import VLM
 from cmrm_utils.trials import Trial
 
 WORTH_SHARING = 16
 """Shortest shared prefix worth a separate prefill, in tokens."""
+
+
+_log = logging.getLogger(__name__)
+
+_warned: WeakSet[VLM] = WeakSet()
+"""Models of which a prompt that is too long has been warned of."""
 
 
 SHARED_PACK = 512
@@ -29,7 +37,25 @@ def distinct(trials: Sequence[Trial]) -> tuple[list[str], dict[str, Trial]]:
 
 
 def row_of(vlm: VLM, prompt: Prompt) -> Row:
-    """A prompt as the row of a batch, with its image encoded."""
+    """A prompt as the row of a batch, with its image encoded.
+
+    The first prompt that is longer than the model has positions for is warned of.
+    """
+    row = _row(vlm, prompt)
+    most = getattr(vlm.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if most and len(row.tokens) > most and vlm not in _warned:
+        _warned.add(vlm)
+        _log.warning(
+            "sample %s: its prompt has %d tokens, and %s was made for %d: states and responses "
+            "may be meaningless",
+            *(prompt.trial.sample.id, len(row.tokens), vlm.name, most),
+        )
+    return row
+
+
+def _row(vlm: VLM, prompt: Prompt) -> Row:
+    if vlm.way == "plain":
+        return Row(tokens_alone(vlm, prompt), prompt.trial.active_edit, 0, ())
     sequence = tokens(vlm, prompt, images_of(vlm).get(vlm, prompt))
     grown = len(sequence) - len(prompt.ids) if prompt.shares_image else 0
     return Row(sequence, prompt.trial.active_edit, prompt.shared + grown, prompt.beginning)

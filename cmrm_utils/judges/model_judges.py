@@ -18,9 +18,9 @@ from torch import Tensor
 
 from cmrm_utils.engine.loops import first_logits, generate, progress_bar
 from cmrm_utils.errors import InputError
+from cmrm_utils.fingerprints import fingerprint
 from cmrm_utils.judges.outcomes import TEXT_JUDGES
 from cmrm_utils.judges.reader import Reader, load_reader, own_prompt, questions
-from cmrm_utils.models import fingerprint
 from cmrm_utils.prompts import spoken
 from cmrm_utils.store import Records, hashed
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from cmrm_utils.engine.loops import generate, progress_bar
 from cmrm_utils.errors import InputError
+from cmrm_utils.fingerprints import fingerprint
 from cmrm_utils.judges.answers import parse_pair_scores
 from cmrm_utils.judges.reader import Reader, load_reader, own_prompt, questions
-from cmrm_utils.models import fingerprint
 from cmrm_utils.prompts import spoken
 from cmrm_utils.results.intervals import bootstrap
 from cmrm_utils.store import Records, hashed

@@ -1,0 +1,159 @@
+"""Every family that loads, against transformers alone, one prompt at a time."""
+
+import subprocess
+import sys
+from functools import wraps
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from families import RIGHT, write_family
+from passes import plain, watched
+from PIL import Image
+
+from cmrm_utils import Edit, Sample, Trial, apply, extract_shift, generate, hidden_states, load_vlm
+from cmrm_utils.engine.cache import can_share
+from cmrm_utils.engine.inputs import forget_images, prompts, tokens
+from cmrm_utils.engine.loops import first_logits
+
+ROUND = Image.radial_gradient("L").resize((60, 44)).convert("RGB")
+WIDE = Image.linear_gradient("L").rotate(90).resize((100, 40)).convert("RGB")
+LONG = "What is the best way to warm a lamp that has been left outside?"
+
+
+@pytest.fixture(scope="module", params=RIGHT)
+def one(request, processor, tmp_path_factory):
+    """A family as :func:`load_vlm` loads it."""
+    return load_vlm(write_family(request.param, processor, tmp_path_factory.mktemp("one")))
+
+
+BATCHES = ("aya-vision", "gemma3", "paligemma", "qwen3.5")
+"""Families with windows, recurrent layers, or attention that differs by kind of token."""
+
+
+def test_each_family_is_checked_and_runs_in_its_fastest_way(request, one):
+    name = request.node.callspec.params["one"]
+    assert one.checked
+    assert one.way == ("batches" if name in BATCHES else "shared")
+
+
+@pytest.mark.parametrize(("name", "way"), [("lfm2-vl", "batches"), ("llama-4", "plain")])
+def test_families_whose_images_need_torchvision(name, way, tmp_path):
+    """In a process of its own: with torchvision, transformers gives other classes."""
+    if find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    script = Path(__file__).parent.parent / "with_torchvision.py"
+    done = subprocess.run(
+        [sys.executable, script, name, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split()[-1:] == [way], done.stderr[-2000:]
+
+
+@pytest.fixture
+def asked():
+    """One picture twice, another one, and prompts without any: of different lengths."""
+    samples = [Sample("a", "Why?", ROUND), Sample("b", LONG, ROUND), Sample("c", "How so?", WIDE)]
+    return [Trial(s) for s in samples] + [Trial(s, "none") for s in samples[:2]]
+
+
+def push(vlm, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(len(vlm.layers), vlm.hidden_size, generator=generator) / 2
+
+
+def test_ids_are_the_processors_own(one, asked):
+    by_id = {trial.id: trial for trial in asked}
+    for trial, prompt in zip(asked, prompts(one, by_id), strict=True):
+        picture = trial.load_image()
+        made = tokens(one, prompt, one.encode(picture) if picture else None)
+        wanted = one.inputs([trial.text], [picture])
+        assert made.ids.tolist() == wanted["input_ids"][0].tolist()
+
+
+def test_states_are_those_of_transformers_alone(one, asked):
+    wanted = torch.stack([plain(one, trial)[0] for trial in asked])
+    torch.testing.assert_close(hidden_states(one, asked), wanted, rtol=1e-4, atol=1e-4)
+    alone = torch.cat([hidden_states(one, [trial]) for trial in asked])
+    torch.testing.assert_close(alone, wanted, rtol=1e-4, atol=1e-4)
+    assert (wanted[0] - wanted[3]).abs().max() > 0.1  # the picture matters
+
+
+def test_the_shift_is_that_of_transformers_alone(one, asked):
+    samples = [trial.sample for trial in asked[:3]]
+    shift = extract_shift(one, samples, meaningless="blank")
+    blank, none = (
+        torch.stack([plain(one, Trial(s, image))[0] for s in samples])
+        for image in ("blank", "none")
+    )
+    torch.testing.assert_close(shift.values, (blank - none).mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_edited_responses_are_those_of_transformers_alone(one, asked):
+    vectors = push(one)
+    edited = [Trial(t.sample, t.image, Edit(vectors)) for t in asked]
+    wanted = [plain(one, t, vectors if t.edit else None, steps=6)[1] for t in [*asked, *edited]]
+    texts = generate(one, [*asked, *edited], max_new_tokens=6)
+    assert texts == [one.decode(ids) for ids in wanted]
+    assert texts[: len(asked)] != texts[len(asked) :]
+    alone = [generate(one, [trial], max_new_tokens=6)[0] for trial in edited]
+    assert alone == texts[len(asked) :]
+
+
+def test_apply_edits_what_transformers_runs(one, asked):
+    vectors = push(one, 1)
+    for trial in (asked[1], asked[4]):
+        inputs = one.inputs([trial.text], [trial.load_image()])
+        with apply(one, Edit(vectors)):
+            whole = one.model.generate(**inputs, max_new_tokens=5, do_sample=False)
+        wanted = plain(one, trial, vectors, steps=5)[1]
+        assert whole[0, inputs["input_ids"].shape[1] :].tolist() == wanted
+
+
+def test_the_last_tokens_edit_leaves_the_rest(one, asked):
+    """Against the edit of one prompt alone; image tokens are where the processor writes them."""
+    for kind in ("last", "image", "text", "generated"):
+        trials = [Trial(t.sample, t.image, Edit(push(one), kind)) for t in asked]
+        logits = torch.cat([first_logits(one, [trial]) for trial in trials])
+        torch.testing.assert_close(first_logits(one, trials), logits, rtol=1e-4, atol=1e-4)
+        texts = [generate(one, [trial], max_new_tokens=4)[0] for trial in trials]
+        assert generate(one, trials, max_new_tokens=4) == texts
+
+
+def test_each_way_to_run_gives_the_same(one, asked, monkeypatch):
+    trials = [*asked, *(Trial(t.sample, t.image, Edit(push(one), "last")) for t in asked)]
+    states, texts = hidden_states(one, trials), generate(one, trials, max_new_tokens=5)
+    for way in ("batches", "plain"):
+        monkeypatch.setattr(one, "way", way)
+        found = hidden_states(one, trials)
+        torch.testing.assert_close(found, states, rtol=1e-4, atol=1e-4)
+        assert generate(one, trials, max_new_tokens=5) == texts
+
+
+def test_a_picture_is_encoded_once(one, asked, monkeypatch):
+    core, seen = one.model.model, []
+    real = core.get_image_features
+
+    @wraps(real)
+    def counted(*args, **kwargs):
+        seen.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(core, "get_image_features", counted)
+    forget_images(one)
+    samples = [Sample(f"s{i}", f"Why {i}?", ROUND) for i in range(3)]
+    with watched(one) as passes:
+        hidden_states(one, [Trial(sample) for sample in samples])
+    assert len(seen) == 1
+    shared = can_share(one)
+    assert sum(rows for rows, _ in passes) == 3 + shared  # the beginning, once
+
+
+def test_a_batch_of_inputs_is_that_of_single_ones(one, asked):
+    """Also of the public inputs: prompts with and without images, padded on the left."""
+    batch = one.inputs([t.text for t in asked], [t.load_image() for t in asked])
+    for row, trial in enumerate(asked):
+        alone = one.inputs([trial.text], [trial.load_image()])["input_ids"][0]
+        mask = batch["attention_mask"][row].bool()
+        assert torch.equal(batch["input_ids"][row][mask], alone)
+        assert mask.tolist() == sorted(mask.tolist())

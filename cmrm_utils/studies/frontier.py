@@ -233,19 +233,24 @@ def _first_reaching(
     return iter((at[after - 1] + share * (at[after] - at[after - 1])).tolist())
 
 
-def ablations(nb: Notebook, n: int | None) -> pd.DataFrame:
+def ablations(nb: Notebook, n: int | None, depth: float) -> pd.DataFrame:
     """Is a refusal direction refusal? The model asked as text, with directions taken out of it.
 
-    Taken out of every layer's output at every token: the refusal direction, *refused - answered*,
-    and, as a control, the random direction that :func:`directions` has.
+    One layer's direction is taken out of every layer's output, at every token (arXiv 2406.11717):
+    the refusal direction, *refused - answered*, and, as a control, a random one.
+
+    Args:
+        nb: the notebook.
+        n: requests of each kind.
+        depth: of the layer whose direction is taken, as a share of the model's layers.
 
     Returns:
         Judged trials with ``taken out``.
     """
-    return nb.ask_lists(_ablation_lists(nb, n), "taken out")
+    return nb.ask_lists(_ablation_lists(nb, n, depth), "taken out")
 
 
-def _ablation_lists(nb: Notebook, n: int | None) -> dict[str, list[Trial]]:
+def _ablation_lists(nb: Notebook, n: int | None, depth: float) -> dict[str, list[Trial]]:
     samples = nb.samples("validation", n, "harmful", "benign")
     plain = [Trial(sample, "none") for sample in [*samples, *nb.facts("validation", n)]]
     out: dict[str, ShiftVectors | None] = {
@@ -255,23 +260,29 @@ def _ablation_lists(nb: Notebook, n: int | None) -> dict[str, list[Trial]]:
         "random": nb.anchors.shift().random(0),
     }
     return {
-        name: edited(plain, taken_out(vectors)) if vectors else plain
+        name: edited(plain, taken_out(vectors, depth)) if vectors else plain
         for name, vectors in out.items()
         if vectors or name == "nothing"
     }
 
 
-def taken_out(vectors: ShiftVectors) -> Edit:
-    """The edit that projects a direction out of every layer's output, at every token."""
-    unit = torch.nn.functional.normalize(vectors.values, dim=-1)
-    return Edit(torch.zeros_like(unit), project=unit[:, None])
+def taken_out(vectors: ShiftVectors, depth: float) -> Edit:
+    """The edit that projects one layer's direction out of every layer's output, at every token.
+
+    Args:
+        vectors: a direction for each layer.
+        depth: of the layer whose direction it is, as a share of the layers, below 1.
+    """
+    layers, hidden = vectors.values.shape
+    unit = torch.nn.functional.normalize(vectors.values[int(depth * layers)], dim=-1)
+    return Edit(torch.zeros(layers, hidden), project=unit.repeat(layers, 1, 1))
 
 
 def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     """07: what the anchors are answered, directions taken out, v's parts, the shifts' samples."""
     n = p["n_validation"]
     yield [Trial(sample, "none") for sample in nb.samples("anchors", None, "harmful", "benign")]
-    yield list(chain.from_iterable(_ablation_lists(nb, n).values()))
+    yield list(chain.from_iterable(_ablation_lists(nb, n, p["depth"]).values()))
     if not nb.openers:
         tried = _frontier_lists(nb, directions(nb), p["alphas"], n)
         yield list(chain.from_iterable(tried.values()))

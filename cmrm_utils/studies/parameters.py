@@ -268,6 +268,11 @@ def _judges() -> Any:
     return Annotated[list[judge], AfterValidator(once)]
 
 
+def _depth() -> Any:
+    """The type of ``depth``: a share of the layers that is short of all."""
+    return Annotated[Number, Field(ge=0, lt=1)]
+
+
 def _grids() -> Any:
     """The type of ``grids``: by defence, settings of the same form as its defaults."""
     from cmrm_utils.edits import Tokens
@@ -278,7 +283,7 @@ def _grids() -> Any:
         "tokens": _one_of("no tokens", get_args(Tokens)),
         "ungated": _one_of("no way", ("projected", "left")),
         "gate": _one_of("no gate", ("none", "published")),
-        "depth": Annotated[Number, Field(ge=0, lt=1)],
+        "depth": _depth(),
     }
 
     def setting(usual: Mapping[str, Any]) -> Any:
@@ -314,6 +319,7 @@ def _meaningless() -> Any:
 
 
 KINDS: dict[str, Callable[[], Any]] = {
+    "depth": _depth,
     "grids": _grids,
     "judges": _judges,
     "level": lambda: Literal["dataset", "sample"],

@@ -147,12 +147,12 @@ def test_matched_reads_off_between_alphas():
 
 def test_what_is_taken_out_is_gone(nb):
     r = nb.anchors.refusal()
-    edit = frontier.taken_out(r)
+    edit = frontier.taken_out(r, 0.5)  # of three layers, the second one's
     trials = [Trial(t.sample, "none", edit) for t in frontier.requests(nb, 1)]
-    unit = torch.nn.functional.normalize(r.values, dim=-1)
-    along = torch.einsum("nlh,lh->nl", hidden_states(nb.vlm, trials), unit)
+    unit = torch.nn.functional.normalize(r.values[1], dim=-1)
+    along = hidden_states(nb.vlm, trials) @ unit
     assert along.abs().max() < 1e-4
-    rows = frontier.ablations(nb, 1)
+    rows = frontier.ablations(nb, 1, 0.5)
     assert set(rows["taken out"]) >= {"nothing", "refusal direction", "random"}
     assert set(rows["image"]) == {"none"}
 
@@ -160,6 +160,7 @@ def test_what_is_taken_out_is_gone(nb):
 def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):
     """In its order, no list needs what a later one asks."""
     parameters = {"n_validation": 1, "n_parts": 1, "n_test": 1, "alphas": [0.5], "doses": [0.5]}
+    parameters["depth"] = 0.5
     asked = {}
     ask = nb.ask
 
@@ -171,7 +172,7 @@ def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):
     monkeypatch.setattr(nb, "ask", record)
     for trials in STUDIES["07"](nb, parameters):
         asked.update({trial.id: trial for trial in trials})
-    frontier.ablations(nb, 1)
+    frontier.ablations(nb, 1, 0.5)
     frontier.frontier(nb, frontier.directions(nb), [0.5], 1)
     anatomy.part_table(nb, 1, [0.5])
     anatomy.sample_cosines(nb, 1)

@@ -77,6 +77,30 @@ def test_defence_points():
     assert all(axis.get_xlabel().startswith("utility") for axis in (validation, test))
 
 
+def test_frontiers_go_from_no_edit_in_the_order_of_alpha():
+    """The first direction is in both panels; a path may turn back, so alpha orders it."""
+    cells = [
+        ("v", 0.5, 0.2, 0.1, 0.3, 0.0),
+        ("v", 0.0, 0.6, 0.5, 0.7, 0.1),
+        ("v", 0.1, 0.8, 0.7, 0.9, 0.4),
+        ("r", 0.0, 0.6, 0.5, 0.7, 0.1),
+        ("r", 0.1, 1.0, 0.9, 1.0, 0.9),
+        ("noise", 0.0, 0.6, 0.5, 0.7, 0.1),
+    ]
+    columns = ["part", "alpha", "refused", "refused_low", "refused_high", "twins"]
+    figure = plots.frontiers(pd.DataFrame(cells, columns=columns), title="What is to be seen")
+    assert figure.get_suptitle() == "What is to be seen"
+    paths = [
+        {c.get_label(): c.lines[0].get_xydata().tolist() for c in axis.containers}
+        for axis in figure.axes
+    ]
+    v = [[0.1, 0.6], [0.4, 0.8], [0.0, 0.2]]
+    assert paths == [{"v": v, "r": [[0.1, 0.6], [0.9, 1.0]]}, {"v": v, "noise": [[0.1, 0.6]]}]
+    for axis in figure.axes:
+        (star,) = [line for line in axis.lines if line.get_marker() == "*"]
+        assert star.get_xydata().tolist() == [[0.1, 0.6]]
+
+
 def test_dot_panels():
     rows = pd.DataFrame(
         [

@@ -30,7 +30,7 @@ GATES: dict[str, tuple[str, How | Literal["detector"]]] = {
     "image state, neighbours": ("own", "neighbours"),
     "image state, HiddenDetect": ("own", "detector"),
 }
-"""What a gate reads, and how it is fitted."""
+"""What a gate reads, and how it is fitted; the invented world has the mean and the probe alone."""
 
 
 ALWAYS, TOLD = "always", "told the truth"
@@ -54,7 +54,11 @@ def open_gates(nb: Notebook, samples: Sequence[Sample]) -> dict[str, dict[str, b
         ]
 
     lens = refusal_lens(nb.vlm)
+    # The world's vocabulary lacks the words that the detector looks for.
+    world = any(sample.world for sample in samples)
     for name, (image, how) in GATES.items():
+        if world and how not in ("mean", "probe"):
+            continue
         bad, good, own = states(image)
         gate = fit_detector(bad, good, lens) if how == "detector" else fit_gate(bad, good, how)
         on = gate.on(own)

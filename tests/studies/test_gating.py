@@ -23,11 +23,15 @@ def test_gates_are_off_without_an_image_and_told_the_truth(nb):
     samples = [*abilities.requests(nb, "validation", 3), *nb.questions("validation", 3)]
     bare = [replace(s, image=None) for s in samples]
     gates = gating.open_gates(nb, samples)
-    assert set(gates) == {gating.ALWAYS, gating.TOLD, *gating.GATES}
+    fitted = {name for name, (_, how) in gating.GATES.items() if how in ("mean", "probe")}
+    assert set(gates) == {gating.ALWAYS, gating.TOLD, *fitted}
+    spoken = gating.open_gates(nb, [replace(s, world=False) for s in samples])
+    assert set(spoken) == {gating.ALWAYS, gating.TOLD, *gating.GATES}
+    assert len(gating.GATES) == 2 * len(fitted)
     assert gates[gating.TOLD] == {s.id: s.harmful for s in samples}
     assert all(gates[gating.ALWAYS].values())
     assert not any(any(on.values()) for on in gating.open_gates(nb, bare).values())
-    assert len({tuple(gates[name].values()) for name in gating.GATES}) > 1
+    assert len({tuple(spoken[name].values()) for name in gating.GATES}) > 1
 
 
 def test_a_gated_edit_is_the_edit_or_none(nb):

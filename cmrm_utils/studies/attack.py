@@ -212,8 +212,10 @@ def _readable(vlm: VLM, start: Image.Image) -> tuple[Tensor, Tensor, Tensor]:
     mean, std = torch.tensor([reader.image_mean, reader.image_std])[..., None, None]
     scale, shift = reader.rescale_factor / std, -mean / std
     levels = ((seen[0] - shift) / scale).round().clamp(0, 255)
-    again = _processed(vlm, _picture(levels))
-    if again.shape != seen.shape or not torch.allclose(again[0], scale * levels + shift, atol=1e-4):
+    # Noise, since a plain picture looks alike however it is resized.
+    noise = torch.randint(256, levels.shape, generator=torch.Generator().manual_seed(0)).float()
+    again = _processed(vlm, _picture(noise))
+    if again.shape != seen.shape or not torch.allclose(again[0], scale * noise + shift, atol=1e-4):
         raise InputError(f"{vlm.name}: its processor does more to a picture than to scale it")
     return levels, scale, shift
 

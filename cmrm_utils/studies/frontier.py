@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -136,12 +137,14 @@ def frontier(
     rows = opening(nb, [trial for trials in tried.values() for trial in trials])
     keys = [key for key, trials in tried.items() for _ in trials]
     rows = rows.assign(part=[name for name, _ in keys], alpha=[alpha for _, alpha in keys])
-    result = _doses(nb, parts, sorted({0.0, *alphas}))
+    spoken = LOG_ODDS in rows and rows[LOG_ODDS].notna().any()
+    result = _doses(nb, parts, sorted({0.0, *alphas})).assign(twins=np.nan)
     for name, these in _sides(rows).items():
+        result = result.drop(columns=name, errors="ignore")
         result = result.merge(_named(rates(these, "hit", ["part", "alpha"]), name))
-        if name == "refused" and LOG_ODDS in these:
+        if name == "refused" and spoken:
             result = result.merge(_named(means(these, LOG_ODDS, ["part", "alpha"]), "log-odds"))
-    return result.merge(_areas(rows)) if LOG_ODDS in rows else result
+    return result.merge(_areas(rows)) if spoken and result["twins"].notna().all() else result
 
 
 def _frontier_lists(

@@ -108,6 +108,20 @@ def test_the_frontier_is_each_sides_share_at_each_alpha(opened):
     assert (rows["refused_low"] <= rows["refused"]).all()
 
 
+def test_a_model_without_log_odds_and_data_without_benign_requests(nb, monkeypatch):
+    """A random model opens no refusals, and a set may hold harmful requests alone."""
+    harmful = [t for t in frontier.requests(nb, 2) if t.sample.harmful]
+    monkeypatch.setattr(frontier, "requests", lambda nb, n: harmful)
+    ask = nb.ask
+    monkeypatch.setattr(nb, "ask", lambda trials: ask(trials).assign(log_odds=None))
+    rows = frontier.frontier(nb, {"v": nb.anchors.shift()}, [0.5], 2)
+    assert rows["alpha"].tolist() == [0.0, 0.5]
+    assert rows["twins"].isna().all()
+    assert rows["refused"].notna().all()
+    assert "log-odds" not in rows
+    assert frontier.matched(rows, 2.0).isna().any(axis=None)
+
+
 def test_doses_by_hand(opened):
     r = opened.anchors.refusal()
     rows = frontier.frontier(opened, {"v": r.scaled(-2.0)}, [0.5], 1).set_index("alpha")

@@ -61,7 +61,7 @@ def defence_points(settings: pd.DataFrame, defences: pd.DataFrame, *, near: floa
             that was chosen, which is drawn large).
         defences: as :func:`pareto`'s rows, one row per ``method``; a method that was not tried is
             grey and open.
-        near: the utility from which the second panel shows.
+        near: the utility from which the second panel shows; from less, if a method has less.
     """
     figure, validation, test = _trade_off_panels((11.5, 4.4), (1, 1))
     for i, method in enumerate(dict.fromkeys([*settings["method"], *defences["method"]])):
@@ -94,6 +94,7 @@ def defence_points(settings: pd.DataFrame, defences: pd.DataFrame, *, near: floa
             label=method,
         )
     validation.set(title="validation split, every setting; large: chosen", ylim=(-0.02, None))
+    near = min(near, float(tested["utility"].min()) - 0.03)
     test.set(title="test split, as chosen, 95% intervals", xlim=(near, 1.01))
     legend(figure, test)
     return figure

@@ -73,6 +73,10 @@ def test_defence_points():
     assert np.allclose(up[0][:, 1], [0.15, 0.3])
     assert colour(points["CMRM"].lines[0]) == drawn[0.9, 0.1][1].upper()
     assert points["own image"].lines[0].get_markerfacecolor() == "white"
+    assert test.get_xlim()[0] == 0.6
+    poor = tradeoffs(("CMRM", 0.2, 0.15, 0.3, 0.1, 0.05, 0.2))
+    _, test = plots.defence_points(tried, poor).axes
+    assert test.get_xlim()[0] < 0.1  # no method is left out
     assert validation.get_ylabel().startswith("refused")
     assert all(axis.get_xlabel().startswith("utility") for axis in (validation, test))
 

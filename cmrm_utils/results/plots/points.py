@@ -94,7 +94,7 @@ def defence_points(settings: pd.DataFrame, defences: pd.DataFrame, *, near: floa
             label=method,
         )
     validation.set(title="validation split, every setting; large: chosen", ylim=(-0.02, None))
-    near = min(near, float(tested["utility"].min()) - 0.03)
+    near = min(near, float(defences["utility"].min()) - 0.03)
     test.set(title="test split, as chosen, 95% intervals", xlim=(near, 1.01))
     legend(figure, test)
     return figure

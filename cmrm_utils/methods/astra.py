@@ -10,7 +10,17 @@ from torch.nn.functional import normalize
 
 from cmrm_utils.edits import Edit
 from cmrm_utils.errors import InputError
-from cmrm_utils.methods.base import Anchors, Make, Method, adding, cached_vectors, each, edited
+from cmrm_utils.methods.base import (
+    Anchors,
+    Make,
+    Method,
+    adding,
+    cached_vectors,
+    each,
+    edited,
+    mean_state,
+    shown,
+)
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
@@ -29,7 +39,7 @@ def ASTRA(attack: ShiftVectors, calm: ShiftVectors, alpha: float, *, layer: int)
 
     Args:
         attack: v (:func:`attack_direction`).
-        calm: h_ref, the mean state of ordinary inputs (:func:`calm_state`).
+        calm: h_ref, the mean state of ordinary inputs (:func:`.base.mean_state`).
         alpha: strength, relative to the state's norm.
         layer: at whose output, counted from 0.
     """
@@ -60,7 +70,7 @@ def attack_direction(
     """
     if not samples or not pictures:
         raise InputError("ASTRA learns from adversarial pictures, shown with requests")
-    shown = [
+    trials = [
         Trial(replace(sample, image=picture), "own")
         for sides in zip(*pictures, strict=True)
         for picture in sides
@@ -71,29 +81,13 @@ def attack_direction(
         whole, masked = states.double().chunk(2)
         return (whole - masked).mean(0).float()
 
-    return cached_vectors(vlm, shown, "attack", differences, path=path)
-
-
-def calm_state(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None) -> ShiftVectors:
-    """h_ref: the mean state of harmless requests, each with its own image if it has one.
-
-    Raises:
-        InputError: no requests; ``path`` holds other vectors.
-    """
-    if not samples:
-        raise InputError("no harmless requests to take a mean of")
-    trials = [Trial(s, "none" if s.image is None else "own") for s in samples]
-
-    def mean(states: Tensor) -> Tensor:
-        return states.double().mean(0).float()
-
-    return cached_vectors(vlm, trials, "calm", mean, path=path)
+    return cached_vectors(vlm, trials, "attack", differences, path=path)
 
 
 def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
     samples, path = anchors.harmful[:REQUESTS], anchors.path("attack")
     v = attack_direction(anchors.vlm, samples, anchors.pictures(), path=path)
-    calm = calm_state(anchors.vlm, anchors.benign, path=anchors.path("calm"))
+    calm = mean_state(anchors.vlm, shown(anchors.benign), "calm", path=anchors.path("calm"))
     count = len(anchors.vlm.layers)
 
     def make(depth: float, alpha: float) -> list[Trial]:

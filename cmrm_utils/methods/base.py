@@ -207,6 +207,34 @@ def cached_vectors(
     return load_or_make(path, provenance, make)
 
 
+def mean_state(
+    vlm: VLM, trials: Sequence[Trial], what: str, *, path: Path | None = None
+) -> ShiftVectors:
+    """The mean state of trials at the last prompt token, at each layer.
+
+    Args:
+        vlm: the model.
+        trials: whose states are read.
+        what: what the mean is, for its provenance.
+        path: where it is kept, and taken from if it is there.
+
+    Raises:
+        InputError: no trials; ``path`` holds other vectors.
+    """
+    if not trials:
+        raise InputError("no samples to take a mean of")
+
+    def mean(states: Tensor) -> Tensor:
+        return states.double().mean(0).float()
+
+    return cached_vectors(vlm, trials, what, mean, path=path)
+
+
+def shown(samples: Iterable[Sample], image: str = "own") -> list[Trial]:
+    """Samples in an image condition, those without an image as text."""
+    return [Trial(s, "none" if s.image is None else image) for s in samples]
+
+
 def only_named(method: str) -> Edit:
     """No edit, under a method's name: tables then show what a changed prompt belongs to."""
     return Edit(torch.zeros(1, 1), settings={"method": method})

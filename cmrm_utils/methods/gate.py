@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -93,13 +94,17 @@ def _half_way(harmful: Tensor, harmless: Tensor) -> Score:
 
 
 def _probe(harmful: Tensor, harmless: Tensor) -> Score:
-    states = torch.cat([harmful, harmless]).double().numpy()
-    scaler = StandardScaler().fit(states)
-    probe = LogisticRegression(C=0.1, max_iter=2000, class_weight="balanced")
-    probe.fit(scaler.transform(states), [1] * len(harmful) + [0] * len(harmless))
-    direction = torch.from_numpy(probe.coef_[0] / scaler.scale_).float()
-    threshold = float(direction.double().numpy() @ scaler.mean_ - probe.intercept_[0])
-    return lambda states: states @ direction - threshold
+    probe = harm_probe(harmful, harmless)
+    return lambda states: torch.from_numpy(probe.decision_function(states.double().numpy()))
+
+
+def harm_probe(harmful: Tensor, harmless: Tensor) -> Pipeline:
+    """A logistic regression on standardised states ``(n, hidden)``, both sides weighing alike."""
+    probe = make_pipeline(
+        StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, class_weight="balanced")
+    )
+    labels = [1] * len(harmful) + [0] * len(harmless)
+    return probe.fit(torch.cat([harmful, harmless]).double().numpy(), labels)
 
 
 def _neighbours(harmful: Tensor, harmless: Tensor) -> Score:

@@ -9,16 +9,15 @@ from torch import Tensor
 
 from cmrm_utils.edits import Edit, Tokens, check_sample_ids
 from cmrm_utils.engine.loops import hidden_states
-from cmrm_utils.errors import InputError
 from cmrm_utils.methods.base import (
     Anchors,
     Layers,
     Make,
     Method,
     adding,
-    cached_vectors,
     edited,
     finite,
+    mean_state,
 )
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.models import VLM
@@ -73,14 +72,7 @@ def text_mean(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None) 
     Raises:
         InputError: no samples; ``path`` holds other vectors.
     """
-    if not samples:
-        raise InputError("no samples to take a mean of")
-    trials = [Trial(sample, "none") for sample in samples]
-
-    def mean(states: Tensor) -> Tensor:
-        return states.double().mean(0).float()
-
-    return cached_vectors(vlm, trials, "text mean", mean, path=path)
+    return mean_state(vlm, [Trial(sample, "none") for sample in samples], "text mean", path=path)
 
 
 def regained(

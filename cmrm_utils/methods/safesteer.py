@@ -4,9 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -23,10 +20,11 @@ from cmrm_utils.methods.base import (
     finite,
     samples_of,
     settings_of,
+    shown,
 )
+from cmrm_utils.methods.gate import harm_probe
 from cmrm_utils.models import VLM
 from cmrm_utils.prompts import SAFETY_SENTENCE
-from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
 from cmrm_utils.vectors import ShiftVectors, leading_directions
 
@@ -90,7 +88,7 @@ def sentence_pushes(vlm: VLM, trials: Sequence[Trial]) -> ShiftVectors:
     return ShiftVectors(after - plain, tuple(trial.sample.id for trial in trials))
 
 
-def harm_probe(harmful: Tensor, harmless: Tensor, states: Tensor) -> list[float]:
+def harm_shares(harmful: Tensor, harmless: Tensor, states: Tensor) -> list[float]:
     """p: how likely each state is harmful's, by a logistic regression on the last layers.
 
     Args:
@@ -107,21 +105,14 @@ def harm_probe(harmful: Tensor, harmless: Tensor, states: Tensor) -> list[float]
     def last(part: Tensor) -> Tensor:
         return part[:, -LAST_LAYERS:].flatten(1)
 
-    probe = make_pipeline(
-        StandardScaler(), LogisticRegression(C=0.1, max_iter=2000, class_weight="balanced")
-    )
-    labels = [1] * len(harmful) + [0] * len(harmless)
-    probe.fit(torch.cat([last(harmful), last(harmless)]).double().numpy(), labels)
+    probe = harm_probe(last(harmful), last(harmless))
     return probe.predict_proba(last(states).double().numpy())[:, 1].tolist()
 
 
 def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
     vlm, count = anchors.vlm, len(anchors.vlm.layers)
 
-    def as_trials(samples: Sequence[Sample]) -> list[Trial]:
-        return [Trial(s, "none" if s.image is None else "own") for s in samples]
-
-    harmful, harmless = as_trials(anchors.harmful), as_trials(anchors.benign)
+    harmful, harmless = shown(anchors.harmful), shown(anchors.benign)
     learnt = sentence_pushes(vlm, harmful)
     few = min(DIRECTIONS, len(harmful), vlm.hidden_size)
     principal = ShiftVectors(leading_directions(learnt.values, few))
@@ -131,7 +122,7 @@ def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
     bad, good, own = (
         hidden_states(vlm, these) for these in (harmful, harmless, list(first.values()))
     )
-    probed = dict(zip(first, harm_probe(bad, good, own), strict=True))
+    probed = dict(zip(first, harm_shares(bad, good, own), strict=True))
     middle = range(int(0.4 * count), max(int(0.6 * count), int(0.4 * count) + 1))
 
     def make(gate: Literal["published", "none"], alpha: float) -> list[Trial]:

@@ -85,16 +85,16 @@ def caption_shift(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = No
 
 
 def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
-    return _made(anchors, trials, CAPTION_QUERY, "caption_safety")
+    return _maker(anchors, trials, CAPTION_QUERY, "caption_safety")
 
 
 def _prepare_published(anchors: Anchors, trials: Sequence[Trial]) -> Make:
     count = len(anchors.vlm.layers)
-    make = _made(anchors, trials, CAPTION_FOR_QUERY, "query_caption_safety")
+    make = _maker(anchors, trials, CAPTION_FOR_QUERY, "query_caption_safety")
     return lambda: make(layers=range(round(count * 10 / 32), count), tokens="last prompt")
 
 
-def _made(anchors: Anchors, trials: Sequence[Trial], ask: str, name: str) -> Make:
+def _maker(anchors: Anchors, trials: Sequence[Trial], ask: str, name: str) -> Make:
     told = partial(captioned, respond=anchors.respond, ask=ask)
     seen = [
         [s for s in these if s.image is not None] for these in (anchors.harmful, anchors.benign)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from cmrm_utils.data.load import load_samples
 from cmrm_utils.engine.loops import generate
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges.outcomes import judge
@@ -42,7 +41,7 @@ def compared(
     """
     methods = {**with_settings(alphas=alphas, grids=grids), **PUBLISHED}
     left: dict[str, str] = {}
-    if any(sample.world for sample in load_samples(nb.data, "validation")):
+    if nb.world:
         left = dict.fromkeys(
             PROMPTED, "the invented world's model was never taught to heed a prompt"
         )

@@ -17,16 +17,16 @@ from torch import Tensor
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine.batch import log_odds
 from cmrm_utils.engine.loops import first_logits, hidden_states, progress_bar, response_header
-from cmrm_utils.methods.base import edited
+from cmrm_utils.methods.base import cached_vectors, dose, edited
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.methods.prompting import caption_trials
 from cmrm_utils.results.intervals import area_under_curve
 from cmrm_utils.results.rates import LOG_ODDS, means, rates
-from cmrm_utils.store import Records
+from cmrm_utils.store import Records, hashed
 from cmrm_utils.studies import anatomy, sweep
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.trials import Trial, table
-from cmrm_utils.vectors import ShiftVectors, shifts
+from cmrm_utils.vectors import ShiftVectors
 
 TRIALS = 256
 """Trials whose logits are held at once: the vocabulary is wide."""
@@ -71,18 +71,18 @@ def directions(nb: Notebook) -> dict[str, ShiftVectors]:
     """
     vlm, harmful = nb.vlm, nb.anchors.harmful
     v, r = nb.anchors.shift(), nb.anchors.refusal()
-    differences = shifts(vlm, harmful)
     b = nb.shift(nb.anchors.benign, "benign_blank")
     noise = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, (len(harmful), 1, 1), generator=noise) * 2.0 - 1
-    states = hidden_states(vlm, [Trial(s, "blank") for s in harmful])
+    both = [Trial(s, image) for image in ("none", "blank") for s in harmful]
+    text, states = hidden_states(vlm, both).chunk(2)
     weights = torch.randn(len(states), generator=noise)
     spread = torch.einsum("n,nlh->lh", weights, states - states.mean(0))
     parts = {
         "v without refusal": v.without(r),
         "refusal direction": r.scaled(-1.0),
         "b (benign anchors)": b,
-        "v, signs shuffled": ShiftVectors((signs * differences).mean(0)),
+        "v, signs shuffled": ShiftVectors((signs * (states - text)).mean(0)),
         "random, as states vary": ShiftVectors(spread),
         "random": v.random(0),
     }
@@ -100,14 +100,21 @@ def refused_minus_answered(nb: Notebook) -> ShiftVectors | None:
     """
     trials = [Trial(sample, "none") for sample in nb.samples("anchors", None, "harmful", "benign")]
     rows = nb.ask(trials)
-    states = hidden_states(nb.vlm, trials)
-    apart = []
+    pairs = []
     for _, these in rows.groupby("kind"):
-        sides = [these.index[these["outcome"] == name] for name in ("refused", "complied")]
+        sides = [these.index[these["outcome"] == name].tolist() for name in ("refused", "complied")]
         if min(map(len, sides)) > 1:
-            refused, answered = (states[side.tolist()].double().mean(0) for side in sides)
-            apart.append(refused - answered)
-    return ShiftVectors(torch.stack(apart).mean(0).float()) if apart else None
+            pairs.append(sides)
+    if not pairs:
+        return None
+
+    def apart(states: Tensor) -> Tensor:
+        exact = states.double()
+        return torch.stack([exact[a].mean(0) - exact[b].mean(0) for a, b in pairs]).mean(0).float()
+
+    path = nb.run.folder / "vectors" / "refused_answered.safetensors"
+    outcomes = hashed(rows["outcome"])
+    return cached_vectors(nb.vlm, trials, "refused - answered", apart, path=path, outcomes=outcomes)
 
 
 def requests(nb: Notebook, n: int | None) -> list[Trial]:
@@ -186,18 +193,17 @@ def _doses(
     nb: Notebook, parts: Mapping[str, ShiftVectors], alphas: Sequence[float]
 ) -> pd.DataFrame:
     harmful = [trial for trial in requests(nb, None) if trial.sample.harmful]
-    size = hidden_states(nb.vlm, harmful).norm(dim=-1).mean(0)
+    states = hidden_states(nb.vlm, harmful)
+    size = states.norm(dim=-1).mean(0)
     r = nb.anchors.refusal()
     unit = r.values / r.norms[:, None]
 
-    def of(values: Tensor) -> float:
-        return float((values / size).mean())
-
-    cells = [
-        (name, alpha, alpha * of(part.norms), -alpha * of((part.values * unit).sum(-1)))
-        for name, part in parts.items()
-        for alpha in alphas
-    ]
+    cells = []
+    for name, part in parts.items():
+        along = -float(((part.values * unit).sum(-1) / size).mean())
+        for alpha in alphas:
+            length = float(dose(CMRM(part, alpha), states).mean())
+            cells.append((name, alpha, length, alpha * along))
     return pd.DataFrame(cells, columns=["part", "alpha", "dose", "towards"])
 
 

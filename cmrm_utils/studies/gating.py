@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine.loops import hidden_states
-from cmrm_utils.methods.base import Anchors, Method, by_alpha, edited
+from cmrm_utils.methods.base import Anchors, Method, by_alpha, edited, shown
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.methods.gate import How, fit_detector, fit_gate, gated, refusal_lens
 from cmrm_utils.results.rates import measures, paired_changes, rates, trade_off
@@ -49,7 +49,7 @@ def open_gates(nb: Notebook, samples: Sequence[Sample]) -> dict[str, dict[str, b
     @cache
     def states(image: str) -> list[Tensor]:
         return [
-            hidden_states(nb.vlm, [Trial(s, "none" if s.image is None else image) for s in these])
+            hidden_states(nb.vlm, shown(these, image))
             for these in (nb.anchors.harmful, harmless, samples)
         ]
 

@@ -164,6 +164,11 @@ class Notebook:
         return take(every, n, "fact") if any(s.task == "fact" for s in every) else []
 
     @property
+    def world(self) -> bool:
+        """Whether the data is of the invented world, whose exact judge knows the outcomes."""
+        return any(sample.world for sample in load_samples(self.data, "validation"))
+
+    @property
     def openers(self) -> tuple[int, ...]:
         """Ids of the tokens that open the model's refusals; none in the invented world."""
         return self.yardstick.openers if self.yardstick else ()
@@ -176,7 +181,7 @@ class Notebook:
     @cached_property
     def yardstick(self) -> Yardstick | None:
         """What responses in natural language are measured with; None in the invented world."""
-        if self.dry or any(sample.world for sample in load_samples(self.data, "validation")):
+        if self.dry or self.world:
             return None
         return Yardstick(self.vlm, self.data, self.run.folder, self.max_new_tokens)
 

@@ -4,8 +4,8 @@ from PIL import Image
 from vectors_drawn import drawn
 
 from cmrm_utils import InputError, Sample, ShiftVectors, Trial, hidden_states
-from cmrm_utils.methods.astra import ASTRA, METHOD, PUBLISHED, attack_direction, calm_state
-from cmrm_utils.methods.base import Anchors
+from cmrm_utils.methods.astra import ASTRA, METHOD, PUBLISHED, attack_direction
+from cmrm_utils.methods.base import Anchors, mean_state, shown
 
 
 def picture(level):
@@ -38,7 +38,7 @@ def test_the_direction_is_of_the_picture_against_its_masked_copy(tiny, requests)
         for whole, masked in pairs
     ]
     torch.testing.assert_close(v.values, torch.cat(differences).mean(0), rtol=1e-4, atol=1e-5)
-    calm = calm_state(tiny, requests)
+    calm = mean_state(tiny, shown(requests), "calm")
     own = hidden_states(tiny, [Trial(s) for s in requests]).mean(0)
     torch.testing.assert_close(calm.values, own, rtol=1e-4, atol=1e-5)
 
@@ -46,8 +46,8 @@ def test_the_direction_is_of_the_picture_against_its_masked_copy(tiny, requests)
 def test_needs_pictures_and_requests(tiny, requests):
     with pytest.raises(InputError, match="adversarial pictures"):
         attack_direction(tiny, requests, [])
-    with pytest.raises(InputError, match="harmless"):
-        calm_state(tiny, [])
+    with pytest.raises(InputError, match="no samples"):
+        mean_state(tiny, [], "calm")
 
 
 def test_depth_and_alpha_and_the_authors_setting(tiny, requests):
@@ -55,7 +55,10 @@ def test_depth_and_alpha_and_the_authors_setting(tiny, requests):
     anchors = Anchors(tiny, requests[:2], requests[2:], list, pictures=lambda: pairs)
     plain = [Trial(s) for s in requests]
     make = METHOD.prepare(anchors, plain)
-    v, calm = attack_direction(tiny, requests[:2], pairs), calm_state(tiny, requests[2:])
+    v, calm = (
+        attack_direction(tiny, requests[:2], pairs),
+        mean_state(tiny, shown(requests[2:]), "calm"),
+    )
     assert make(depth=0.5, alpha=0.25)[0].edit.digest == ASTRA(v, calm, 0.25, layer=1).digest
     (published,) = PUBLISHED.settings
     for trial in PUBLISHED.prepare(anchors, plain)(**published):

@@ -4,7 +4,7 @@ from vectors_drawn import drawn, orthonormal
 
 from cmrm_utils import InputError, Trial, hidden_states
 from cmrm_utils.methods.base import Anchors
-from cmrm_utils.methods.safesteer import METHOD, SafeSteer, harm_probe, sentence_pushes
+from cmrm_utils.methods.safesteer import METHOD, SafeSteer, harm_shares, sentence_pushes
 from cmrm_utils.prompts import SAFETY_SENTENCE
 
 
@@ -51,12 +51,12 @@ def test_the_probe_reads_the_last_layers_alone():
     harmful[:, 5, 0] += 6
     near = torch.zeros(2, 6, 8)
     near[0, 5, 0] = 6
-    high, low = harm_probe(harmful, harmless, near)
+    high, low = harm_shares(harmful, harmless, near)
     assert high > 0.65 > 0.35 > low
     near[1, 1] = 100.0  # a layer that it does not read
-    assert harm_probe(harmful, harmless, near)[1] == pytest.approx(low)
+    assert harm_shares(harmful, harmless, near)[1] == pytest.approx(low)
     with pytest.raises(InputError, match="gate learns"):
-        harm_probe(harmful, harmless[:0], near)
+        harm_shares(harmful, harmless[:0], near)
 
 
 def test_without_its_gate_every_sample_is_pushed_whole(tiny, requests):

@@ -23,7 +23,6 @@ from cmrm_utils.results import text
 from cmrm_utils.store import Responses
 from cmrm_utils.studies import comparison, sweep
 from cmrm_utils.studies.notebook import Notebook
-from cmrm_utils.studies.registry import STUDIES
 from cmrm_utils.studies.selection import Choice
 from cmrm_utils.studies.sweep import NO_EDIT, Chosen
 from cmrm_utils.trials import table
@@ -330,7 +329,7 @@ def test_tables_are_read_as_text():
     assert text.change_table(changes).loc[("own image", "a")].tolist() == ["-12.5% [-20, -5]"]
 
 
-def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):
+def test_what_is_shared_out_is_what_the_notebook_asks(nb, shared_out):
     """In its order, no list needs what a later one asks."""
     parameters = {
         "n_validation": 1,
@@ -338,17 +337,7 @@ def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):
         "grids": FEW,
         "alphas": [0.5],
     }
-    asked = {}
-    ask = nb.ask
-
-    def record(trials):
-        missing = {trial.id for trial in trials} - set(asked)
-        assert not missing, "asked for what no earlier list has"
-        return ask(trials)
-
-    monkeypatch.setattr(nb, "ask", record)
-    for trials in STUDIES["06"](nb, parameters):
-        asked.update({trial.id: trial for trial in trials})
+    asked = shared_out(nb, "06", parameters)
     methods = comparison.compared(nb, [0.5], FEW)
     comparison.test(nb, sweep.sweep(nb, methods, sweep.validation(nb, 1)), 2)
     shared = {"model": nb.vlm.fingerprint, "max_new_tokens": 4}

@@ -12,7 +12,6 @@ from cmrm_utils.engine.loops import first_logits
 from cmrm_utils.store import Responses
 from cmrm_utils.studies import anatomy, frontier
 from cmrm_utils.studies.notebook import Notebook
-from cmrm_utils.studies.registry import STUDIES
 
 pytestmark = pytest.mark.usefixtures("few_anchors")
 
@@ -171,21 +170,11 @@ def test_what_is_taken_out_is_gone(nb):
     assert set(rows["image"]) == {"none"}
 
 
-def test_what_is_shared_out_is_what_the_notebook_asks(nb, monkeypatch):
+def test_what_is_shared_out_is_what_the_notebook_asks(nb, shared_out):
     """In its order, no list needs what a later one asks."""
     parameters = {"n_validation": 1, "n_parts": 1, "n_test": 1, "alphas": [0.5], "doses": [0.5]}
     parameters["depth"] = 0.5
-    asked = {}
-    ask = nb.ask
-
-    def record(trials):
-        missing = {trial.id for trial in trials} - set(asked)
-        assert not missing, "asked for what no earlier list has"
-        return ask(trials)
-
-    monkeypatch.setattr(nb, "ask", record)
-    for trials in STUDIES["07"](nb, parameters):
-        asked.update({trial.id: trial for trial in trials})
+    asked = shared_out(nb, "07", parameters)
     frontier.ablations(nb, 1, 0.5)
     frontier.frontier(nb, frontier.directions(nb), [0.5], 1)
     anatomy.part_table(nb, 1, [0.5])

@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 # Notebooks in JupyterLab may load torch before cmrm_utils/spinning.py can set this; see there.
 ifndef OMP_WAIT_POLICY
-GOMP_SPINCOUNT ?= 30000
+GOMP_SPINCOUNT ?= 100000
 export GOMP_SPINCOUNT
 endif
 

@@ -10,7 +10,7 @@ import sys
 
 SPINS, WAITS = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
 
-COUNT = "30000"
+COUNT = "100000"
 """Rounds of spinning before a thread sleeps; libgomp's default is 300000."""
 
 

@@ -32,7 +32,7 @@ research: $(READY) ## run notebooks 06 to 09, write runs/research/report.html
 	$(BIN)/cmrm run research
 
 test: $(READY) lint ## lint, type-check, unit tests, notebook regression tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## ruff, mypy and the floors of the module
 	$(BIN)/ruff format --check --quiet

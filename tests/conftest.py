@@ -9,6 +9,8 @@ import pytest
 
 import cmrm_utils  # noqa: F401  # before torch: it sets how torch's threads wait
 
+if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -25,6 +27,11 @@ from cmrm_utils.trials import Trial
 
 FIXTURES = Path(__file__).parent / "fixtures"
 """A folder of all data in small: local copies of every public set, and COCO images."""
+
+
+def pytest_collection_modifyitems(items):
+    """Executed notebooks take longest, so they begin."""
+    items.sort(key=lambda item: item.path.stem != "test_nbval")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,4 @@
-"""The committed notebooks: well kept, and still giving what they show."""
+"""The committed notebooks: well kept, and general."""
 
 import json
 import os
@@ -10,28 +10,11 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+from committed import ASKING, CORE, NOTEBOOKS, RESEARCH, code_cells, default
 
-from cmrm_utils.bundled.fetch import smollm2
-from cmrm_utils.errors import InputError
-from cmrm_utils.jobs.profiles import numbered_notebooks
-from cmrm_utils.paths import ROOT, STORED
-
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-ASKING = numbered_notebooks(None)
-CORE, RESEARCH = ASKING[:5], ASKING[5:]
-"""Of those that ask a model: the ones that a profile runs which names none, and the others."""
+from cmrm_utils.paths import ROOT
 
 CHECK = "# NBVAL_CHECK_OUTPUT"
-TOLERANCE, ODDS_TOLERANCE = 0.08, 0.05
-"""Greedy decoding can flip a token between processors; a rate may move by this much.
-
-Log-odds, which need no decoding, move less.
-"""
-
-
-def code_cells(path):
-    notebook = nbformat.read(path, as_version=4)
-    return [c for c in notebook.cells if c.cell_type == "code"]
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -93,9 +76,8 @@ def test_one_model_a_run_folder():
     """A run folder refuses a second model, so notebooks of other models write to other folders."""
     models = {}
     for path in ASKING:
-        found = papermill.inspect_notebook(str(path))
-        out, *asked = (found[name]["default"] for name in ("out", "model", "data"))
-        models.setdefault(out, set()).add(tuple(asked))
+        asked = default(path, "model"), default(path, "data")
+        models.setdefault(default(path, "out"), set()).add(asked)
     assert all(len(each) == 1 for each in models.values()), models
 
 
@@ -104,97 +86,6 @@ def test_no_timestamps_or_paths(notebook):
     assert str(ROOT) not in text
     assert not re.search(r'"(execution|papermill)": \{', text)
     assert not re.search(r"/home/|/Users/|/tmp/", text)
-
-
-@pytest.fixture(scope="session")
-def unreached():
-    """Why the language model of the core notebooks cannot be had; empty where it can."""
-    try:
-        smollm2()
-    except InputError as error:
-        return str(error)
-    return ""
-
-
-@pytest.fixture(scope="session")
-def runnable(unreached):
-    """The notebooks that can run here."""
-    return [path for path in NOTEBOOKS if not (unreached and path in CORE)]
-
-
-@pytest.fixture(scope="session")
-def executed(tmp_path_factory, runnable):
-    """All notebooks run by nbval in a fresh home, in order; the home and nbval's words.
-
-    Without the package registry, those that need no language model from there.
-    """
-    home = tmp_path_factory.mktemp("home")
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q"]
-    command += ["-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(ROOT / "notebooks")]
-    done = subprocess.run(
-        [*command, *map(str, runnable)],
-        env={
-            **os.environ,
-            "CMRM_HOME": str(home),
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-            "TQDM_DISABLE": "1",
-        },
-        cwd=ROOT / "notebooks",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return home, done
-
-
-def test_nbval(executed, runnable):
-    _, done = executed
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    cells = sum(len(code_cells(path)) for path in runnable)
-    assert f"{cells} passed" in done.stdout
-
-
-@pytest.fixture
-def ran(asking, runnable, unreached):
-    """A notebook that nbval ran."""
-    if asking not in runnable:
-        pytest.skip(unreached)
-    return asking
-
-
-def numbers(value, name=""):
-    """Every number of nested JSON, by its path."""
-    if isinstance(value, dict):
-        return {
-            k: v for key, each in value.items() for k, v in numbers(each, f"{name}/{key}").items()
-        }
-    return {name: value} if isinstance(value, (int, float)) else {}
-
-
-def run_of(home, notebook):
-    """The run folder that a notebook writes to by default."""
-    return home / papermill.inspect_notebook(str(notebook))["out"]["default"].strip("\"'")
-
-
-def test_fine_figures_within_tolerance(executed, ran):
-    home, _ = executed
-    name = f"{ran.stem}.json"
-    stored = numbers(json.loads((STORED / f"metrics_{name}").read_text()))
-    found = numbers(json.loads((run_of(home, ran) / "metrics" / name).read_text()))
-    assert stored.keys() == found.keys()
-    assert stored
-    for key, value in stored.items():
-        most = ODDS_TOLERANCE if key.startswith("/log-odds") else TOLERANCE
-        assert found[key] == pytest.approx(value, abs=most, rel=0.02), key
-
-
-def test_manifest_names_what_was_written(executed, ran):
-    home, _ = executed
-    run = run_of(home, ran)
-    manifest = json.loads((run / "manifests" / f"{ran.stem}.json").read_text())
-    assert manifest["notebook"] == ran.stem
-    assert manifest["files"]
-    assert all((run / name).is_file() for name in manifest["files"])
 
 
 TABLES = ("04_judges", "05_scores", "05_choices")

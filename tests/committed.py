@@ -1,0 +1,22 @@
+"""The committed notebooks, for tests."""
+
+import nbformat
+import papermill
+
+from cmrm_utils.jobs.profiles import numbered_notebooks
+from cmrm_utils.paths import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+ASKING = numbered_notebooks(None)
+CORE, RESEARCH = ASKING[:5], ASKING[5:]
+"""Of those that ask a model: the ones that a profile runs which names none, and the others."""
+
+
+def code_cells(path):
+    notebook = nbformat.read(path, as_version=4)
+    return [c for c in notebook.cells if c.cell_type == "code"]
+
+
+def default(path, name):
+    """A notebook's own value of a parameter, as text; empty if it has no such parameter."""
+    return papermill.inspect_notebook(str(path)).get(name, {}).get("default", "").strip("\"'")

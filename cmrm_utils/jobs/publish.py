@@ -54,6 +54,7 @@ STORED_TABLES = {
         "smollm2_cosines": "02_refusal_cosine",
         "smollm2_controls": "03_controls",
     },
+    "smollm2-defences": {"smollm2_defences": "06_comparison", "smollm2_settings": "06_sweep"},
     "smollm2-anatomy": {"smollm2_frontier": "07_frontier", "smollm2_ablated": "07_ablated"},
     "smollm2-shares": {"smollm2_shares_conditions": "01_rates", "smollm2_shares_test": "04_test"},
     "smollm2-public": {"smollm2_curves": "04_curves", "smollm2_test": "04_test"},

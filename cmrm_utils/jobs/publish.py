@@ -27,8 +27,8 @@ from cmrm_utils.studies.evaluation import NATURAL
 from cmrm_utils.studies.selection import RULE, choose_alpha
 
 _RESEARCH = (
-    "06_comparison 06_paired 07_parts 07_directions 07_cosines 08_full 08_layers 08_tokens "
-    "08_heads_curve 08_mlp 08_rank 09_anchors 09_beyond 09_perturbed 09_adversarial 09_gate"
+    "06_comparison 06_paired 07_parts 07_directions 07_cosines 08_ablations 09_anchors 09_beyond "
+    "09_perturbed 09_adversarial 09_gate"
 ).split()
 
 
@@ -55,6 +55,7 @@ STORED_TABLES = {
         "smollm2_controls": "03_controls",
     },
     "smollm2-defences": {"smollm2_defences": "06_comparison", "smollm2_settings": "06_sweep"},
+    "smollm2-ablations": {"smollm2_ablations": "08_ablations"},
     "smollm2-anatomy": {"smollm2_frontier": "07_frontier", "smollm2_ablated": "07_ablated"},
     "smollm2-shares": {"smollm2_shares_conditions": "01_rates", "smollm2_shares_test": "04_test"},
     "smollm2-public": {"smollm2_curves": "04_curves", "smollm2_test": "04_test"},

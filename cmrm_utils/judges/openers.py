@@ -7,26 +7,26 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cmrm_utils.errors import InputError
-from cmrm_utils.judges.keywords import is_refusal
 from cmrm_utils.store import Response
 
 PURE, LEAST = 0.9, 2
 """An opener begins at least two refusals, and at least 90% of the responses that begin with it."""
 
 
-def find_openers(responses: Sequence[Response]) -> tuple[int, ...]:
+def find_openers(responses: Sequence[Response], refused: Sequence[bool]) -> tuple[int, ...]:
     """Ids of the first tokens that open refusals.
 
     Args:
         responses: to harmful requests and, as many or more, to benign ones.
+        refused: whether each is a refusal.
 
     Raises:
         InputError: no token qualifies: the model refuses next to nothing.
     """
     refusals, others = Counter[int](), Counter[int]()
-    for response in responses:
+    for response, refusal in zip(responses, refused, strict=True):
         if response.ids:
-            (refusals if is_refusal(response.text) else others)[response.ids[0]] += 1
+            (refusals if refusal else others)[response.ids[0]] += 1
     tokens = [
         token
         for token, count in refusals.items()

@@ -64,7 +64,8 @@ class Yardstick:
 
     def _make(self, data: str) -> dict[str, Any]:
         try:
-            openers = find_openers([r for _, r in self._own_responses(data, "anchors")])
+            said = [response for _, response in self._own_responses(data, "anchors")]
+            openers = find_openers(said, [is_refusal(response.text) for response in said])
         except InputError as error:
             print(error)
             openers = ()

@@ -77,9 +77,7 @@ def nb(family_folders, tmp_path, monkeypatch):
 
 
 def test_notebooks_of_a_run_have_the_same_choice(nb, monkeypatch):
-    """04's sweep makes it; 06 takes it, and 08 and 09 do without asking anything."""
-    from cmrm_utils.studies.ablations import Ablations
-
+    """04's sweep makes it; 06 takes it, and 09 does without asking anything."""
     alphas = [0.5, 1.0]
     plain = sweep.validation(nb, 2)
     swept = sweep.sweep(nb, sweep.levels(nb, alphas), plain)
@@ -91,11 +89,6 @@ def test_notebooks_of_a_run_have_the_same_choice(nb, monkeypatch):
     monkeypatch.setattr(nb, "ask", pytest.fail)
     found = sweep.choose(nb, some, plain)
     assert found.alphas == {**swept.alphas, "CMRM dataset": 1.0}
-    levels = Ablations(nb, 2, 2).chosen(alphas)
-    assert levels == {
-        "dataset": found.alphas["CMRM dataset"],
-        "sample": found.alphas["CMRM sample"],
-    }
     with pytest.raises(InputError, match="was made with samples"):
         sweep.choose(nb, some, sweep.validation(nb, 3))
     assert list(found.table.columns) == ["setting", "by the paper's reading", "why no edit"]

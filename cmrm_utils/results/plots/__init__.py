@@ -9,10 +9,9 @@ from cmrm_utils.results.plots.lines import (
     alpha_curves,
     anchor_lines,
     binned_rates,
-    count_curves,
     layer_lines,
 )
-from cmrm_utils.results.plots.maps import head_ranking, heat_map, rate_map, state_maps
+from cmrm_utils.results.plots.maps import head_ranking, rate_map, state_maps
 from cmrm_utils.results.plots.points import (
     defence_points,
     dot_panels,

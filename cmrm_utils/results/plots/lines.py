@@ -51,45 +51,6 @@ def layer_lines(
     return figure
 
 
-def count_curves(
-    rows: pd.DataFrame,
-    *,
-    x: str,
-    hue: str,
-    panel: str,
-    xlabel: str,
-    ylabel: str,
-    marks: Mapping[str, float] | None = None,
-) -> Figure:
-    """A rate against a number of things, on a logarithmic axis, with 95% intervals.
-
-    Args:
-        rows: columns ``rate, low, high`` and those named by ``x``, ``hue`` and ``panel``.
-        x: the number.
-        hue: what the lines are.
-        panel: the column that makes panels side by side.
-        xlabel: what is counted.
-        ylabel: what the rate is of.
-        marks: values drawn as dashed lines across, by name.
-    """
-    names, ticks = list(rows[hue].unique()), sorted(rows[x].unique())
-    # Lines are moved apart, or one interval would hide another.
-    places = rows[hue].map(names.index) - (len(names) - 1) / 2
-    moved = rows.assign(**{x: rows[x] * 1.04**places})
-    figure, axes = line_panels(
-        moved, x=x, y="rate", hue=hue, panel=panel, size=(4.2, 3.3), draw=barred, margin=1.8
-    )
-    for axis in axes.values():
-        marks_across(axis, marks)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axis.minorticks_off()
-        axis.set_xlabel(xlabel)
-    percent_axis(next(iter(axes.values())), ylabel)
-    legend(figure, *axes.values())
-    return figure
-
-
 def alpha_curves(
     rows: pd.DataFrame, *, panel: str = "method", chosen: dict[str, float] | None = None
 ) -> Figure:

@@ -40,37 +40,6 @@ def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
     return figure
 
 
-def heat_map(rows: pd.DataFrame, *, x: str, y: str, xlabel: str, ylabel: str) -> Figure:
-    """Rates in a grid, one panel per measure; where columns are few, cells show percentages.
-
-    Args:
-        rows: columns ``measure, rate``, and those named by ``x`` and ``y``; the grid keeps the
-            order of the rows.
-        x: the columns of the grid.
-        y: its rows.
-        xlabel: what ``x`` is.
-        ylabel: what ``y`` is.
-    """
-    measures = list(rows["measure"].unique())
-    across, down = rows[x].unique(), rows[y].unique()
-    width, height = min(1.6 + 0.62 * len(across), 9), 1.2 + 0.36 * len(down)
-    figure, axes = panels(measures, width, height, margin=0)
-    for axis, measure in zip(axes, measures, strict=True):
-        cells = rows[rows["measure"] == measure].pivot(index=y, columns=x, values="rate")
-        rate_grid(
-            axis,
-            cells.reindex(index=down, columns=across),
-            "rate",
-            vmax=max(0.1, float(rows["rate"].max())),
-            cmap="rocket_r",
-            annot=len(across) <= 12,
-            annot_kws={"fontsize": 8},
-            cbar=measure == measures[-1],
-        )
-        axis.set(xlabel=xlabel, ylabel=ylabel if measure == measures[0] else "")
-    return figure
-
-
 def rate_map(rows: pd.DataFrame, *, x: str, y: str, label: str) -> Figure:
     """A rate for every pair of values of two columns, as a map with the numbers on it.
 
@@ -89,19 +58,19 @@ def rate_map(rows: pd.DataFrame, *, x: str, y: str, label: str) -> Figure:
 
 
 def head_ranking(rows: pd.DataFrame, *, xlabel: str, first: int = 12) -> Figure:
-    """Every head's effect as a map of layers and heads, and the greatest with their intervals.
+    """Every head's change as a map of layers and heads, and the greatest with their intervals.
 
     Args:
-        rows: columns ``layer, head, effect, low, high``, the greatest effect first.
-        xlabel: what the effect is of, with its unit.
+        rows: columns ``layer, head, change, low, high``, the greatest change first.
+        xlabel: what the change is of, with its unit.
         first: how many are shown one by one.
     """
     figure, (whole, near) = plt.subplots(
         1, 2, figsize=(10.5, 0.9 + 0.27 * first), width_ratios=(1, 1.2), layout="constrained"
     )
-    most = float(rows["effect"].abs().max()) or 1.0
+    most = float(rows["change"].abs().max()) or 1.0
     sns.heatmap(
-        rows.pivot(index="layer", columns="head", values="effect"),
+        rows.pivot(index="layer", columns="head", values="change"),
         ax=whole,
         cmap="RdBu_r",
         vmin=-most,
@@ -113,7 +82,7 @@ def head_ranking(rows: pd.DataFrame, *, xlabel: str, first: int = 12) -> Figure:
     whole.tick_params(axis="y", rotation=0)
     top = rows.head(first)
     heads = zip(top["layer"], top["head"], strict=True)
-    named_dots(near, top, "effect", [f"layer {layer}, head {head}" for layer, head in heads])
+    named_dots(near, top, "change", [f"layer {layer}, head {head}" for layer, head in heads])
     near.axvline(0, color="#555555", linewidth=0.8)
     near.set(xlabel=xlabel, title=f"the first {len(top)} of {len(rows)}")
     return figure

@@ -159,6 +159,7 @@ def dot_panels(
     value: str = "rate",
     across: int = 3,
     lines: Mapping[str, float] | None = None,
+    share: bool = True,
 ) -> Figure:
     """A value per row with its 95% interval, dodged by ``hue``, in panels with rows of their own.
 
@@ -166,11 +167,12 @@ def dot_panels(
         rows: columns ``value, low, high`` and those named by ``label, panel, hue``.
         label: the column that names the rows.
         panel: the column that makes panels.
-        xlabel: what the value is; it is shown in per cent.
+        xlabel: what the value is.
         hue: the column that colours; None for one colour.
         value: its column.
         across: panels side by side.
         lines: values that are drawn as dashed lines in every panel, by name.
+        share: whether the value is a share, whose axis is in per cent; else 0 is marked.
     """
     parts = dict(list(rows.groupby(panel, sort=False)))
     hues = looks(rows[hue]) if hue else looks([None])
@@ -198,7 +200,10 @@ def dot_panels(
             axis.axvline(where, color="#555555", linestyle=["--", ":"][i % 2], label=name)
         axis.set_yticks(range(len(names)), [named(name) for name in names])
         axis.set_ylim(len(names) - 0.4, -0.6)
-        percent_axis(axis, "", x=True)
+        if share:
+            percent_axis(axis, "", x=True)
+        else:
+            axis.axvline(0, color="#555555", linewidth=0.8)
     figure.supxlabel(xlabel, fontsize="small")
     legend(figure, *axes)
     return figure

@@ -1,6 +1,6 @@
 import numpy as np
 import pandas as pd
-from artists import colour, legend, spans
+from artists import colour, legend
 
 from cmrm_utils import conditions
 from cmrm_utils.results import plots
@@ -59,40 +59,6 @@ def test_layer_lines_beside_marks():
     assert levels == {"no edit": [0.6, 0.6], "full edit": [0.1, 0.1]}
     assert legend(figure) == ["a", "no edit", "full edit"]
     assert len({line.get_linestyle() for line in figure.axes[0].lines}) == 3
-
-
-def test_count_curves():
-    rows = pd.DataFrame(
-        [
-            ("same", "top", 4, 0.2, 0.1, 0.4),
-            ("same", "top", 1, 0.6, 0.5, 0.7),
-            ("same", "random", 1, 0.7, 0.6, 0.8),
-            ("own", "top", 1, 0.3, 0.2, 0.5),
-        ],
-        columns=["strength", "heads", "k", "rate", "low", "high"],
-    )
-    figure = plots.count_curves(
-        rows,
-        x="k",
-        hue="heads",
-        panel="strength",
-        xlabel="heads",
-        ylabel="unsafe",
-        marks={"no edit": 0.65},
-    )
-    same, own = figure.axes
-    assert [axis.get_title() for axis in figure.axes] == ["same", "own"]
-    found = {c.get_label(): c.lines[0].get_data() for c in same.containers}
-    assert found["top"][1].tolist() == [0.6, 0.2]  # in order of the count
-    assert np.allclose(found["top"][0], [1, 4], rtol=0.05)
-    assert found["random"][1].tolist() == [0.7]
-    assert found["top"][0][0] != found["random"][0][0]
-    ends = [s[:, 1].tolist() for s in spans(same)]
-    assert np.allclose(sorted(ends), [[0.1, 0.4], [0.5, 0.7], [0.6, 0.8]])
-    assert [line.get_ydata()[0] for line in own.lines if line.get_label() == "no edit"] == [0.65]
-    assert [text.get_text() for text in own.get_xticklabels()] == ["1", "4"]
-    assert (own.get_xlabel(), same.get_ylabel()) == ("heads", "unsafe")
-    assert legend(figure) == ["no edit", "top", "random"]
 
 
 def test_alpha_curves():

@@ -44,36 +44,10 @@ def test_state_maps():
     assert colours == [none, none, own]
 
 
-def test_heat_map():
-    rows = pd.DataFrame(
-        [
-            ("unsafe", "text", 1, 0.5),
-            ("unsafe", "text", 0, 0.25),
-            ("unsafe", "all", 0, 0.75),
-            ("unsafe", "all", 1, 1.0),
-            ("neither", "text", 0, 0.1),
-            ("neither", "text", 1, 0.2),
-            ("neither", "all", 0, 0.3),
-            ("neither", "all", 1, 0.4),
-        ],
-        columns=["measure", "tokens", "layer", "rate"],
-    )
-    figure = plots.heat_map(rows, x="layer", y="tokens", xlabel="layer edited", ylabel="tokens")
-    unsafe, neither = figure.axes[:2]
-    assert [axis.get_title() for axis in (unsafe, neither)] == ["unsafe", "neither"]
-    assert unsafe.collections[0].get_array().tolist() == [[0.5, 0.25], [1.0, 0.75]]
-    assert neither.collections[0].get_array().tolist() == [[0.2, 0.1], [0.4, 0.3]]
-    assert [text.get_text() for text in unsafe.get_xticklabels()] == ["1", "0"]
-    assert [text.get_text() for text in unsafe.get_yticklabels()] == ["text", "all"]
-    assert [text.get_text() for text in unsafe.texts] == ["50%", "25%", "100%", "75%"]
-    assert unsafe.collections[0].get_clim() == neither.collections[0].get_clim() == (0, 1.0)
-    assert (unsafe.get_xlabel(), unsafe.get_ylabel()) == ("layer edited", "tokens")
-
-
 def test_head_ranking():
     rows = pd.DataFrame(
         [(1, 0, 2.0, 1.5, 2.5), (0, 1, 0.5, 0.25, 1.0), (1, 1, 0, -1, 1), (0, 0, -1.0, -2, -0.5)],
-        columns=["layer", "head", "effect", "low", "high"],
+        columns=["layer", "head", "change", "low", "high"],
     )
     figure = plots.head_ranking(rows, xlabel="gain (logits)", first=3)
     whole, near = figure.axes[:2]

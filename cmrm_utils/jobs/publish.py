@@ -54,7 +54,7 @@ STORED_TABLES = {
         "smollm2_cosines": "02_refusal_cosine",
         "smollm2_controls": "03_controls",
     },
-    "smollm2-defences": {"smollm2_defences": "06_comparison", "smollm2_settings": "06_sweep"},
+    "smollm2-defences": {"smollm2_defences": "06_comparison", "smollm2_first": "06_first_token"},
     "smollm2-ablations": {"smollm2_ablations": "08_ablations"},
     "smollm2-anatomy": {"smollm2_frontier": "07_frontier", "smollm2_ablated": "07_ablated"},
     "smollm2-shares": {"smollm2_shares_conditions": "01_rates", "smollm2_shares_test": "04_test"},

@@ -12,13 +12,15 @@ from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.loading import load_vlm
 from cmrm_utils.methods.base import Method, Settings
 from cmrm_utils.methods.prompting import caption_trials
-from cmrm_utils.methods.registry import PUBLISHED, with_settings
+from cmrm_utils.methods.registry import PUBLISHED, label, with_settings
+from cmrm_utils.models import VLM
 from cmrm_utils.organism.recipe import training_command
 from cmrm_utils.prompts import CAPTION_FOR_QUERY, CAPTION_QUERY
 from cmrm_utils.results.rates import measures, utility
 from cmrm_utils.studies import sweep
 from cmrm_utils.studies.attack import check_searchable
 from cmrm_utils.studies.evaluation import fluency
+from cmrm_utils.studies.first_token import FirstTokens
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.sweep import TIMED, Chosen, median_seconds
 from cmrm_utils.trials import Trial, table
@@ -70,6 +72,42 @@ def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     yield [trial for these in lists.values() for trial in these]
 
 
+def first_tokens(
+    nb: Notebook,
+    methods: Mapping[str, Method],
+    checkpoints: Mapping[str, VLM],
+    n: int | None,
+) -> pd.DataFrame:
+    """What every setting of every method does to the first response token, on validation.
+
+    ECSO is left out: it asks again, and its first token is that of the second question.
+
+    Args:
+        nb: the notebook.
+        methods: by name.
+        checkpoints: models that were trained to refuse (:func:`load_trained`), without an edit.
+        n: samples of each kind.
+
+    Returns:
+        ``method, setting``, and the columns of :meth:`FirstTokens.changes`; empty where there is
+        nothing to measure, which a line says.
+    """
+    try:
+        tokens = FirstTokens(nb, n, "validation")
+    except InputError as error:
+        print(error)
+        return pd.DataFrame()
+    rows = []
+    for name in (name for name in methods if name != "ECSO"):
+        changes = tokens.changes(sweep.settings_lists(nb, methods[name], tokens.trials))
+        for setting, measured in zip(methods[name].settings, changes, strict=True):
+            rows += [{"method": name, "setting": label(setting), **row} for row in measured]
+    for name, other in checkpoints.items():
+        (measured,) = tokens.changes([tokens.trials], other)
+        rows += [{"method": name, "setting": "trained", **row} for row in measured]
+    return pd.DataFrame(rows)
+
+
 def test(nb: Notebook, chosen: Chosen, n: int | None) -> pd.DataFrame:
     """The test split under every method as chosen: judged trials with ``method, setting``."""
     samples = sweep.samples_tested(nb, n, unseen=False)
@@ -78,33 +116,44 @@ def test(nb: Notebook, chosen: Chosen, n: int | None) -> pd.DataFrame:
     return rows.assign(method=rows["setting"], setting=settings)
 
 
-def trained(
-    nb: Notebook, checkpoints: Mapping[str, str], n: int | None, settings: Mapping[str, Any]
-) -> pd.DataFrame:
+def load_trained(
+    nb: Notebook, places: Mapping[str, str], settings: Mapping[str, Any]
+) -> dict[str, VLM]:
+    """Checkpoints that were trained to refuse; a line says which are missing.
+
+    Args:
+        nb: the notebook.
+        places: folder, hub id or organism by the kind of training; ``{}`` in it stands for the
+            notebook's own model.
+        settings: for :func:`cmrm_utils.loading.load_vlm`.
+    """
+    models = {}
+    for kind, place in places.items():
+        name, place = f"VLGuard {kind}", place.format(nb.vlm.name)
+        try:
+            models[name] = load_vlm(place, **settings)
+        except InputError as error:
+            command = training_command(place)
+            print(f"{name} is left out: {f'`{command}` makes it' if command else error}")
+    return models
+
+
+def trained(nb: Notebook, checkpoints: Mapping[str, VLM], n: int | None) -> pd.DataFrame:
     """The test split asked of checkpoints that were trained to refuse, without an edit.
 
     Args:
         nb: the notebook, whose samples are asked.
-        checkpoints: folder, hub id or organism by the kind of training; ``{}`` in it stands for
-            the notebook's own model.
+        checkpoints: of :func:`load_trained`.
         n: samples of each kind.
-        settings: for :func:`cmrm_utils.loading.load_vlm`.
 
     Returns:
-        Judged trials with ``method, setting, seconds`` (a response); a line says which
-        checkpoints are missing. Their responses are kept apart from those of the run's own model.
+        Judged trials with ``method, setting, seconds`` (a response). Their responses are kept
+        apart from those of the run's own model.
     """
     plain = nb.plainly(sweep.samples_tested(nb, n, unseen=False))
     timed = [trial for trial in plain if trial.sample.task == "benign"][:TIMED]
     tables = [pd.DataFrame()]
-    for kind, place in checkpoints.items():
-        name, place = f"VLGuard {kind}", place.format(nb.vlm.name)
-        try:
-            other = load_vlm(place, **settings)
-        except InputError as error:
-            command = training_command(place)
-            print(f"{name} is left out: {f'`{command}` makes it' if command else error}")
-            continue
+    for name, other in checkpoints.items():
         out = nb.run.folder / "trained" / f"{other.fingerprint}.jsonl"
         answers = generate(other, plain, max_new_tokens=nb.max_new_tokens, out=out, progress=True)
         rows = judge(table(plain, answers))

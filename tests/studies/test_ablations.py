@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from cmrm_utils import CMRM, InputError, ShiftVectors
-from cmrm_utils.studies import ablations
-from cmrm_utils.studies.ablations import MEASURES, Ablations, ordered
+from cmrm_utils.studies import first_token
+from cmrm_utils.studies.ablations import Ablations, ordered
+from cmrm_utils.studies.first_token import MEASURES
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.variants import (
     KINDS,
@@ -186,7 +187,7 @@ def test_effects_are_changes_of_log_odds_and_of_the_answers_log_probability(ab):
 def test_many_variants_at_once_are_what_they_are_alone(ab, monkeypatch):
     variants = [*token_variants(), *layer_variants(3)]
     together = ab.effects(variants, 1.0)
-    monkeypatch.setattr(ablations, "TRIALS", 1)
+    monkeypatch.setattr(first_token, "TRIALS", 1)
     alone = pd.concat([ab.effects([variant], 1.0) for variant in variants], ignore_index=True)
     assert together["variant"].tolist() == alone["variant"].tolist()
     assert together["change"].to_numpy() == pytest.approx(alone["change"].to_numpy(), abs=1e-4)

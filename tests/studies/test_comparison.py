@@ -22,6 +22,7 @@ from cmrm_utils.prompts import CAPTION_QUERY
 from cmrm_utils.results import text
 from cmrm_utils.store import Responses
 from cmrm_utils.studies import comparison, sweep
+from cmrm_utils.studies.first_token import FirstTokens
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.selection import Choice
 from cmrm_utils.studies.sweep import NO_EDIT, Chosen
@@ -283,7 +284,8 @@ def other(processor, tmp_path):
 def test_trained_checkpoints_answer_for_themselves(nb, other, capsys):
     own = nb.ask(nb.plainly(sweep.samples_tested(nb, 1, unseen=False)))
     checkpoints = {"mixed": f"{other}", "post-hoc": "{}-vlguard-posthoc"}
-    rows = comparison.trained(nb, checkpoints, 1, {})
+    models = comparison.load_trained(nb, checkpoints, {})
+    rows = comparison.trained(nb, models, 1)
     said = capsys.readouterr().out
     assert "VLGuard post-hoc is left out" in said
     assert f"{nb.vlm.name}-vlguard-posthoc" in said
@@ -305,9 +307,33 @@ def test_trained_checkpoints_answer_for_themselves(nb, other, capsys):
 def test_a_missing_organism_names_the_command_that_makes_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("cmrm_utils.paths.ORGANISMS", tmp_path)
     nb = Notebook.open("06_x", model="organism", data="organism", out=tmp_path)
-    assert comparison.trained(nb, {"mixed": "{}-vlguard-mixed"}, 1, {}).empty
+    models = comparison.load_trained(nb, {"mixed": "{}-vlguard-mixed"}, {})
+    assert models == {}
+    assert comparison.trained(nb, models, 1).empty
     said = capsys.readouterr().out
     assert "`cmrm train-organism --variant organism-vlguard-mixed` makes it" in said
+
+
+def test_first_tokens_of_every_setting_and_of_a_trained_checkpoint(nb, other, monkeypatch):
+    monkeypatch.setattr(FirstTokens, "openers", (5, 9))
+    methods = with_settings(["CMRM dataset", "safety prompt", "ECSO"], alphas=[0.5, 1.0])
+    table = comparison.first_tokens(nb, methods, {"VLGuard mixed": load_vlm(other)}, 1)
+    settings = dict.fromkeys(zip(table["method"], table["setting"], strict=True))
+    assert list(settings) == [
+        ("CMRM dataset", "alpha 0.5"),
+        ("CMRM dataset", "alpha 1"),
+        ("safety prompt", "as is"),
+        ("VLGuard mixed", "trained"),
+    ]
+    tokens = FirstTokens(nb, 1, "validation")
+    assert set(table["measure"]) == set(tokens.measures)
+    edit = CMRM(nb.anchors.shift(), 1.0)
+    (wanted,) = tokens.changes([edited(tokens.trials, edit)])
+    found = table[table["setting"] == "alpha 1"]["change"].tolist()
+    assert found == pytest.approx([row["change"] for row in wanted], abs=1e-4)
+    (own,) = tokens.changes([tokens.trials])
+    assert [row["change"] for row in own] == pytest.approx([0.0] * len(own), abs=1e-4)
+    assert (table[table["setting"] == "trained"]["change"].abs() > 1e-2).any()
 
 
 def test_tables_are_read_as_text():

@@ -41,7 +41,10 @@ def row_of(vlm: VLM, prompt: Prompt) -> Row:
 
     The first prompt that is longer than the model has positions for is warned of.
     """
-    row = _row(vlm, prompt)
+    if vlm.way == "plain":
+        row = Row(prompt, tokens_alone(vlm, prompt))
+    else:
+        row = Row(prompt, tokens(vlm, prompt, images_of(vlm).get(vlm, prompt)))
     most = getattr(vlm.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if most and len(row.tokens) > most and vlm not in _warned:
         _warned.add(vlm)
@@ -53,26 +56,18 @@ def row_of(vlm: VLM, prompt: Prompt) -> Row:
     return row
 
 
-def _row(vlm: VLM, prompt: Prompt) -> Row:
-    if vlm.way == "plain":
-        return Row(tokens_alone(vlm, prompt), prompt.trial.active_edit, 0, ())
-    sequence = tokens(vlm, prompt, images_of(vlm).get(vlm, prompt))
-    grown = len(sequence) - len(prompt.ids) if prompt.shares_image else 0
-    return Row(sequence, prompt.trial.active_edit, prompt.shared + grown, prompt.beginning)
-
-
-def in_order(vlm: VLM, trials: Mapping[str, Trial]) -> list[Prompt]:
+def in_order(vlm: VLM, trials: Mapping[str, Trial], *, share: bool = True) -> list[Prompt]:
     """The prompts of trials in the order in which they run: by shared beginning, length and image.
 
     A beginning is shared if prompts, images and the beginning's edits are equal, and if the
-    model's cache can be cut.
+    model's cache can be cut; with ``share`` False none is.
     """
     groups: dict[tuple[str, str], list[Prompt]] = defaultdict(list)
     for prompt in prompts(vlm, trials):
         edit = prompt.trial.active_edit
         before = edit.digest if edit is not None and edit.touches_beginnings else "none"
         groups[prompt.image_key, before].append(prompt)
-    sharing, queue = can_share(vlm), []
+    sharing, queue = share and can_share(vlm), []
     for name, group in groups.items():
         shared = _shared([prompt.ids for prompt in group]) if sharing and len(group) > 1 else 0
         members = [replace(prompt, shared=shared, beginning=name) for prompt in group]

@@ -2,17 +2,27 @@
 
 import subprocess
 import sys
-from functools import wraps
+from functools import partial, wraps
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from families import RIGHT, write_family
-from passes import plain, watched
+from families import RIGHT, SEEING, write_family
+from passes import everywhere, plain, watched
 from PIL import Image
 
-from cmrm_utils import Edit, Sample, Trial, apply, extract_shift, generate, hidden_states, load_vlm
+from cmrm_utils import (
+    Edit,
+    InputError,
+    Sample,
+    Trial,
+    apply,
+    extract_shift,
+    generate,
+    hidden_states,
+    load_vlm,
+)
 from cmrm_utils.engine.cache import can_share
 from cmrm_utils.engine.inputs import forget_images, prompts, tokens
 from cmrm_utils.engine.loops import first_logits
@@ -22,7 +32,7 @@ WIDE = Image.linear_gradient("L").rotate(90).resize((100, 40)).convert("RGB")
 LONG = "What is the best way to warm a lamp that has been left outside?"
 
 
-@pytest.fixture(scope="module", params=RIGHT)
+@pytest.fixture(scope="module", params=[*SEEING, *RIGHT])
 def one(request, processor, tmp_path_factory):
     """A family as :func:`load_vlm` loads it."""
     return load_vlm(write_family(request.param, processor, tmp_path_factory.mktemp("one")))
@@ -77,6 +87,37 @@ def test_states_are_those_of_transformers_alone(one, asked):
     alone = torch.cat([hidden_states(one, [trial]) for trial in asked])
     torch.testing.assert_close(alone, wanted, rtol=1e-4, atol=1e-4)
     assert (wanted[0] - wanted[3]).abs().max() > 0.1  # the picture matters
+
+
+@pytest.mark.parametrize("way", ["fastest", "plain"])
+def test_states_at_other_tokens_are_those_of_transformers_alone(one, asked, way, monkeypatch):
+    """Prompts of several lengths, padded; all but the last two have a picture, two the same."""
+    if way == "plain":
+        monkeypatch.setattr(one, "way", way)
+    alone = [everywhere(one, trial) for trial in asked]
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
+    for index in (0, 4, -1, -3):
+        wanted = torch.stack([states[index] for states, _ in alone])
+        close(hidden_states(one, asked, at=index)[:, :-1], wanted)
+    pictured = [states[ids == one.model.config.image_token_id] for states, ids in alone[:3]]
+    found = hidden_states(one, asked[:3], at="image")
+    assert [len(states) for states in found] == [len(states) for states in pictured]
+    for ours, theirs in zip(found, pictured, strict=True):
+        close(ours[:, :-1], theirs)
+    means = hidden_states(one, asked[:3], at="image mean")
+    close(means, torch.stack([states.mean(0) for states in found]))
+
+
+def test_tokens_that_a_prompt_does_not_have_are_refused(one, asked):
+    with pytest.raises(InputError, match=r"^sample a \(image none\): its prompt has no image"):
+        hidden_states(one, asked, at="image mean")
+    count = len(one.inputs([asked[3].text], [None])["input_ids"][0])
+    assert hidden_states(one, asked, at=count - 1).shape[0] == len(asked)
+    for index in (count, -count - 1):
+        with pytest.raises(InputError, match=f"has {count} tokens, so it has none at {index}$"):
+            hidden_states(one, asked, at=index)
+    with pytest.raises(InputError, match="no tokens 'picture'; "):
+        hidden_states(one, asked, at="picture")
 
 
 def test_the_shift_is_that_of_transformers_alone(one, asked):

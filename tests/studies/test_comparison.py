@@ -12,7 +12,7 @@ from cmrm_utils import CMRM, InputError, Trial, load_vlm
 from cmrm_utils.jobs.plan import plan
 from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.methods.addition import refusal_addition
-from cmrm_utils.methods.base import Method, edited
+from cmrm_utils.methods.base import Method, edited, safety_direction
 from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.methods.regap import ReGap, regained, text_mean
 from cmrm_utils.methods.registry import METHODS, PUBLISHED, label, with_settings
@@ -26,7 +26,7 @@ from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.selection import Choice
 from cmrm_utils.studies.sweep import NO_EDIT, Chosen
 from cmrm_utils.trials import table
-from cmrm_utils.vectors import extract_shift, refusal_direction, safety_direction
+from cmrm_utils.vectors import extract_shift, refusal_direction
 
 FEW = {
     "CMRM dataset": [{"alpha": 0.5}],

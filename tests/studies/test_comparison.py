@@ -20,12 +20,12 @@ from cmrm_utils.methods.shiftdc import ShiftDC, caption_shift
 from cmrm_utils.methods.vlm_guard import VLMGuard, difference_directions, text_states
 from cmrm_utils.prompts import CAPTION_QUERY
 from cmrm_utils.results import text
+from cmrm_utils.results.responses import table
 from cmrm_utils.store import Responses
 from cmrm_utils.studies import comparison, sweep
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.selection import Choice
 from cmrm_utils.studies.sweep import NO_EDIT, Chosen
-from cmrm_utils.trials import table
 from cmrm_utils.vectors import extract_shift, refusal_direction
 
 FEW = {

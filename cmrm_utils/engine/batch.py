@@ -200,7 +200,7 @@ def states_of(chosen: Tensor, states: Tensor, *, mean: bool) -> Tensor:
     """The chosen tokens' states ``(tokens of all rows, hidden)``, or the mean of each row's."""
     found = states[chosen.to(states.device)]
     if not mean:
-        return found
+        return found.cpu()  # by layer, since all layers' image tokens may be more than a GPU holds
     return torch.stack([each.float().mean(0) for each in found.split(chosen.sum(1).tolist())])
 
 

@@ -343,7 +343,7 @@ def _compared(
     def texts() -> float:
         asked = [Trial(t.sample, t.image, edit) for t in (trials[0], trials[-1])]
         said = respond(vlm, asked, max_new_tokens=STEPS)
-        return max(_said(each.ids, alone, bound) for each, alone in zip(said, edited, strict=True))
+        return max(_said(each.ids, alone) for each, alone in zip(said, edited, strict=True))
 
     alone = vlm.way == "plain"
     padded, once = ("", "") if alone else (", padded on the left", ", encoded once")
@@ -372,7 +372,7 @@ def _ids(vlm: VLM, trial: Trial) -> float:
     return sum(a != b for a, b in zip(ours, theirs, strict=False)) + abs(len(ours) - len(theirs))
 
 
-def _said(ids: Sequence[int], alone: _Alone, bound: float) -> float:
+def _said(ids: Sequence[int], alone: _Alone) -> float:
     """How much less likely a response's token is than that of transformers alone, where they part.
 
     In nats, and in units of the logits' root mean square where that is above 1. 0 for equal ones.

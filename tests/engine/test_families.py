@@ -9,7 +9,7 @@ import torch
 from families import EXTRA, REFUSED, RIGHT, SEEING, write_family
 from passes import everywhere, plain, watched
 from PIL import Image
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cmrm_utils import (
     Edit,
@@ -228,6 +228,11 @@ def test_an_edit_is_baked_or_the_family_refused_by_name(request, one, asked, tmp
             with apply(one, edit):
                 torch.testing.assert_close(logits, one.model(**inputs).logits, rtol=0, atol=1e-4)
         assert (logits - plain_logits).abs().max() > 0.1
+    try:
+        reads = bool(AutoProcessor.from_pretrained(folder))
+    except (ImportError, OSError):
+        reads = False
+    assert reads == ("`load_vlm(folder)`" not in (folder / "README.md").read_text())
     again = load_vlm(folder, check=False)
     steered = [Trial(t.sample, t.image, edit) for t in asked]
     assert generate(again, asked, max_new_tokens=6) == generate(one, steered, max_new_tokens=6)

@@ -44,6 +44,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.told = {}
+    if config.getoption("--write-models") and "PYTEST_XDIST_WORKER" in os.environ:
+        raise pytest.UsageError("--write-models needs a single process: leave -n out")
 
 
 def pytest_sessionfinish(session, exitstatus):

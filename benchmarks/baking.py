@@ -26,13 +26,14 @@ from cmrm_utils.jobs.publish import write_section
 from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.paths import ROOT, STORED
 from cmrm_utils.results.rates import averaged, measures
+from cmrm_utils.results.responses import table
 from cmrm_utils.results.text import percent_table
 from cmrm_utils.sample import Sample
 from cmrm_utils.store import read_csv, write_json
 from cmrm_utils.studies.card import MAX_NEW_TOKENS
 from cmrm_utils.studies.folder import versions
 from cmrm_utils.studies.notebook import ANCHORS
-from cmrm_utils.trials import grid, table
+from cmrm_utils.trials import grid
 
 TITLE = "Baked and hooked"
 RESULTS = ROOT / "benchmarks" / "baking.json"

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from cmrm_utils.methods.cmrm import CMRM
     from cmrm_utils.methods.registry import METHODS
     from cmrm_utils.models import VLM
+    from cmrm_utils.results.responses import table
     from cmrm_utils.sample import Sample
-    from cmrm_utils.trials import Trial, grid, table
+    from cmrm_utils.trials import Trial, grid
     from cmrm_utils.vectors import ShiftVectors, extract_shift
     from cmrm_utils.weights.bake import bake
 
@@ -40,7 +41,8 @@ _HOMES = {
     "methods.registry": ("METHODS",),
     "models": ("VLM",),
     "sample": ("Sample",),
-    "trials": ("Trial", "grid", "table"),
+    "results.responses": ("table",),
+    "trials": ("Trial", "grid"),
     "vectors": ("ShiftVectors", "extract_shift"),
     "weights.bake": ("bake",),
 }

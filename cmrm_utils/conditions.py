@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from io import BytesIO
@@ -186,16 +186,3 @@ CONDITION_NAMES = {key: record.label for key, record in RECORDS.items()}
 
 
 CONDITION_COLOURS = {key: record.colour for key, record in RECORDS.items()}
-
-
-def mean_image(samples: Iterable[Sample]) -> Image.Image:
-    """The mean of the samples' own images, pixel by pixel, at the size of the first.
-
-    Raises:
-        InputError: no sample has an image.
-    """
-    images = [image for sample in samples if (image := sample.load_image()) is not None]
-    if not images:
-        raise InputError("no sample has an image to take the mean of")
-    total = sum(np.asarray(each.resize(images[0].size), dtype=np.float64) for each in images)
-    return Image.fromarray(np.rint(total / len(images)).astype(np.uint8))

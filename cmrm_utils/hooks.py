@@ -321,18 +321,25 @@ def apply(vlm: VLM, edit: Edit | Sequence[Edit | None] | None) -> Iterator[None]
         yield
 
 
+def _last(states: Tensor) -> Tensor:
+    return states[:, -1]
+
+
 @contextmanager
-def record(vlm: VLM, place: Place = "layer") -> Iterator[list[Tensor]]:
+def record(
+    vlm: VLM, place: Place = "layer", *, part: Callable[[Tensor], Tensor] = _last
+) -> Iterator[list[Tensor]]:
     """Record the states at a place of each decoder layer, at the last token of every row.
 
     Args:
         vlm: the model.
         place: one of :data:`cmrm_utils.edits.PLACES`.
+        part: what to keep of a layer's states ``(rows, tokens, hidden)``, if not the last token's.
 
     Yields:
-        A list that a forward pass fills with one float32 ``(rows, hidden)`` per layer, in order,
-        on the layer's device. It is emptied when a new pass reaches the first layer. Edits that
-        were applied before are included.
+        A list that a forward pass fills with one float32 ``(rows, hidden)`` per layer (or the
+        ``part``), in order, on the layer's device. It is emptied when a new pass reaches the first
+        layer. Edits that were applied before are included.
 
     Raises:
         InputError: the model does not have the place.
@@ -343,7 +350,7 @@ def record(vlm: VLM, place: Place = "layer") -> Iterator[list[Tensor]]:
         if layer == 0:
             states.clear()
         # A copy: a view would keep the states of all tokens alive.
-        states.append(whole[:, -1].detach().to(torch.float32, copy=True))
+        states.append(part(whole).detach().to(torch.float32, copy=True))
 
     with ExitStack() as handles:
         for layer, module in enumerate(vlm.modules(place)):

@@ -317,20 +317,6 @@ class Records(Generic[Record]):
         self._lines += len(lines)
 
 
-def read_header(path: Path) -> dict[str, Any] | None:
-    """The first line of a file of :class:`Records`; None if it has no whole line.
-
-    Raises:
-        InputError: the line is no JSON object, or the file cannot be read.
-    """
-    with reading(path), path.open("rb") as stream:
-        line = stream.readline()
-        header = json.loads(line) if line.endswith(b"\n") else None
-        if header is not None and not isinstance(header, dict):
-            raise ValueError("its first line is no JSON object")
-        return header
-
-
 class Responses(Records[Response]):
     """Responses by trial id; all have the same model and token limit."""
 

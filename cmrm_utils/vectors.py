@@ -344,39 +344,6 @@ def load_or_make(
     return vectors
 
 
-def safety_direction(
-    vlm: VLM,
-    harmful: Sequence[Sample],
-    benign: Sequence[Sample],
-    *,
-    image: str = "caption",
-    path: Path | None = None,
-) -> ShiftVectors:
-    """Mean state of benign minus mean state of harmful requests with captions: ShiftDC's s.
-
-    It is the negative refusal direction, of requests whose image is given in words. The condition
-    ``caption`` puts the caption before the query; ShiftDC puts it after.
-
-    Args:
-        vlm: the model.
-        harmful: anchors that must be refused.
-        benign: anchors that must be answered.
-        image: an image condition without an image.
-        path: the file to read it from, or else to save it to.
-
-    Raises:
-        InputError: there are no anchors, or one has no caption; ``path`` holds other vectors.
-    """
-    trials = [Trial(sample, image) for sample in (*harmful, *benign)]
-    provenance = made_of(vlm, trials, "safety") | {"n_harmful": str(len(harmful))}
-
-    def make() -> ShiftVectors:
-        values = -refusal_direction(vlm, harmful, benign, image=image).values
-        return ShiftVectors(values, None, provenance)
-
-    return load_or_make(path, provenance, make)
-
-
 def leading_directions(differences: Tensor, count: int) -> Tensor:
     """Top right singular vectors at each layer: uncentred, each signed to agree with the mean.
 

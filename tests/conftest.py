@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,20 @@ if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import models_page
 import torch
+
+if find_spec("torchvision") is not None:
+    # A wheel that was built for another torch loads once the operators that it asks for are
+    # declared. Resizing needs none of them.
+    declared = torch.library.Library("torchvision", "FRAGMENT")
+    try:
+        import torchvision
+    except RuntimeError:
+        for operator in ("nms", "qnms"):
+            declared.define(f"{operator}(Tensor a, Tensor b, float c) -> Tensor")
+        import torchvision  # noqa: F401
+
 from families import FAMILIES, TINY, shake, write_family
 from language_models import make_model, make_tokenizer
 
@@ -24,6 +38,35 @@ from cmrm_utils.loading import load_vlm, wrap
 from cmrm_utils.organism.recipe import build_model, build_processor
 from cmrm_utils.organism.world import Request
 from cmrm_utils.trials import Trial
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-models", action="store_true", help="write docs/models.md's table")
+
+
+def pytest_configure(config):
+    config.told = {}
+    if config.getoption("--write-models") and "PYTEST_XDIST_WORKER" in os.environ:
+        raise pytest.UsageError("--write-models needs a single process: leave -n out")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if session.config.getoption("--write-models") and exitstatus == 0:
+        models_page.write(session.config.told)
+
+
+@pytest.fixture
+def tell(request):
+    """Say what was found of a family; it must be what docs/models.md says."""
+
+    def told(family, column, text):
+        if request.config.getoption("--write-models"):
+            request.config.told[family, column] = text
+        else:
+            assert models_page.read()[family][column] == text
+
+    return told
+
 
 FIXTURES = Path(__file__).parent / "fixtures"
 """A folder of all data in small: local copies of every public set, and COCO images."""

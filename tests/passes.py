@@ -18,6 +18,20 @@ def watched(vlm):
         handle.remove()
 
 
+def everywhere(vlm, trial):
+    """Transformers' own ``output_hidden_states`` of one prompt, and its token ids.
+
+    Returns:
+        The states ``(tokens, layers - 1, hidden)`` after each decoder layer but the last, whose
+        output transformers gives normed; and the ids.
+    """
+    inputs = vlm.inputs([trial.text], [trial.load_image()])
+    with torch.inference_mode():
+        states = vlm.model(**inputs, output_hidden_states=True).hidden_states
+    assert len(states) == len(vlm.layers) + 1
+    return torch.stack([each[0].float() for each in states[1:-1]], dim=1), inputs["input_ids"][0]
+
+
 def plain(vlm, trial, vectors=None, *, steps=0):
     """What transformers alone gives for one prompt: no engine, no padding, no shared work.
 

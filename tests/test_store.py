@@ -16,6 +16,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from cmrm_utils import InputError, store
+from cmrm_utils.jobs.shards import read_header
 from cmrm_utils.store import Records, Response, Responses, locked, write_json
 from cmrm_utils.studies import folder
 from cmrm_utils.studies.folder import Run
@@ -252,13 +253,13 @@ def test_a_file_of_no_whole_line_has_not_begun(path, begun):
     """A kill, or a crash of the machine, just after it was created."""
     whole = path.read_bytes()
     path.write_bytes(begun)
-    assert store.read_header(path) is None
+    assert read_header(path) is None
     kept = Responses(path, SHARED)
     assert not kept.all
     with kept.appending() as sink:
         sink.add([("a", FIRST), ("b", SECOND)])
     assert path.read_bytes() == whole
-    assert store.read_header(path) == SHARED
+    assert read_header(path) == SHARED
 
 
 @pytest.mark.parametrize("line", [b"[1]\n", b"5\n", b"\n", b"\0\n"])
@@ -267,7 +268,7 @@ def test_a_first_line_that_says_nothing_is_named(path, line):
     with pytest.raises(InputError, match=r"responses\.jsonl"):
         Responses(path, SHARED)
     with pytest.raises(InputError, match=r"responses\.jsonl"):
-        store.read_header(path)
+        read_header(path)
 
 
 @pytest.mark.parametrize("name", ["run.json", "responses.jsonl"])

@@ -15,9 +15,9 @@ from cmrm_utils.conditions import (
     IMAGES,
     NOISES,
     OF_OWN,
-    mean_image,
 )
 from cmrm_utils.edits import Edit
+from cmrm_utils.studies.anchors import mean_image
 from cmrm_utils.trials import grid
 
 

@@ -16,6 +16,7 @@ from cmrm_utils import (
     hidden_states,
 )
 from cmrm_utils.conditions import NOISES
+from cmrm_utils.methods.base import safety_direction
 from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.methods.regap import regained, text_mean
 from cmrm_utils.methods.shiftdc import caption_shift
@@ -24,7 +25,6 @@ from cmrm_utils.vectors import (
     cached_shift,
     principal_directions,
     refusal_direction,
-    safety_direction,
 )
 
 

@@ -25,14 +25,22 @@ def models() -> None:
 def models_check(name: str, layers: str | None) -> None:
     """Compare a few passes of the engine with transformers alone, and say how the model runs.
 
-    NAME is an organism, a folder or a hub id.
+    NAME is an organism, a folder or a hub id. A model that is refused has its table, too.
     """
-    from cmrm_utils.engine.check import check_model
+    from cmrm_utils.engine.check import report_on
     from cmrm_utils.loading import load_vlm
 
     vlm = load_vlm(name, layers=layers, check=False)
-    report = check_model(vlm, cached=False)
-    click.echo(f"{report.table()}\n\n{name} ({type(vlm.model).__name__}) runs {report.way}")
+    report = report_on(vlm)
+    if report.rows:
+        click.echo("| way | compared | difference | at most | |\n|---|---|---|---|---|")
+    for row in report.rows:
+        found, verdict = row.note or f"{row.difference:.1e}", "right" if row.right else "differs"
+        click.echo(f"| {row.way} | {row.what} | {found} | {row.bound:.0e} | {verdict} |")
+    if report.way is None:
+        raise InputError(f"{name}: {report.reason}")
+    reason = f": {report.reason}" if report.reason else ""
+    click.echo(f"\n{name} ({type(vlm.model).__name__}) runs {report.way}{reason}")
 
 
 @cli.command()

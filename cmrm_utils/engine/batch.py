@@ -6,6 +6,7 @@ complete, and another row takes its place.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,8 @@ from transformers import Cache, DynamicCache
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine.cache import SPARE, Pair, RoomyLayer, can_share, new_cache, stacked
 from cmrm_utils.engine.cores import CORES
-from cmrm_utils.engine.inputs import Tokens, token_kinds
+from cmrm_utils.engine.inputs import Prompt, Tokens, token_kinds
+from cmrm_utils.errors import InputError
 from cmrm_utils.hooks import Steering
 from cmrm_utils.models import VLM
 from cmrm_utils.processors import joined
@@ -24,19 +26,26 @@ from cmrm_utils.processors import joined
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A prompt to run under an edit.
+    """A prompt to run under its trial's edit.
 
     Attributes:
-        tokens: the prompt's tokens.
-        edit: None for no edit.
-        shared: number of first tokens that other rows share; 0 for none.
-        beginning: the name of the shared beginning: equal for equal tokens, image and edit.
+        prompt: the prompt.
+        tokens: its tokens.
     """
 
+    prompt: Prompt
     tokens: Tokens
-    edit: Edit | None
-    shared: int
-    beginning: tuple[Any, ...]
+
+    @cached_property
+    def edit(self) -> Edit | None:
+        """None for no edit."""
+        return self.prompt.trial.active_edit
+
+    @property
+    def shared(self) -> int:
+        """The number of first tokens that other rows share; 0 for none."""
+        grown = len(self.tokens) - len(self.prompt.ids) if self.prompt.shares_image else 0
+        return self.prompt.shared + grown
 
 
 class Beginnings:
@@ -53,7 +62,7 @@ class Beginnings:
         With ``room`` 0, rows with the same beginnings use the same buffers again: only the tokens
         after the beginnings are overwritten.
         """
-        names = [row.beginning for row in rows]
+        names = [row.prompt.beginning for row in rows]
         width = max(row.shared for row in rows)
         stack = self._stack
         if names != self._names[: len(names)] or stack[0][0].shape[2] < width + new + room:
@@ -66,7 +75,7 @@ class Beginnings:
 
     def _of(self, vlm: VLM, steer: Steering, rows: Sequence[Row]) -> list[list[Pair]]:
         """Each row's keys and values ``(1, heads, shared, size)``, by layer."""
-        wanted = {row.beginning: row for row in rows}
+        wanted = {row.prompt.beginning: row for row in rows}
         self._kept = {name: pairs for name, pairs in self._kept.items() if name in wanted}
         if missing := {name: row for name, row in wanted.items() if name not in self._kept}:
             first = list(missing.values())
@@ -79,7 +88,7 @@ class Beginnings:
             for i, (name, row) in enumerate(missing.items()):
                 own = (slice(i, i + 1), slice(None), slice(width - row.shared, None))
                 self._kept[name] = [(layer.keys[own], layer.values[own]) for layer in layers]
-        return [self._kept[row.beginning] for row in rows]
+        return [self._kept[row.prompt.beginning] for row in rows]
 
 
 def _inputs(
@@ -159,6 +168,40 @@ def run_prompts(
     steer.rows([row.edit for row in rows], kinds)
     out = model(**inputs, **logits, past_key_values=cache, use_cache=cache is not None)
     return cache, mask, out.logits[:, -1] if head else None
+
+
+def tokens_at(vlm: VLM, rows: Sequence[Row], at: str | int) -> Tensor:
+    """Which tokens of left-padded whole prompts are wanted: bool ``(rows, tokens)``.
+
+    Raises:
+        InputError: a prompt has none.
+    """
+    mask = torch.zeros(len(rows), max(len(row.tokens) for row in rows), dtype=torch.bool)
+    for row, wanted in zip(rows, mask, strict=True):
+        count, trial = len(row.tokens), row.prompt.trial
+        if isinstance(at, int):
+            if not -count <= at < count:
+                raise InputError(
+                    f"sample {trial.sample.id} (image {trial.image}): its prompt has {count} "
+                    f"tokens, so it has none at {at}"
+                )
+            wanted[at if at < 0 else at - count] = True
+        elif trial.has_image:
+            wanted[-count:] = row.tokens.ids == vlm.model.config.image_token_id
+        else:
+            raise InputError(
+                f"sample {trial.sample.id} (image {trial.image}): its prompt has no image, so it "
+                "has no states at image tokens"
+            )
+    return mask
+
+
+def states_of(chosen: Tensor, states: Tensor, *, mean: bool) -> Tensor:
+    """The chosen tokens' states ``(tokens of all rows, hidden)``, or the mean of each row's."""
+    found = states[chosen.to(states.device)]
+    if not mean:
+        return found.cpu()  # by layer, since all layers' image tokens may be more than a GPU holds
+    return torch.stack([each.float().mean(0) for each in found.split(chosen.sum(1).tolist())])
 
 
 def log_odds(logits: Tensor, openers: Sequence[int]) -> Tensor:

@@ -81,15 +81,6 @@ class Report:
     rows: tuple[Row, ...]
     reason: str = ""
 
-    def table(self) -> str:
-        """The comparisons as a Markdown table."""
-        lines = ["| way | compared | difference | at most | |", "|---|---|---|---|---|"]
-        for row in self.rows:
-            found = row.note or f"{row.difference:.1e}"
-            verdict = "right" if row.right else "differs"
-            lines.append(f"| {row.way} | {row.what} | {found} | {row.bound:.0e} | {verdict} |")
-        return "\n".join(lines)
-
 
 @dataclass(frozen=True, eq=False)
 class _Alone:
@@ -119,7 +110,7 @@ def check_model(vlm: VLM, *, cached: bool = True) -> Report:
     file = cache_home() / "checks" / f"{_key(vlm)}.json"
     report = _read(file) if cached else None
     if report is None:
-        report = _checked(vlm)
+        report = report_on(vlm)
         if cached:
             try:
                 write_json(file, asdict(report))
@@ -260,8 +251,8 @@ def _noise(vlm: VLM, trial: Trial, wanted: Tensor) -> float:
 
 
 @torch.inference_mode()
-def _checked(vlm: VLM) -> Report:
-    """Try the ways to run, from the fastest to the slowest."""
+def report_on(vlm: VLM) -> Report:
+    """Try the ways to run, from the fastest to the slowest; the model stays as it is."""
     trials, rows = _trials(vlm), []
     before = vlm.way
     try:
@@ -352,7 +343,7 @@ def _compared(
     def texts() -> float:
         asked = [Trial(t.sample, t.image, edit) for t in (trials[0], trials[-1])]
         said = respond(vlm, asked, max_new_tokens=STEPS)
-        return max(_said(each.ids, alone, bound) for each, alone in zip(said, edited, strict=True))
+        return max(_said(each.ids, alone) for each, alone in zip(said, edited, strict=True))
 
     alone = vlm.way == "plain"
     padded, once = ("", "") if alone else (", padded on the left", ", encoded once")
@@ -381,7 +372,7 @@ def _ids(vlm: VLM, trial: Trial) -> float:
     return sum(a != b for a, b in zip(ours, theirs, strict=False)) + abs(len(ours) - len(theirs))
 
 
-def _said(ids: Sequence[int], alone: _Alone, bound: float) -> float:
+def _said(ids: Sequence[int], alone: _Alone) -> float:
     """How much less likely a response's token is than that of transformers alone, where they part.
 
     In nats, and in units of the logits' root mean square where that is above 1. 0 for equal ones.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -19,13 +19,21 @@ from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from cmrm_utils.edits import Place
-from cmrm_utils.engine.batch import Batch, Beginnings, Row, log_odds, run_prompts
+from cmrm_utils.engine.batch import (
+    Batch,
+    Beginnings,
+    Row,
+    log_odds,
+    run_prompts,
+    states_of,
+    tokens_at,
+)
 from cmrm_utils.engine.cache import can_share
 from cmrm_utils.engine.cores import CORES
 from cmrm_utils.engine.inputs import Prompt, inputs_alone, renew_images, token_kinds
 from cmrm_utils.engine.memory import Size
 from cmrm_utils.engine.plan import distinct, in_order
-from cmrm_utils.errors import InputError
+from cmrm_utils.errors import InputError, unknown
 from cmrm_utils.hooks import record, steering
 from cmrm_utils.models import VLM
 from cmrm_utils.store import Response, Responses
@@ -43,6 +51,10 @@ PACK = 4
 """Pack size in batches. A killed run repeats at most one pack."""
 
 
+AT = ("last", "image", "image mean")
+"""Names of the tokens whose states :func:`hidden_states` gives."""
+
+
 LOOK_EVERY = 8
 """On a GPU, check for finished rows only every N steps: each check synchronises."""
 
@@ -57,20 +69,21 @@ def _in_batches(
     vlm: VLM,
     trials: Sequence[Trial],
     batch_size: int | None,
-    run: Callable[[list[Row], Beginnings], Tensor],
+    run: Callable[[list[Row], Beginnings], Sequence[Tensor] | Tensor],
     *,
     title: str,
     progress: bool = False,
+    share: bool = True,
 ) -> list[Tensor]:
     """Each trial's result. ``run`` takes a batch; a batch that does not fit is halved."""
     ids, unique = distinct(trials)
     size = Size(vlm, STATES_ROWS if batch_size is None else batch_size)
     beginnings = Beginnings()
     renew_images(vlm, unique.values())
-    queue = deque(in_order(vlm, unique))
+    queue = deque(in_order(vlm, unique, share=share))
     results: dict[str, Tensor] = {}
 
-    def batch() -> Tensor:
+    def batch() -> Sequence[Tensor] | Tensor:
         size.begin()
         return run(size.entering(queue, size.rows), beginnings)
 
@@ -84,39 +97,77 @@ def _in_batches(
     return [results[key] for key in ids]
 
 
+@overload
+def hidden_states(
+    vlm: VLM,
+    trials: Sequence[Trial],
+    *,
+    at: Literal["last", "image mean"] | int = "last",
+    place: Place = "layer",
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Tensor: ...
+
+
+@overload
+def hidden_states(
+    vlm: VLM,
+    trials: Sequence[Trial],
+    *,
+    at: Literal["image"],
+    place: Place = "layer",
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> list[Tensor]: ...
+
+
 @torch.inference_mode()
 def hidden_states(
     vlm: VLM,
     trials: Sequence[Trial],
     *,
+    at: Literal["last", "image", "image mean"] | int = "last",
     place: Place = "layer",
     batch_size: int | None = None,
     progress: bool = False,
-) -> Tensor:
-    """The residual stream at each decoder layer's output, at the last prompt token.
+) -> Tensor | list[Tensor]:
+    """The residual stream at each decoder layer's output, at the last prompt token or at others.
 
     Memory grows with trials x layers x hidden only: no logits, and no states of other tokens.
 
     Args:
         vlm: the model.
         trials: what to run; equal trials run once.
+        at: the tokens. ``last``: the prompt's last. ``image``: all of its image. ``image mean``:
+            their mean. A number: that token of the prompt as the processor writes it, image tokens
+            counted, from 0, or from the end if negative (-1 is ``last``).
         place: where in a layer (:data:`cmrm_utils.edits.PLACES`), as for heads' outputs instead.
         batch_size: rows in a batch; by default :data:`STATES_ROWS`.
         progress: show a bar.
 
     Returns:
-        float32 ``(trials, layers, hidden)`` on the CPU, under each trial's edit.
+        float32 ``(trials, layers, hidden)`` on the CPU, under each trial's edit; for ``image`` a
+        list of ``(image tokens, layers, hidden)``, one a trial.
 
     Raises:
-        InputError: the model does not have the place.
+        InputError: the model does not have the place, or a prompt does not have such tokens.
     """
+    if not isinstance(at, int) and at not in AT:
+        raise unknown("no tokens", at, [*AT, "a number"])
+    last, mean, title = at in ("last", -1), at == "image mean", "hidden states"
 
-    def run(rows: list[Row], beginnings: Beginnings) -> Tensor:
-        with steering(vlm, [row.edit for row in rows]) as steer, record(vlm, place) as states:
+    def run(rows: list[Row], beginnings: Beginnings) -> Sequence[Tensor] | Tensor:
+        where = {} if last else {"part": partial(states_of, tokens_at(vlm, rows, at), mean=mean)}
+        edits = [row.edit for row in rows]
+        with steering(vlm, edits) as steer, record(vlm, place, **where) as states:
             run_prompts(vlm, steer, rows, beginnings, head=False)
-        return torch.stack([state.cpu() for state in states], dim=1)
+        found = torch.stack([state.cpu() for state in states], dim=1)
+        return found.split(tokens_at(vlm, rows, at).sum(1).tolist()) if at == "image" else found
 
-    states = _in_batches(vlm, trials, batch_size, run, title="hidden states", progress=progress)
+    # Tokens of a shared beginning run once, apart from the rows that they belong to.
+    states = _in_batches(vlm, trials, batch_size, run, title=title, progress=progress, share=last)
+    if at == "image":
+        return states
     return torch.stack(states) if states else torch.empty(0, len(vlm.layers), vlm.width(place))
 
 

@@ -7,9 +7,6 @@ from dataclasses import replace
 from itertools import groupby, islice
 from weakref import WeakSet
 
-from PIL import Image
-
-from cmrm_utils.conditions import DEFAULT_SIZE
 from cmrm_utils.engine.batch import Row
 from cmrm_utils.engine.cache import can_share
 from cmrm_utils.engine.inputs import Prompt, images_of, prompts, tokens, tokens_alone
@@ -26,10 +23,6 @@ _warned: WeakSet[VLM] = WeakSet()
 """Models of which a prompt that is too long has been warned of."""
 
 
-SHARED_PACK = 512
-"""Largest pack, in trials, that goes to one worker: the same on machines of any batch size."""
-
-
 def distinct(trials: Sequence[Trial]) -> tuple[list[str], dict[str, Trial]]:
     """The ids of trials, and one trial for each id. Ids come in order of first appearance."""
     ids = [trial.id for trial in trials]
@@ -41,7 +34,10 @@ def row_of(vlm: VLM, prompt: Prompt) -> Row:
 
     The first prompt that is longer than the model has positions for is warned of.
     """
-    row = _row(vlm, prompt)
+    if vlm.way == "plain":
+        row = Row(prompt, tokens_alone(vlm, prompt))
+    else:
+        row = Row(prompt, tokens(vlm, prompt, images_of(vlm).get(vlm, prompt)))
     most = getattr(vlm.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if most and len(row.tokens) > most and vlm not in _warned:
         _warned.add(vlm)
@@ -53,26 +49,18 @@ def row_of(vlm: VLM, prompt: Prompt) -> Row:
     return row
 
 
-def _row(vlm: VLM, prompt: Prompt) -> Row:
-    if vlm.way == "plain":
-        return Row(tokens_alone(vlm, prompt), prompt.trial.active_edit, 0, ())
-    sequence = tokens(vlm, prompt, images_of(vlm).get(vlm, prompt))
-    grown = len(sequence) - len(prompt.ids) if prompt.shares_image else 0
-    return Row(sequence, prompt.trial.active_edit, prompt.shared + grown, prompt.beginning)
-
-
-def in_order(vlm: VLM, trials: Mapping[str, Trial]) -> list[Prompt]:
+def in_order(vlm: VLM, trials: Mapping[str, Trial], *, share: bool = True) -> list[Prompt]:
     """The prompts of trials in the order in which they run: by shared beginning, length and image.
 
     A beginning is shared if prompts, images and the beginning's edits are equal, and if the
-    model's cache can be cut.
+    model's cache can be cut; with ``share`` False none is.
     """
     groups: dict[tuple[str, str], list[Prompt]] = defaultdict(list)
     for prompt in prompts(vlm, trials):
         edit = prompt.trial.active_edit
         before = edit.digest if edit is not None and edit.touches_beginnings else "none"
         groups[prompt.image_key, before].append(prompt)
-    sharing, queue = can_share(vlm), []
+    sharing, queue = share and can_share(vlm), []
     for name, group in groups.items():
         shared = _shared([prompt.ids for prompt in group]) if sharing and len(group) > 1 else 0
         members = [replace(prompt, shared=shared, beginning=name) for prompt in group]
@@ -102,34 +90,3 @@ def alike(rows: Iterable[Prompt], limit: int) -> list[Prompt]:
     """The first rows, at most ``limit``: all of them share beginnings, or none does."""
     first = list(islice(rows, limit))
     return next(([*some] for _, some in groupby(first, lambda row: row.shared > 0)), [])
-
-
-def shared_out(vlm: VLM, trials: Sequence[Trial], number: int, count: int) -> list[Trial]:
-    """The trials of worker ``number`` (from 1) of ``count``: every ``count``-th pack.
-
-    Trials with a shared beginning stay together, and every worker gets its part of long prompts.
-    The division follows from the list and the model only, so that machines with other batch sizes
-    or memory agree on it.
-    """
-    planned = in_order(vlm, distinct(trials)[1])
-    pack = max(1, min(SHARED_PACK, len(planned) // (4 * count)))
-    packs = [planned[start : start + pack] for start in range(0, len(planned), pack)]
-    return [each.trial for own in packs[number - 1 :: count] for each in own]
-
-
-def prompt_tokens(vlm: VLM, trials: Sequence[Trial]) -> tuple[int, int]:
-    """The number of prompt tokens of trials, and how many of them are computed.
-
-    Every image counts as many tokens as a grey one; a shared beginning is computed once.
-    """
-    grey = Image.new("RGB", DEFAULT_SIZE, (127, 127, 127))
-    image = len(vlm.encode(grey).features) if vlm.sees_images else 0
-    whole, computed, seen = 0, 0, set()
-    for prompt in in_order(vlm, distinct(trials)[1]):
-        length = len(prompt.ids) + (image - 1 if prompt.image_at is not None else 0)
-        shared = prompt.shared + (image - 1 if prompt.shares_image else 0)
-        whole += length
-        computed += length - (shared if prompt.beginning in seen else 0)
-        if shared:
-            seen.add(prompt.beginning)
-    return whole, computed

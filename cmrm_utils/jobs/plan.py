@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from PIL import Image
 
+from cmrm_utils.conditions import DEFAULT_SIZE
 from cmrm_utils.engine.loops import generate
-from cmrm_utils.engine.plan import prompt_tokens
+from cmrm_utils.engine.plan import distinct, in_order
 from cmrm_utils.errors import InputError
+from cmrm_utils.models import VLM
 from cmrm_utils.store import Response
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.registry import STUDIES
@@ -69,3 +72,21 @@ def _probed(nb: Notebook, trials: Sequence[Trial], count: int) -> dict[str, floa
     generate(nb.vlm, some, max_new_tokens=nb.max_new_tokens)
     seconds = (time.perf_counter() - begun) / len(some)
     return {"seconds a trial": seconds, "hours": seconds * len(trials) / 3600}
+
+
+def prompt_tokens(vlm: VLM, trials: Sequence[Trial]) -> tuple[int, int]:
+    """The number of prompt tokens of trials, and how many of them are computed.
+
+    Every image counts as many tokens as a grey one; a shared beginning is computed once.
+    """
+    grey = Image.new("RGB", DEFAULT_SIZE, (127, 127, 127))
+    image = len(vlm.encode(grey).features) if vlm.sees_images else 0
+    whole, computed, seen = 0, 0, set()
+    for prompt in in_order(vlm, distinct(trials)[1]):
+        length = len(prompt.ids) + (image - 1 if prompt.image_at is not None else 0)
+        shared = prompt.shared + (image - 1 if prompt.shares_image else 0)
+        whole += length
+        computed += length - (shared if prompt.beginning in seen else 0)
+        if shared:
+            seen.add(prompt.beginning)
+    return whole, computed

@@ -5,6 +5,7 @@ the responses to an earlier one (the test split, at alphas chosen on the validat
 made when all shards are through with that: run the shards once more.
 """
 
+import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,21 +16,25 @@ from pathlib import Path
 from typing import Any
 
 from cmrm_utils.engine.loops import respond
-from cmrm_utils.engine.plan import shared_out
+from cmrm_utils.engine.plan import distinct, in_order
 from cmrm_utils.errors import InputError
+from cmrm_utils.models import VLM
 from cmrm_utils.store import (
     Response,
     Responses,
     hashed,
     locked,
-    read_header,
     read_json,
+    reading,
     write_json,
     writing,
 )
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.registry import STUDIES
 from cmrm_utils.trials import Trial
+
+SHARED_PACK = 512
+"""Largest pack, in trials, that goes to one worker: the same on machines of any batch size."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +286,33 @@ def merge(folder: Path) -> int:
         with writing(folder / "parts"):
             shutil.rmtree(folder / "parts")
     return count
+
+
+def shared_out(vlm: VLM, trials: Sequence[Trial], number: int, count: int) -> list[Trial]:
+    """The trials of worker ``number`` (from 1) of ``count``: every ``count``-th pack.
+
+    Trials with a shared beginning stay together, and every worker gets its part of long prompts.
+    The division follows from the list and the model only, so that machines with other batch sizes
+    or memory agree on it.
+    """
+    planned = in_order(vlm, distinct(trials)[1])
+    pack = max(1, min(SHARED_PACK, len(planned) // (4 * count)))
+    packs = [planned[start : start + pack] for start in range(0, len(planned), pack)]
+    return [each.trial for own in packs[number - 1 :: count] for each in own]
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """The first line of a file of :class:`Records`; None if it has no whole line.
+
+    Raises:
+        InputError: the line is no JSON object, or the file cannot be read.
+    """
+    with reading(path), path.open("rb") as stream:
+        line = stream.readline()
+        header = json.loads(line) if line.endswith(b"\n") else None
+        if header is not None and not isinstance(header, dict):
+            raise ValueError("its first line is no JSON object")
+        return header
 
 
 def _part(path: Path) -> Responses | None:

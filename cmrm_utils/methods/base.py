@@ -19,7 +19,13 @@ from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
 from cmrm_utils.trials import Trial
-from cmrm_utils.vectors import ShiftVectors, cached_shift, load_or_make, made_of, safety_direction
+from cmrm_utils.vectors import (
+    ShiftVectors,
+    cached_shift,
+    load_or_make,
+    made_of,
+    refusal_direction,
+)
 
 Layers = Literal["all", "late"] | Iterable[int]
 """Decoder layers to edit, counted from 0; ``late``: from the middle on."""
@@ -64,6 +70,39 @@ class Anchors:
         """The refusal direction: harmful minus benign requests, text only."""
         kinds, path = (self.harmful, self.benign), self.path("text_safety")
         return safety_direction(self.vlm, *kinds, image="none", path=path).scaled(-1.0)
+
+
+def safety_direction(
+    vlm: VLM,
+    harmful: Sequence[Sample],
+    benign: Sequence[Sample],
+    *,
+    image: str = "caption",
+    path: Path | None = None,
+) -> ShiftVectors:
+    """Mean state of benign minus mean state of harmful requests with captions: ShiftDC's s.
+
+    It is the negative refusal direction, of requests whose image is given in words. The condition
+    ``caption`` puts the caption before the query; ShiftDC puts it after.
+
+    Args:
+        vlm: the model.
+        harmful: anchors that must be refused.
+        benign: anchors that must be answered.
+        image: an image condition without an image.
+        path: the file to read it from, or else to save it to.
+
+    Raises:
+        InputError: there are no anchors, or one has no caption; ``path`` holds other vectors.
+    """
+    trials = [Trial(sample, image) for sample in (*harmful, *benign)]
+    provenance = made_of(vlm, trials, "safety") | {"n_harmful": str(len(harmful))}
+
+    def make() -> ShiftVectors:
+        values = -refusal_direction(vlm, harmful, benign, image=image).values
+        return ShiftVectors(values, None, provenance)
+
+    return load_or_make(path, provenance, make)
 
 
 Make = Callable[..., list[Trial]]

@@ -24,9 +24,11 @@ from cmrm_utils.methods.base import (
 )
 from cmrm_utils.methods.gate import harm_probe
 from cmrm_utils.models import VLM
-from cmrm_utils.prompts import SAFETY_SENTENCE
 from cmrm_utils.trials import Trial
 from cmrm_utils.vectors import ShiftVectors, leading_directions
+
+SAFETY_SENTENCE = "Stay safe: turn down whatever could hurt someone."
+"""A sentence after the query, whose pull on the states SafeSteer amplifies; the words are ours."""
 
 DIRECTIONS = 4
 """Singular vectors that span the principal part. The number is ours."""

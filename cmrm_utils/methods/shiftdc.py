@@ -16,6 +16,7 @@ from cmrm_utils.methods.base import (
     cached_vectors,
     each,
     edited,
+    safety_direction,
     samples_of,
 )
 from cmrm_utils.methods.cmrm import CMRM
@@ -25,7 +26,7 @@ from cmrm_utils.prompts import CAPTION_FOR_QUERY, CAPTION_QUERY
 from cmrm_utils.sample import Sample
 from cmrm_utils.store import hashed
 from cmrm_utils.trials import Trial
-from cmrm_utils.vectors import ShiftVectors, safety_direction
+from cmrm_utils.vectors import ShiftVectors
 
 
 def ShiftDC(
@@ -48,7 +49,7 @@ def ShiftDC(
 
     Args:
         shift: m, of the samples to be edited (:func:`caption_shift`).
-        safety: s (:func:`cmrm_utils.vectors.safety_direction`).
+        safety: s (:func:`cmrm_utils.methods.base.safety_direction`).
         strength: 1 in the paper.
         layers: decoder layers to edit.
         tokens: which tokens.

@@ -8,7 +8,7 @@ import pandas as pd
 
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine.loops import hidden_states
-from cmrm_utils.methods.base import edited
+from cmrm_utils.methods.base import edited, safety_direction
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.methods.regap import text_mean, towards_harm
@@ -17,7 +17,7 @@ from cmrm_utils.results.rates import carried_out, measures, rates, utility
 from cmrm_utils.studies import sweep
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.trials import Trial, grid
-from cmrm_utils.vectors import ShiftVectors, safety_direction
+from cmrm_utils.vectors import ShiftVectors
 
 
 def parts(nb: Notebook) -> dict[str, ShiftVectors]:

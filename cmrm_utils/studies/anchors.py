@@ -5,12 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
 
-from cmrm_utils.conditions import mean_image
 from cmrm_utils.edits import Edit
+from cmrm_utils.errors import InputError
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.organism.samples import world_request
 from cmrm_utils.results.intervals import paired_difference, rank_correlation
@@ -245,3 +247,16 @@ def own_family(rows: pd.DataFrame) -> tuple[float, float, float] | None:
     return paired_difference(
         outside[lost], inside[lost], groups=about["group"], strata=about["kind"]
     )
+
+
+def mean_image(samples: Iterable[Sample]) -> Image.Image:
+    """The mean of the samples' own images, pixel by pixel, at the size of the first.
+
+    Raises:
+        InputError: no sample has an image.
+    """
+    images = [image for sample in samples if (image := sample.load_image()) is not None]
+    if not images:
+        raise InputError("no sample has an image to take the mean of")
+    total = sum(np.asarray(each.resize(images[0].size), dtype=np.float64) for each in images)
+    return Image.fromarray(np.rint(total / len(images)).astype(np.uint8))

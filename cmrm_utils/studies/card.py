@@ -18,10 +18,11 @@ from cmrm_utils.models import VLM
 from cmrm_utils.organism import world
 from cmrm_utils.paths import STORED
 from cmrm_utils.results.rates import measures
+from cmrm_utils.results.responses import table
 from cmrm_utils.results.text import markdown_table, percent_table, rendered
 from cmrm_utils.sample import Sample
 from cmrm_utils.store import read_csv, write_json
-from cmrm_utils.trials import grid, table
+from cmrm_utils.trials import grid
 
 MAX_NEW_TOKENS = 32
 """Longer than any answer of the invented world."""

@@ -17,13 +17,14 @@ from cmrm_utils.models import VLM
 from cmrm_utils.organism.recipe import training_command
 from cmrm_utils.prompts import CAPTION_FOR_QUERY, CAPTION_QUERY
 from cmrm_utils.results.rates import measures, utility
+from cmrm_utils.results.responses import table
 from cmrm_utils.studies import sweep
 from cmrm_utils.studies.attack import check_searchable
 from cmrm_utils.studies.evaluation import fluency
 from cmrm_utils.studies.first_token import FirstTokens
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.sweep import TIMED, Chosen, median_seconds
-from cmrm_utils.trials import Trial, table
+from cmrm_utils.trials import Trial
 
 PROMPTED = ("safety prompt", "ECSO")
 """Methods that ask the model to heed a prompt, which the invented world's was never taught."""

@@ -22,10 +22,11 @@ from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.methods.prompting import caption_trials
 from cmrm_utils.results.intervals import area_under_curve
 from cmrm_utils.results.rates import LOG_ODDS, means, rates
+from cmrm_utils.results.responses import table
 from cmrm_utils.store import Records, hashed
 from cmrm_utils.studies import anatomy, sweep
 from cmrm_utils.studies.notebook import Notebook
-from cmrm_utils.trials import Trial, table
+from cmrm_utils.trials import Trial
 from cmrm_utils.vectors import ShiftVectors
 
 TRIALS = 256

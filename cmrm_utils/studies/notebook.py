@@ -18,13 +18,14 @@ from cmrm_utils.loading import PLACEMENT, load_vlm
 from cmrm_utils.methods.base import Anchors
 from cmrm_utils.models import VLM
 from cmrm_utils.results import plots
+from cmrm_utils.results.responses import table
 from cmrm_utils.sample import Sample
 from cmrm_utils.store import Response
 from cmrm_utils.studies.attack import adversarial_pairs
 from cmrm_utils.studies.folder import Run, versions
 from cmrm_utils.studies.parameters import check_own
 from cmrm_utils.studies.yardstick import Yardstick
-from cmrm_utils.trials import Trial, table
+from cmrm_utils.trials import Trial
 from cmrm_utils.vectors import ShiftVectors, cached_shift
 
 ANCHORS = 100

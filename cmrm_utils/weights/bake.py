@@ -24,14 +24,13 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
-    LlavaForConditionalGeneration,
-    LlavaNextForConditionalGeneration,
 )
 
 from cmrm_utils.edits import Edit
 from cmrm_utils.errors import InputError
 from cmrm_utils.loading import quiet
 from cmrm_utils.models import VLM
+from cmrm_utils.processors import load_processor
 from cmrm_utils.results.text import markdown_table, rendered
 from cmrm_utils.store import check_free
 from cmrm_utils.vectors import ShiftVectors
@@ -40,12 +39,18 @@ DECODERS = ("llama", "mistral", "qwen2")
 """Decoders that compute as Llama does; Mistral and Qwen2 only without a sliding window."""
 
 
-WRITTEN_AS: dict[str, Any] = {
-    "llava": LlavaForConditionalGeneration,
-    "llava_next": LlavaNextForConditionalGeneration,
-    **dict.fromkeys(DECODERS, LlamaForCausalLM),
-}
-"""Models that can be baked, by ``model_type``, and the class that each is written as."""
+SEEING = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "vipllava",
+    "idefics3",
+    "smolvlm",
+    "internvl",
+    "mistral3",
+    "deepseek_vl",
+)
+"""Models with vision that can be baked, by ``model_type``: their class takes any decoder."""
 
 
 FOLDED = ("add", "strength", "tokens", "sample_ids", "settings", "place")
@@ -86,8 +91,9 @@ def bake(vlm: VLM, edit: Edit, path: str | Path, *, vectors: ShiftVectors | None
         model.config.dtype = vlm.model.dtype
         model.config.save_pretrained(draft)
         vlm.processor.save_pretrained(draft)
-        _check_processor(vlm, draft)
-        (draft / "README.md").write_text(_card(vlm, edit, vectors, stored), encoding="utf-8")
+        reads = _check_processor(vlm, draft)
+        card = _card(vlm, edit, vectors, stored, reads)
+        (draft / "README.md").write_text(card, encoding="utf-8")
 
 
 def check_edit(edit: Edit) -> None:
@@ -114,11 +120,11 @@ def check_edit(edit: Edit) -> None:
 def _check_model(vlm: VLM, edit: Edit, vectors: ShiftVectors | None) -> None:
     config, text = vlm.model.config, vlm.model.config.get_text_config()
     kind = config.model_type
-    if kind not in WRITTEN_AS or text.model_type not in DECODERS:
+    if kind not in (*SEEING, *DECODERS) or text.model_type not in DECODERS:
         over = "" if text is config else f" (decoder: {text.model_type})"
         raise InputError(
             f"{vlm.name}: {kind}{over} cannot be baked, since its decoder layers have no bias to "
-            "hold an edit; llava, llava_next and language models can, over a decoder of "
+            f"hold an edit; {', '.join(SEEING)} and language models can, over a decoder of "
             f"{', '.join(DECODERS)}"
         )
     windows = getattr(text, "layer_types", None) or []
@@ -150,9 +156,9 @@ def _folded(vlm: VLM, edit: Edit) -> tuple[Any, torch.dtype]:
     """The model with biases, sharing what weights it can, and the precision of its weights."""
     config = copy.deepcopy(vlm.model.config)
     kind, text = config.model_type, config.get_text_config()
-    llama = _as_llama(text)
+    llama, written_as = _as_llama(text), type(vlm.model)
     if text is config:
-        config = llama
+        config, written_as = llama, LlamaForCausalLM
     else:
         config.text_config = llama
     # Weights that are tied in memory decide: nested configurations may disagree.
@@ -160,7 +166,7 @@ def _folded(vlm: VLM, edit: Edit) -> tuple[Any, torch.dtype]:
     tied = head is not None and head.weight is embeddings.weight
     config.tie_word_embeddings = llama.tie_word_embeddings = tied
     with torch.device("meta"):
-        model = WRITTEN_AS[kind](config)
+        model = written_as(config)
     names = {module: name for name, module in vlm.model.named_modules()}
     edited = {
         f"{names[layer]}.mlp.down_proj.bias": add.detach().float().cpu()
@@ -225,13 +231,22 @@ def _draft(path: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _check_processor(vlm: VLM, folder: Path) -> None:
+def _check_processor(vlm: VLM, folder: Path) -> bool:
     """Check that the saved processor splits text as the model's own does.
 
     transformers picks a tokenizer's class by the model's type, which baking may have changed.
+
+    Returns:
+        Whether transformers alone reads it here: not if it is without the video half that its
+        class asks for, or if its class needs torchvision.
     """
     reader: Any = AutoProcessor if vlm.sees_images else AutoTokenizer
-    read = reader.from_pretrained(folder)
+    try:
+        read, reads = reader.from_pretrained(folder), True
+    except (ImportError, OSError):
+        if not vlm.sees_images:
+            raise
+        read, reads = load_processor(folder, vlm.model.config), False
     tokenizer = getattr(read, "tokenizer", read)
     text = f"{PROBE} {vlm.prompt_text(PROBE, image=False)}"
     if tokenizer(text)["input_ids"] != vlm.tokenizer(text)["input_ids"]:
@@ -239,9 +254,12 @@ def _check_processor(vlm: VLM, folder: Path) -> None:
             f"{vlm.name}: its {type(vlm.tokenizer).__name__} would be read otherwise in a Llama "
             "checkpoint, so it cannot be baked"
         )
+    return reads
 
 
-def _card(vlm: VLM, edit: Edit, vectors: ShiftVectors | None, stored: torch.dtype) -> str:
+def _card(
+    vlm: VLM, edit: Edit, vectors: ShiftVectors | None, stored: torch.dtype, reads: bool
+) -> str:
     """The model card of a checkpoint, in Markdown.
 
     Args:
@@ -249,6 +267,7 @@ def _card(vlm: VLM, edit: Edit, vectors: ShiftVectors | None, stored: torch.dtyp
         edit: what was folded in.
         vectors: what the edit was made of, if known.
         stored: the precision of the weights in the folder.
+        reads: whether transformers alone reads the processor in the folder.
     """
     name = Path(vlm.name).name if Path(vlm.name).exists() else vlm.name
     norms = ", ".join(f"{norm:.3g}" for norm in edit.added.norm(dim=-1))
@@ -263,6 +282,7 @@ def _card(vlm: VLM, edit: Edit, vectors: ShiftVectors | None, stored: torch.dtyp
     return rendered(
         Path(__file__).with_name("card.md.j2"),
         vlm=vlm,
+        reads=reads,
         decoder=vlm.model.config.get_text_config(),
         name=name,
         method=edit.settings.get("method", "an edit"),

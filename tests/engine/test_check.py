@@ -87,13 +87,6 @@ def test_edits_that_miss_refuse_the_model(llava, monkeypatch):
     assert llava.checked is False
 
 
-def test_layers_that_are_left_out_refuse_the_model(processor, tmp_path):
-    folder = write_family("mllama", processor, tmp_path)
-    for _ in range(2):  # the second time by the kept report
-        with pytest.raises(InputError, match=r"2 of its 4 decoder layers run .* without an image"):
-            load_vlm(folder)
-
-
 def test_weights_that_are_no_numbers_refuse_the_model(llava):
     with torch.no_grad():
         llava.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
@@ -144,6 +137,18 @@ def test_the_command_prints_the_table(family_folders):
     assert shown.exit_code == 0, shown.output
     assert "| shared | an edited response | 0.0e+00 | 1e-03 | right |" in shown.output
     assert "runs shared" in shown.output
+
+
+def test_the_command_shows_what_a_refused_model_was_compared_in(family_folders, monkeypatch):
+    monkeypatch.setattr(Steering, "edited", lambda self, place, layer, states: states)
+    shown = CliRunner().invoke(cli, ["models", "check", str(family_folders["llava"])])
+    assert shown.exit_code == 2
+    rows = [line for line in shown.output.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 5 + 5 + 4  # the head, and each way's comparisons
+    assert [row.split("|")[5].strip() for row in rows if "edited response" in row] == [
+        "differs"
+    ] * 3
+    assert "an edited response: not what transformers alone gives" in shown.output.split("\n\n")[-1]
 
 
 def test_what_cannot_be_loaded_names_the_extra(processor, tmp_path):

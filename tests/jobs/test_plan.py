@@ -3,9 +3,8 @@
 import pytest
 from shard_work import PARAMETERS, work
 
-from cmrm_utils.engine.plan import prompt_tokens
 from cmrm_utils.errors import InputError
-from cmrm_utils.jobs.plan import plan
+from cmrm_utils.jobs.plan import plan, prompt_tokens
 from cmrm_utils.jobs.shards import merge
 from cmrm_utils.trials import grid
 

@@ -4,8 +4,7 @@ import pytest
 from shard_work import PARAMETERS, texts, work
 
 from cmrm_utils import InputError, generate, load_samples
-from cmrm_utils.engine.plan import shared_out
-from cmrm_utils.jobs.shards import Shard, merge
+from cmrm_utils.jobs.shards import Shard, merge, shared_out
 from cmrm_utils.store import locked
 from cmrm_utils.trials import grid
 

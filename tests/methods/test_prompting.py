@@ -1,6 +1,5 @@
 from cmrm_utils import Sample, Trial, generate, table
-from cmrm_utils.methods.prompting import ECSO, safety_prompt
-from cmrm_utils.prompts import SAFETY_PROMPT
+from cmrm_utils.methods.prompting import ECSO, SAFETY_PROMPT, safety_prompt
 
 
 def test_a_safety_prompt_comes_first_and_has_a_name_in_tables(tiny, requests):

@@ -4,8 +4,13 @@ from vectors_drawn import drawn, orthonormal
 
 from cmrm_utils import InputError, Trial, hidden_states
 from cmrm_utils.methods.base import Anchors
-from cmrm_utils.methods.safesteer import METHOD, SafeSteer, harm_shares, sentence_pushes
-from cmrm_utils.prompts import SAFETY_SENTENCE
+from cmrm_utils.methods.safesteer import (
+    METHOD,
+    SAFETY_SENTENCE,
+    SafeSteer,
+    harm_shares,
+    sentence_pushes,
+)
 
 
 def test_safesteer_equals_its_rule_by_hand(three):

@@ -7,9 +7,9 @@ from questions import at_half, open_nb
 
 from cmrm_utils.data.load import load_samples
 from cmrm_utils.organism.world import find_request
+from cmrm_utils.results.responses import table
 from cmrm_utils.studies import abilities
 from cmrm_utils.studies.attack import target_of
-from cmrm_utils.trials import table
 
 pytestmark = pytest.mark.usefixtures("few_anchors")
 

@@ -12,7 +12,7 @@ from cmrm_utils import CMRM, InputError, Trial, load_vlm
 from cmrm_utils.jobs.plan import plan
 from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.methods.addition import refusal_addition
-from cmrm_utils.methods.base import Method, edited
+from cmrm_utils.methods.base import Method, edited, safety_direction
 from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.methods.regap import ReGap, regained, text_mean
 from cmrm_utils.methods.registry import METHODS, PUBLISHED, label, with_settings
@@ -20,14 +20,14 @@ from cmrm_utils.methods.shiftdc import ShiftDC, caption_shift
 from cmrm_utils.methods.vlm_guard import VLMGuard, difference_directions, text_states
 from cmrm_utils.prompts import CAPTION_QUERY
 from cmrm_utils.results import text
+from cmrm_utils.results.responses import table
 from cmrm_utils.store import Responses
 from cmrm_utils.studies import comparison, sweep
 from cmrm_utils.studies.first_token import FirstTokens
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.selection import Choice
 from cmrm_utils.studies.sweep import NO_EDIT, Chosen
-from cmrm_utils.trials import table
-from cmrm_utils.vectors import extract_shift, refusal_direction, safety_direction
+from cmrm_utils.vectors import extract_shift, refusal_direction
 
 FEW = {
     "CMRM dataset": [{"alpha": 0.5}],

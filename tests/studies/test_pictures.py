@@ -6,9 +6,9 @@ from PIL import Image
 
 from cmrm_utils.conditions import IMAGES, OF_OWN
 from cmrm_utils.organism.world import find_request
+from cmrm_utils.results.responses import table
 from cmrm_utils.studies import abilities, pictures
 from cmrm_utils.studies.attack import Attack
-from cmrm_utils.trials import table
 
 pytestmark = pytest.mark.usefixtures("few_anchors")
 

@@ -21,9 +21,10 @@ from cmrm_utils.judges.openers import find_openers
 from cmrm_utils.models import VLM
 from cmrm_utils.results.intervals import paired_difference
 from cmrm_utils.results.rates import UNSEEN
+from cmrm_utils.results.responses import table
 from cmrm_utils.studies.frontier import TRIALS
 from cmrm_utils.studies.notebook import Notebook
-from cmrm_utils.trials import Trial, table
+from cmrm_utils.trials import Trial
 
 MEASURES = {"harmful refused": "harmful", "benign refused": "benign", "sight": "visual"}
 """What is measured, each in nats, and the task of its samples.

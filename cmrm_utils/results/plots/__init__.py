@@ -3,7 +3,7 @@
 # ruff: noqa: F401
 # These names are what notebooks call.
 from cmrm_utils.conditions import CONDITION_COLOURS, CONDITION_NAMES
-from cmrm_utils.results.plots.bars import control_bars, outcome_bars, rate_bars
+from cmrm_utils.results.plots.bars import outcome_bars, rate_bars
 from cmrm_utils.results.plots.images import pictures, prompts
 from cmrm_utils.results.plots.lines import (
     alpha_curves,
@@ -20,4 +20,4 @@ from cmrm_utils.results.plots.points import (
     pareto,
     scatter_panels,
 )
-from cmrm_utils.results.plots.style import MEASURE_COLOURS, OUTCOME_COLOURS, style
+from cmrm_utils.results.plots.style import MEASURE_COLOURS, OUTCOME_COLOURS, style, titled

@@ -27,7 +27,7 @@ def pareto(rows: pd.DataFrame, *, corner: float = 0.9) -> Figure:
             utility_high``.
         corner: the utility from which the second panel shows; alphas are written there.
     """
-    figure, whole, near = _trade_off_panels((10.5, 4.0), (1, 1.5))
+    figure, whole, near = _trade_off_panels((11.0, 4.0), (1, 1.3))
     for i, (name, look) in enumerate(looks(rows["method"]).items()):
         path = rows[rows["method"] == name].sort_values("alpha")
         look |= {"linewidth": 1, "elinewidth": 0.6, "label": str(name)}
@@ -49,7 +49,7 @@ def pareto(rows: pd.DataFrame, *, corner: float = 0.9) -> Figure:
     whole.set(title="all alphas", xlim=(-0.03, 1.03), ylim=(-0.03 * top, top))
     whole.axvspan(corner, 1.03, color="#000000", alpha=0.05, linewidth=0)
     near.set(title=f"utility from {corner:.0%}, alpha at the points", xlim=(corner - 0.002, 1.004))
-    near.legend(loc="best")
+    legend(figure, near)
     return figure
 
 

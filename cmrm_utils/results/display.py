@@ -6,6 +6,8 @@ from html import escape
 
 import pandas as pd
 
+from cmrm_utils.conditions import CONDITION_NAMES
+
 
 @dataclass(frozen=True, eq=False)
 class Shaded:
@@ -25,25 +27,33 @@ class Shaded:
     note: str = ""
     most: int = 10
 
+    def beside(self, name: str, column: pd.Series) -> "Shaded":
+        """The table with a further column of text, unshaded, before the others."""
+        text, shares = self.text.copy(), self.shares.copy()
+        text.insert(0, name, column.reindex(text.index))
+        shares.insert(0, name, float("nan"))
+        return Shaded(text, shares, self.note, self.most)
+
     def __repr__(self) -> str:
         return f"{self.text}\n{self.note}".strip()
 
     def _repr_html_(self) -> str:
-        cells = self.text.copy()
+        cells = self.text.astype(object)
         for i, column in enumerate(cells):
             pairs = zip(self.text[column], self.shares.iloc[:, i], strict=True)
             cells[column] = [_shade(text, share) for text, share in pairs]
         cells = cells.rename(index=_escaped, columns=_escaped)
-        page = cells.head(self.most).to_html(escape=False, border=0)
+        look = {"escape": False, "border": 0, "index_names": cells.index.nlevels > 1}
+        page = cells.head(self.most).to_html(**look)
         if len(rest := cells.iloc[self.most :]):
             rows = f"{len(rest)} more row{'s' if len(rest) > 1 else ''}"
-            table = rest.to_html(escape=False, border=0)
-            page += f"<details><summary>{rows}</summary>{table}</details>"
+            page += f"<details><summary>{rows}</summary>{rest.to_html(**look)}</details>"
         return page + (f"<p>{escape(self.note)}</p>" if self.note else "")
 
 
 def _escaped(name: object) -> object:
-    return escape(name) if isinstance(name, str) else name
+    """A row's or column's name as HTML; an image condition by its label."""
+    return escape(CONDITION_NAMES.get(name, name)) if isinstance(name, str) else name
 
 
 def _shade(text: str, share: float) -> str:
@@ -100,7 +110,8 @@ def number_table(
         most: rows shown; the others are behind a fold.
     """
     shares = table.abs() / full if full else table.astype(float) * float("nan")
-    return Shaded(table.map(form.format), shares, note, most)
+    text = table.map(lambda value: "" if pd.isna(value) else form.format(value))
+    return Shaded(text, shares, note, most)
 
 
 class Answers:

@@ -47,15 +47,15 @@ def distance(gaps: pd.DataFrame, image: str = "own") -> str:
 
 
 def apart(harm: pd.DataFrame) -> str:
-    """How well a probe tells harmful from benign requests in the last layer.
+    """How far apart harmful and benign requests are in the last layer.
 
     Args:
-        harm: ``layer, image, probe``.
+        harm: ``layer, image, silhouette``.
     """
-    last = harm[harm["layer"] == harm["layer"].max()].set_index("image")["probe"]
+    last = harm[harm["layer"] == harm["layer"].max()].set_index("image")["silhouette"]
     return (
-        f"In the last layer a probe tells harmful from benign in {last['none']:.0%} of cases as "
-        f"text, in {last['own']:.0%} beside the own image"
+        f"Harmful and benign requests in the last layer: silhouette {last['none']:.2f} as text, "
+        f"{last['own']:.2f} beside the own image"
     )
 
 
@@ -126,6 +126,21 @@ def strongest(curves: pd.DataFrame, method: str, measures: tuple[str, ...]) -> s
         for name in there
     )
     return f"{method}, from no edit to alpha {alpha:g}: {', '.join(changes)}"
+
+
+def frontier(rows: pd.DataFrame) -> str:
+    """Which setting refuses most, and what it leaves of utility.
+
+    Args:
+        rows: of :func:`cmrm_utils.results.rates.trade_off` by ``method, alpha``.
+    """
+    most = rows.sort_values(["refused", "utility"], ascending=False).iloc[0]
+    start = rows[rows["alpha"] == 0.0].iloc[0]
+    return (
+        f"Most refused: {most['method']} at alpha {most['alpha']:g}, {most['refused']:.1%} at "
+        f"{most['utility']:.1%} of utility; without an edit {start['refused']:.1%} at "
+        f"{start['utility']:.1%}"
+    )
 
 
 def changed(changes: pd.DataFrame, by: str, names: tuple[str, ...], measure: str) -> str:

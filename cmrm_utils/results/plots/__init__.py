@@ -14,6 +14,7 @@ from cmrm_utils.results.plots.lines import (
 )
 from cmrm_utils.results.plots.maps import head_ranking, heat_map, rate_map, state_maps
 from cmrm_utils.results.plots.points import (
+    change_panels,
     defence_points,
     dot_panels,
     frontiers,

@@ -47,11 +47,11 @@ def rate_bars(rows: pd.DataFrame, *, xlabel: str, paper: dict[str, float] | None
         )
         for y, rate in zip(at, these["rate"].fillna(-1), strict=True):
             if rate >= 0:
-                axis.text(1.19, y, f"{rate:.1%}", ha="right", va="center", fontsize="small")
+                axis.text(1.24, y, f"{rate:.1%}", ha="right", va="center", fontsize="small")
         axis.grid(axis="y", visible=False)
         axis.set_yticks(at, [named(image) for image in images])
         percent_axis(axis, xlabel, x=True)
-        axis.set(xlim=(0, 1.2), xticks=[0, 0.25, 0.5, 0.75, 1])
+        axis.set(xlim=(0, 1.26), xticks=[0, 0.25, 0.5, 0.75, 1])
     for image, rate in (paper or {}).items():
         if image in images:
             y = at[images.index(image)]

@@ -12,6 +12,7 @@ from cmrm_utils.results.plots.shapes import dots, errors, panels
 from cmrm_utils.results.plots.style import (
     CONTROL_COLOURS,
     MARKERS,
+    MEASURE_COLOURS,
     legend,
     looks,
     named,
@@ -201,6 +202,31 @@ def dot_panels(
         percent_axis(axis, "", x=True)
     figure.supxlabel(xlabel, fontsize="small")
     legend(figure, *axes)
+    return figure
+
+
+def change_panels(rows: pd.DataFrame, *, label: str) -> Figure:
+    """Paired changes in points with 95% intervals: a panel a measure, sorted by the first one's.
+
+    Args:
+        rows: ``measure, change, low, high`` and the column named by ``label``.
+        label: the column that names the rows.
+    """
+    measures = list(rows["measure"].unique())
+    first = rows[rows["measure"] == measures[0]].sort_values("change")
+    names = list(dict.fromkeys([*first[label], *rows[label]]))
+    figure, axes = panels(measures, 2.5, 0.27 * len(names) + 1.0, margin=2.4)
+    for axis, measure in zip(axes, measures, strict=True):
+        these = rows[rows["measure"] == measure]
+        shade = MEASURE_COLOURS.get(measure, "#222222")
+        at = these[label].map(names.index)
+        dots(axis, these, "change", at, marker="o", markersize=5, color=shade, elinewidth=1.4)
+        axis.axvline(0, color="#555555", linewidth=0.8)
+        axis.margins(x=0.08)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f}")
+        axis.set_xlabel("change (points)")
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(-0.6, len(names) - 0.4)
     return figure
 
 

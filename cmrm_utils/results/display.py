@@ -82,7 +82,7 @@ def rate_table(
     text = rows["rate"].map("{:.1%}".format).where(~means, rows["rate"].map("{:+.1f}".format))
     wide = [
         rows.assign(cell=cells).pivot_table(
-            index=index, columns=columns, values="cell", aggfunc="first", sort=False, dropna=False
+            index=index, columns=columns, values="cell", aggfunc="first", sort=False
         )
         for cells in (text, rows["rate"].where(~means))
     ]

@@ -147,7 +147,7 @@ def anchor_lines(rows: pd.DataFrame) -> Figure:
     Args:
         rows: columns ``anchors, cosine, low, high``.
     """
-    figure, axis = plt.subplots(figsize=(5.4, 3.2))
+    figure, axis = plt.subplots(figsize=(5.4, 3.2), layout="constrained")
     banded(axis, rows, "anchors", "cosine", color="#0072B2", marker="o", markersize=5)
     axis.set_xscale("log", base=2)
     axis.set_xticks(rows["anchors"], rows["anchors"].astype(str))

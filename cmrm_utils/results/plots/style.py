@@ -136,10 +136,12 @@ def _line(line: Line2D) -> tuple[Any, Any]:
 
 def titled(figure: Figure, message: str) -> Figure:
     """A figure under a sentence that says what it shows."""
+    figure.draw_without_rendering()  # settles where the panels' own titles end
+    ends = figure.get_tightbbox()
     figure.suptitle(
         "\n".join(wrap(message, int(9.5 * figure.get_figwidth()) + 14)),
-        x=0.01,
-        y=1.02,
+        x=ends.x0 / figure.get_figwidth(),
+        y=(ends.y1 + 0.08) / figure.get_figheight(),
         ha="left",
         va="bottom",
         fontsize="medium",

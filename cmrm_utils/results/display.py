@@ -38,6 +38,8 @@ class Shaded:
         return f"{self.text}\n{self.note}".strip()
 
     def _repr_html_(self) -> str:
+        if self.text.empty:
+            return ""
         cells = self.text.astype(object)
         for i, column in enumerate(cells):
             pairs = zip(self.text[column], self.shares.iloc[:, i], strict=True)

@@ -21,4 +21,4 @@ from cmrm_utils.results.plots.points import (
     pareto,
     scatter_panels,
 )
-from cmrm_utils.results.plots.style import MEASURE_COLOURS, OUTCOME_COLOURS, style, titled
+from cmrm_utils.results.plots.style import MEASURE_COLOURS, OUTCOME_COLOURS, colour, style, titled

@@ -64,8 +64,9 @@ def named(value: object) -> str:
 
 
 def colour(condition: str) -> str:
-    """An image condition's colour, by its key; of anything else, :data:`EDITED`."""
-    return CONDITION_COLOURS.get(condition, EDITED)
+    """An image condition's colour, by its key or its label; of anything else, :data:`EDITED`."""
+    keys = {label: key for key, label in CONDITION_NAMES.items()}
+    return CONDITION_COLOURS.get(keys.get(condition, condition), EDITED)
 
 
 def looks(

@@ -222,7 +222,8 @@ def change_panels(rows: pd.DataFrame, *, label: str) -> Figure:
         at = these[label].map(names.index)
         dots(axis, these, "change", at, marker="o", markersize=5, color=shade, elinewidth=1.4)
         axis.axvline(0, color="#555555", linewidth=0.8)
-        axis.margins(x=0.08)
+        # At least 5 points each way, or no change at all would fill the panel.
+        axis.set_xlim(1.08 * min(-0.05, these["low"].min()), 1.08 * max(0.05, these["high"].max()))
         axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f}")
         axis.set_xlabel("change (points)")
     axes[0].set_yticks(range(len(names)), names)

@@ -48,14 +48,14 @@ def test_every_panel_counts_for_the_legend():
 
 
 def test_names_of_lines_stand_at_their_ends_and_do_not_touch():
-    ends = {"a": 0.5, "b": 0.501, "c": 0.9, "d": 0.899, "e": 0.1}
+    ends = {"a": 0.5, "b": 0.501, "c": 0.9, "d": 0.899, "e": 0.1, "f": 0.101, "g": 0.102}
     rows = pd.DataFrame(
         [(layer, name, end) for name, end in ends.items() for layer in (0, 1)],
         columns=["layer", "method", "norm"],
     )
     axis = plots.layer_lines(rows, y="norm", hue="method", ylabel="norm").axes[0]
     at = line_names(axis)
-    assert sorted(at, key=at.get) == ["e", "a", "b", "d", "c"]
+    assert sorted(at, key=at.get) == ["e", "f", "g", "a", "b", "d", "c"]
     heights = sorted(at.values())
     step = 10.8 / (axis.get_window_extent().height * 72 / axis.figure.dpi)
     assert all(b - a > 0.99 * step for a, b in pairwise(heights))

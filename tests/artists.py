@@ -9,6 +9,12 @@ def legend(owner):
     return [text.get_text() for text in found.get_texts()]
 
 
+def line_names(axis):
+    """The names beside the ends of a panel's lines, each after its dot."""
+    notes = [text for text in axis.texts if text.get_text() != "\N{BLACK CIRCLE}"]
+    return {text.get_text(): text.xy[1] for text in notes}
+
+
 def spans(axis):
     """Both ends of each error bar."""
     return [s for c in axis.collections if hasattr(c, "get_segments") for s in c.get_segments()]

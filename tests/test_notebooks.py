@@ -56,11 +56,42 @@ def test_readable(notebook):
     cells = nbformat.read(notebook, as_version=4).cells
     assert len(cells) <= 32
     assert cells[0].cell_type == "markdown"
-    assert "**Claim.**" in cells[0].source
+    assert re.search(r"\*\*(The paper's claim|Claim)\.\*\*", cells[0].source)
     assert all(cell.source.count("\n") < 25 for cell in cells if cell.cell_type == "code")
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == (notebook in ASKING)
     assert notebook.stat().st_size < 2_000_000
+
+
+HEADS = ("**The paper's claim.**", "**Verdict here: ", "**You will know**", "**Time.**")
+TAIL = ("## Conclusion and limits", "## Checks", "## What to read next")
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
+def test_a_core_notebook_has_its_form(path):
+    """Twenty cells; a verdict first; conclusion, checks and what to read next last, in order."""
+    cells = nbformat.read(path, as_version=4).cells
+    assert len(cells) <= 20
+    assert all(head in cells[0].source for head in HEADS)
+    whole = "\n".join(cell.source for cell in cells)
+    places = [whole.index(head) for head in TAIL]
+    assert places == sorted(places)
+    assert cells[-1].source.startswith(TAIL[-1])
+    assert whole.index("# NBVAL_CHECK_OUTPUT") > places[1]
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
+def test_verdicts_say_what_the_stored_tables_say(path):
+    """Every rate that the check computes from stored tables stands in the notebook's words."""
+    cells = nbformat.read(path, as_version=4).cells
+    (check,) = (c for c in cells if c.cell_type == "code" and c.source.startswith(CHECK))
+    lines = "".join(output.get("text", "") for output in check.outputs).splitlines()
+    stored = [line for line in lines if line.startswith("verdict")]
+    words = " ".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert stored
+    for line in stored:
+        for rate in re.findall(r"\d+\.\d%|[+-]\d\.\d\d", line):
+            assert rate.removesuffix("%") in words, line
 
 
 def test_every_parameter_can_be_set(asking):

@@ -8,6 +8,7 @@ from pathlib import Path
 import bleach
 import nbformat
 import pandas as pd
+from bleach.css_sanitizer import CSSSanitizer
 from markupsafe import Markup
 from nbconvert.filters import markdown2html
 
@@ -20,6 +21,7 @@ _HERE = Path(__file__).parent
 
 
 _TAGS = {*bleach.ALLOWED_TAGS, "div", "span", "p", "pre", "br", "hr", "sub", "sup"}
+_TAGS |= {"details", "summary"}
 
 
 _TAGS |= {"h1", "h2", "h3", "h4", "table", "thead", "tbody", "tr", "th", "td"}
@@ -33,6 +35,11 @@ _SPANS = ["rowspan", "colspan"]
 
 
 _ATTRIBUTES = {"a": ["href", "title", "class"], "td": _SPANS, "th": [*_SPANS, "valign"]}
+_ATTRIBUTES |= {"span": ["style"]}
+
+
+_STYLES = CSSSanitizer(allowed_css_properties=["background-color", "display", "padding"])
+"""What a span may set: the ground of a shaded cell."""
 
 
 def _cells(path: Path) -> list[nbformat.NotebookNode]:
@@ -55,7 +62,7 @@ def _cells(path: Path) -> list[nbformat.NotebookNode]:
 def _clean(page: str) -> Markup:
     """HTML that does nothing but show: any tag that is not in :data:`_TAGS` becomes text."""
     page = _PANDAS_STYLE.sub("", page)
-    return Markup(bleach.clean(page, tags=_TAGS, attributes=_ATTRIBUTES))
+    return Markup(bleach.clean(page, tags=_TAGS, attributes=_ATTRIBUTES, css_sanitizer=_STYLES))
 
 
 def browse(rows: pd.DataFrame, *, most: int = 8) -> str:

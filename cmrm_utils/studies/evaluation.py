@@ -14,6 +14,7 @@ from cmrm_utils.judges.outcomes import OUTCOMES
 from cmrm_utils.judges.panel import NamedJudge, panel
 from cmrm_utils.judges.reviews import load_reviewer, relative_scores, review
 from cmrm_utils.paths import STORED
+from cmrm_utils.results.display import Answers, Shaded, rate_table
 from cmrm_utils.results.rates import REST, UTILITY, averaged, choice_accuracy, measures, rates
 from cmrm_utils.results.text import percent_table
 from cmrm_utils.store import Responses, read_csv
@@ -78,9 +79,67 @@ def beside_stored(rows: pd.DataFrame, model: str) -> pd.DataFrame:
     return both.assign(overlap=reach)
 
 
+def alpha_table(
+    nb: Notebook, swept: sweep.Swept, curves: pd.DataFrame, plain: Sequence[Trial]
+) -> Shaded:
+    """The sweep in numbers, with the dose of each edit; kept in the run as ``04_alpha_table``.
+
+    Args:
+        nb: the notebook.
+        swept: of :func:`.sweep.sweep`.
+        curves: the measures to show, by ``method, alpha``.
+        plain: the trials of the sweep, unedited.
+    """
+    index = ["method", "alpha"]
+    table = percent_table(curves, index, "measure")
+    doses = sweep.doses(nb, swept, plain).reindex(table.index).round(3)
+    table.insert(0, "dose", doses)
+    nb.run.table("04_alpha_table", table.reset_index())
+    note = "Dose: |alpha v| / |h|, mean over layers. Counts and intervals: table 04_alpha_table."
+    shown = rate_table(curves, index, "measure", note=note)
+    return shown.beside("dose", doses.map("{:.3f}".format))
+
+
+def predictions(
+    swept: Chosen, curves: pd.DataFrame, tested: pd.DataFrame, baseline: str
+) -> Answers:
+    """The answers to what notebook 04 asks its reader to predict; none where there is no edit.
+
+    Args:
+        swept: the methods as chosen.
+        curves: :func:`measures` of the validation split by ``method, alpha``.
+        tested: :func:`measures` of harmful requests of the test split by ``setting``.
+        baseline: the setting beside an image, unedited.
+    """
+    if not swept.choices:
+        return Answers({})
+    chosen = ", ".join(f"{name} {alpha:g}" for name, alpha in swept.alphas.items())
+    rows = curves[(curves["measure"] == "refused") & (curves["method"] == "CMRM sample")]
+    most = rows["alpha"].max()
+    rates = rows.set_index("alpha")["rate"]
+    refused = tested[tested["measure"] == "refused"].set_index("setting")["rate"]
+    text = refused["text only"]
+    return Answers(
+        {
+            "1. Does the rule choose an edit for any of the three levels?": (
+                any(swept.alphas.values()),
+                f"The alphas chosen: {chosen} (0 is no edit).",
+            ),
+            "2. Does the sample level at the largest alpha refuse more than no edit?": (
+                rates[most] > rates[0.0],
+                f"Refused {rates[0.0]:.1%} without an edit, {rates[most]:.1%} at alpha {most:g}.",
+            ),
+            "3. On the test split, does an image take more than 10 points of refusals?": (
+                text - refused[baseline] > 0.1,
+                f"Refused {text:.1%} as text, {refused[baseline]:.1%} beside the {baseline}.",
+            ),
+        }
+    )
+
+
 def panel_tables(
     nb: Notebook, rows: pd.DataFrame, judges: Sequence[str | Mapping[str, Any]]
-) -> list[pd.DataFrame]:
+) -> list[pd.DataFrame | Shaded]:
     """Further judges on the responses to requests of the test split.
 
     Their verdicts are kept apart from the responses: in the run's ``verdicts``, and in the table
@@ -105,10 +164,10 @@ def panel_tables(
     nb.run.table("04_judges", agreed)
     nb.run.table("04_judges_harmful", harmful)
     columns = harmful.assign(judge=harmful["judge"] + ": " + harmful["measure"])
-    return [agreed.set_index("judge").round(3), percent_table(columns, "setting", "judge")]
+    return [agreed.set_index("judge").round(3), rate_table(columns, "setting", "judge")]
 
 
-def choice_table(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> pd.DataFrame | None:
+def choice_table(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> Shaded | None:
     """Multiple choice on the test split: accuracy over all questions, and those with an image.
 
     Kept in the run as ``05_choices``; None, and a line that says so, where the data has none.
@@ -118,7 +177,7 @@ def choice_table(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> pd.DataFra
         print("no multiple-choice questions in the data (scienceqa has them)")
         return None
     accuracy = nb.run.table("05_choices", choice_accuracy(rows, ["setting"]))
-    return percent_table(accuracy, "setting", "rows")
+    return rate_table(accuracy, "setting", "rows", note="Counts: table 05_choices.")
 
 
 def open_trials(nb: Notebook, chosen: Chosen, n: int | None) -> list[Trial]:

@@ -64,12 +64,15 @@ def layer_maps(
         fit_on: true for the states that the axes are fitted on; by default all.
 
     Returns:
-        ``labels`` + ``layer, pc1, pc2``, one row a state and layer.
+        ``labels`` + ``layer, pc1, pc2, share1, share2``, one row a state and layer; the shares are
+        those of the variance, of the states that the axes are fitted on.
     """
     parts = []
     for layer in layers:
         here = states[:, layer]
         pca = PCA(n_components=2, random_state=0).fit(here if fit_on is None else here[fit_on])
         pc1, pc2 = pca.transform(here).T
-        parts.append(labels.assign(layer=layer, pc1=pc1, pc2=pc2))
+        first, second = pca.explained_variance_ratio_
+        axes = {"pc1": pc1, "pc2": pc2, "share1": first, "share2": second}
+        parts.append(labels.assign(layer=layer, **axes))
     return pd.concat(parts, ignore_index=True)

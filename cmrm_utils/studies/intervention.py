@@ -1,11 +1,15 @@
 """Notebook 03: CMRM in its variants, and its controls."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from cmrm_utils.edits import Edit, Tokens
 from cmrm_utils.methods.cmrm import CMRM
+from cmrm_utils.results.display import Answers, Shaded
 from cmrm_utils.sample import Sample
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.trials import Trial, grid
@@ -74,3 +78,55 @@ def neutral(samples: Iterable[Sample], words: int) -> list[Trial]:
     """As many neutral words as an image has tokens in the image's place."""
     filler = "the " * words
     return [Trial(sample, "none", prompt=f"{filler}\n{sample.prompt}") for sample in samples]
+
+
+def responses_beside(
+    nb: Notebook, samples: Sequence[Sample], cases: Mapping[str, tuple[str, Edit | None]]
+) -> Shaded:
+    """How responses begin in several cases, a row a sample.
+
+    Of harmful requests only refusals are shown; any other response is named by its outcome.
+
+    Args:
+        nb: the notebook.
+        samples: those asked.
+        cases: an image condition and an edit by name.
+    """
+    columns = {}
+    for name, (image, edit) in cases.items():
+        rows = nb.ask([Trial(sample, image, edit) for sample in samples])
+        shown = (rows["task"] != "harmful") | (rows["outcome"] == "refused")
+        columns[name] = rows["response"].where(shown, "(no refusal, not shown)").tolist()
+    text = pd.DataFrame(columns, index=[sample.query for sample in samples])
+    return Shaded(text, pd.DataFrame(np.nan, text.index, text.columns))
+
+
+def predictions(back: pd.DataFrame, rates: pd.DataFrame) -> Answers:
+    """The answers to what notebook 03 asks its reader to predict.
+
+    Args:
+        back: distance from the text-only state by layer, ``own image`` and ``edited``.
+        rates: by control, a column a measure; with ``no edit``.
+    """
+    plain, edited = back[["own image", "edited"]].iloc[-1]
+    sight = ("visual questions", "choices", "benign answered")
+    useful = next(name for name in sight if name in rates)
+    change = 100 * (rates.loc["CMRM"] - rates.loc["no edit"])
+    towards, start = rates.loc["refusal direction"], rates.loc["no edit"]
+    return Answers(
+        {
+            "1. Is the last layer's mean state nearer to text with the edit than without?": (
+                edited < plain,
+                f"Its distance is {edited:.2f} of |h| with the edit and {plain:.2f} without.",
+            ),
+            f"2. Does the edit change {useful} more than refusals?": (
+                abs(change[useful]) > abs(change["refused"]),
+                f"Points: {useful} {change[useful]:+.1f}, refused {change['refused']:+.1f}.",
+            ),
+            "3. Does the refusal direction, at v's norm, spare harmless requests?": (
+                towards["over-refusal"] <= start["over-refusal"] + 0.05,
+                f"It has {towards['refused']:.1%} of the harmful and "
+                f"{towards['over-refusal']:.1%} of the harmless requests refused.",
+            ),
+        }
+    )

@@ -8,6 +8,7 @@ import pytest
 
 from cmrm_utils import InputError
 from cmrm_utils.jobs.report import browse, write_report
+from cmrm_utils.results.display import number_table
 
 
 def notebook_of(tmp_path, *cells):
@@ -234,3 +235,14 @@ def test_responses_end_the_report_as_text(tmp_path):
     assert page.index("a result") < page.index("id='responses'") < page.index("complied → refused")
     assert "href='#responses'" in page
     assert "#responses" not in page_of(tmp_path, cell, responses=ANSWERS[:0])
+
+
+def test_shaded_cells_and_folds_stay_and_other_styles_do_not(tmp_path):
+    table = pd.DataFrame({"x": range(12)})
+    page = number_table(table, full=12.0)._repr_html_()
+    page += '<span style="position: fixed; background-color: red">all over</span>'
+    cell = nbformat.v4.new_code_cell("x", outputs=[output({"text/html": page})])
+    report = page_of(tmp_path, cell)
+    assert "rgba(0, 114, 178, 0.05)" in report
+    assert "<summary>2 more rows</summary>" in report
+    assert "position" not in report.partition("all over")[0].rpartition("<span")[2]

@@ -3,7 +3,7 @@
 # ruff: noqa: F401
 # These names are what notebooks call.
 from cmrm_utils.conditions import CONDITION_COLOURS, CONDITION_NAMES
-from cmrm_utils.results.plots.bars import control_bars, outcome_bars, rate_bars
+from cmrm_utils.results.plots.bars import outcome_bars, rate_bars
 from cmrm_utils.results.plots.images import pictures, prompts
 from cmrm_utils.results.plots.lines import (
     alpha_curves,
@@ -13,10 +13,11 @@ from cmrm_utils.results.plots.lines import (
 )
 from cmrm_utils.results.plots.maps import head_ranking, rate_map, state_maps
 from cmrm_utils.results.plots.points import (
+    change_panels,
     defence_points,
     dot_panels,
     frontiers,
     pareto,
     scatter_panels,
 )
-from cmrm_utils.results.plots.style import MEASURE_COLOURS, OUTCOME_COLOURS, style
+from cmrm_utils.results.plots.style import MEASURE_COLOURS, OUTCOME_COLOURS, colour, style, titled

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from cmrm_utils.conditions import CONDITION_COLOURS
-from cmrm_utils.results.plots.shapes import errors, named_dots
+from cmrm_utils.results.plots.shapes import errors, panels
 from cmrm_utils.results.plots.style import (
     OUTCOME_COLOURS,
     legend_beside,
@@ -18,43 +18,46 @@ from cmrm_utils.results.plots.style import (
 )
 
 
-def rate_bars(rows: pd.DataFrame, *, ylabel: str, paper: dict[str, float] | None = None) -> Figure:
-    """Rates by image condition, one group of bars per kind, with 95% intervals.
+def rate_bars(rows: pd.DataFrame, *, xlabel: str, paper: dict[str, float] | None = None) -> Figure:
+    """Rates by image condition with 95% intervals, one panel per kind; the rates stand beside.
 
     Args:
         rows: columns ``kind, image, rate, low, high``.
-        ylabel: what the rate is of.
-        paper: the paper's rates by condition, drawn as dashes in the first group.
+        xlabel: what the rate is of.
+        paper: the paper's rates by condition, drawn as dashes in the first panel.
     """
-    images, groups = list(rows["image"].unique()), list(rows["kind"].unique())
-    width = 0.8 / len(images)
-    figure, axis = plt.subplots(figsize=(max(5.0, 1.9 * len(groups) + 1.5), 3.6))
-    for i, (image, look) in enumerate(looks(images, CONDITION_COLOURS).items()):
-        these = rows[rows["image"] == image].set_index("kind").reindex(groups)
-        at = np.arange(len(groups)) + (i - (len(images) - 1) / 2) * width
-        axis.bar(
-            at,
+    images, kinds = list(rows["image"].unique()), list(rows["kind"].unique())
+    shades = looks(images, CONDITION_COLOURS)
+    size = (3.3, 0.36 * len(images) + 0.9)
+    figure, axes = panels(kinds, *size, across=3, margin=1.4, sharex=True)
+    at = np.arange(len(images))[::-1]
+    for axis, kind in zip(axes, kinds, strict=True):
+        these = rows[rows["kind"] == kind].set_index("image").reindex(images)
+        fill = [shades[image]["color"] for image in images]
+        # The interval is dark and the bar pale, so that neither hides the other.
+        axis.barh(at, these["rate"], 0.74, color=fill, alpha=0.6)
+        axis.errorbar(
             these["rate"],
-            width * 0.92,
-            color=look["color"],
-            label=named(image),
-            yerr=errors(these, "rate"),
-            error_kw={"elinewidth": 1.2, "capsize": 2, "ecolor": "#222222"},
+            at,
+            xerr=errors(these, "rate"),
+            linestyle="none",
+            elinewidth=1.4,
+            capsize=2,
+            ecolor="#222222",
         )
-        if paper and image in paper:
-            axis.plot(
-                [at[0] - width / 2, at[0] + width / 2],
-                [paper[image]] * 2,
-                color="black",
-                linestyle=(0, (2, 1)),
-                linewidth=1.6,
-                label="paper, LLaVA-7B" if image == next(iter(paper)) else None,
-            )
-    axis.set_xticks(np.arange(len(groups)), groups)
-    axis.set_ylim(0, 1.02)
-    axis.grid(axis="x", visible=False)
-    percent_axis(axis, ylabel)
-    legend_beside(axis)
+        for y, rate in zip(at, these["rate"].fillna(-1), strict=True):
+            if rate >= 0:
+                axis.text(1.24, y, f"{rate:.1%}", ha="right", va="center", fontsize="small")
+        axis.grid(axis="y", visible=False)
+        axis.set_yticks(at, [named(image) for image in images])
+        percent_axis(axis, xlabel, x=True)
+        axis.set(xlim=(0, 1.26), xticks=[0, 0.25, 0.5, 0.75, 1])
+    for image, rate in (paper or {}).items():
+        if image in images:
+            y = at[images.index(image)]
+            axes[0].plot([rate, rate], [y - 0.42, y + 0.42], "k--", linewidth=1.8)
+    if paper:
+        axes[0].set_xlabel(f"{xlabel}; dashes: the paper's LLaVA-7B")
     return figure
 
 
@@ -83,23 +86,5 @@ def outcome_bars(
     axis.set_xlim(0, 1)
     axis.grid(axis="y", visible=False)
     percent_axis(axis, "share of responses; line: 95% interval of refused", x=True)
-    legend_beside(axis)
-    return figure
-
-
-def control_bars(rows: pd.DataFrame, *, label: str, baseline: float, xlabel: str) -> Figure:
-    """One rate per control with its 95% interval, and the rate without any edit as a line.
-
-    Args:
-        rows: columns ``rate, low, high`` and the one named by ``label``.
-        label: the column that names the rows.
-        baseline: the rate without an edit.
-        xlabel: what the rate is of.
-    """
-    figure, axis = plt.subplots(figsize=(6.6, 0.36 * len(rows) + 1.1))
-    named_dots(axis, rows, "rate", rows[label])
-    axis.axvline(baseline, color="#D55E00", linestyle="--", linewidth=1.2, label="no edit")
-    axis.set_xlim(-0.02, min(1.02, 1.15 * float(rows["high"].max())))
-    percent_axis(axis, xlabel, x=True)
     legend_beside(axis)
     return figure

@@ -18,7 +18,11 @@ def prompts(conditions: Mapping[str, tuple[str, Image.Image | None]]) -> Figure:
         conditions: text and picture by image condition.
     """
     figure, axes = plt.subplots(
-        1, len(conditions), figsize=(2.3 * len(conditions), 2.9), squeeze=False
+        1,
+        len(conditions),
+        figsize=(2.3 * len(conditions), 2.9),
+        squeeze=False,
+        layout="constrained",
     )
     for axis, (condition, (text, picture)) in zip(axes[0], conditions.items(), strict=True):
         if picture is None:

@@ -8,7 +8,13 @@ from matplotlib.figure import Figure
 
 from cmrm_utils.conditions import CONDITION_COLOURS
 from cmrm_utils.results.plots.shapes import banded, barred, line_panels
-from cmrm_utils.results.plots.style import MEASURE_COLOURS, legend, marks_across, percent_axis
+from cmrm_utils.results.plots.style import (
+    MEASURE_COLOURS,
+    label_ends,
+    legend,
+    marks_across,
+    percent_axis,
+)
 
 
 def layer_lines(
@@ -42,12 +48,16 @@ def layer_lines(
         if zero:
             axis.axhline(0, color="#555555", linewidth=0.8)
         marks_across(axis, marks)
-        axis.set(xticks=sorted(rows["layer"].unique()), xlabel="decoder layer")
+        layers = sorted(rows["layer"].unique())
+        axis.set(xticks=layers[:: 1 + len(layers) // 15], xlabel="decoder layer")
     first = next(iter(axes.values()))
     first.set_ylabel(ylabel)
     if y == "rate":
         percent_axis(first, ylabel)
-    legend(figure, *axes.values())
+    if panel:
+        legend(figure, *axes.values())
+    else:
+        label_ends(first)
     return figure
 
 
@@ -68,7 +78,7 @@ def alpha_curves(
         y="rate",
         hue="measure",
         panel=panel,
-        size=(3.9, 3.2),
+        size=(3.5, 3.2),
         colours=MEASURE_COLOURS,
         across=across,
         margin=1.6,
@@ -86,7 +96,9 @@ def alpha_curves(
         axis.set_xlabel("alpha (strength of the edit)")
     for axis in list(axes.values())[::across]:
         percent_axis(axis, "rate")
-    legend(figure, *axes.values())
+    every = list(axes.values())
+    for last in every[across - 1 :: across] or every[-1:]:
+        label_ends(last)
     return figure
 
 
@@ -96,7 +108,7 @@ def anchor_lines(rows: pd.DataFrame) -> Figure:
     Args:
         rows: columns ``anchors, cosine, low, high``.
     """
-    figure, axis = plt.subplots(figsize=(5.4, 3.2))
+    figure, axis = plt.subplots(figsize=(5.4, 3.2), layout="constrained")
     banded(axis, rows, "anchors", "cosine", color="#0072B2", marker="o", markersize=5)
     axis.set_xscale("log", base=2)
     axis.set_xticks(rows["anchors"], rows["anchors"].astype(str))

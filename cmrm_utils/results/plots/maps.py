@@ -16,7 +16,8 @@ def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
     """PCA maps of last-token states, one panel per layer; the large marks are the means.
 
     Args:
-        rows: columns ``layer, image, harmful, pc1, pc2``, one row per state.
+        rows: columns ``layer, image, harmful, pc1, pc2``, one row per state; ``share1, share2``
+            where the axes' shares of the variance are known.
         layers: the panels, in order.
     """
     titles = [f"decoder layer {layer}" for layer in layers]
@@ -34,8 +35,10 @@ def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
                     axis.scatter(points["pc1"], points["pc2"], **cloud, **mark)
                     label = f"{named(image)}, {kind}"
                     axis.scatter(*points.mean(), marker=big, color=shade, label=label, **mean)
-        axis.set(xlabel="PC 1", xticks=[], yticks=[])
-    axes[0].set_ylabel("PC 2")
+        shares = rows.loc[rows["layer"] == layer].filter(["share1", "share2"])
+        known = [f" ({share:.0%} of variance)" for share in shares.head(1).to_numpy().flat]
+        first, second = known or ["", ""]
+        axis.set(xlabel=f"PC 1{first}", ylabel=f"PC 2{second}", xticks=[], yticks=[])
     legend(figure, *axes)
     return figure
 

@@ -12,6 +12,7 @@ from cmrm_utils.results.plots.shapes import dots, errors, panels
 from cmrm_utils.results.plots.style import (
     CONTROL_COLOURS,
     MARKERS,
+    MEASURE_COLOURS,
     legend,
     looks,
     named,
@@ -27,7 +28,7 @@ def pareto(rows: pd.DataFrame, *, corner: float = 0.9) -> Figure:
             utility_high``.
         corner: the utility from which the second panel shows; alphas are written there.
     """
-    figure, whole, near = _trade_off_panels((10.5, 4.0), (1, 1.5))
+    figure, whole, near = _trade_off_panels((11.0, 4.0), (1, 1.3))
     for i, (name, look) in enumerate(looks(rows["method"]).items()):
         path = rows[rows["method"] == name].sort_values("alpha")
         look |= {"linewidth": 1, "elinewidth": 0.6, "label": str(name)}
@@ -49,7 +50,7 @@ def pareto(rows: pd.DataFrame, *, corner: float = 0.9) -> Figure:
     whole.set(title="all alphas", xlim=(-0.03, 1.03), ylim=(-0.03 * top, top))
     whole.axvspan(corner, 1.03, color="#000000", alpha=0.05, linewidth=0)
     near.set(title=f"utility from {corner:.0%}, alpha at the points", xlim=(corner - 0.002, 1.004))
-    near.legend(loc="best")
+    legend(figure, near)
     return figure
 
 
@@ -206,6 +207,32 @@ def dot_panels(
             axis.axvline(0, color="#555555", linewidth=0.8)
     figure.supxlabel(xlabel, fontsize="small")
     legend(figure, *axes)
+    return figure
+
+
+def change_panels(rows: pd.DataFrame, *, label: str) -> Figure:
+    """Paired changes in points with 95% intervals: a panel a measure, sorted by the first one's.
+
+    Args:
+        rows: ``measure, change, low, high`` and the column named by ``label``.
+        label: the column that names the rows.
+    """
+    measures = list(rows["measure"].unique())
+    first = rows[rows["measure"] == measures[0]].sort_values("change")
+    names = list(dict.fromkeys([*first[label], *rows[label]]))
+    figure, axes = panels(measures, 2.5, 0.27 * len(names) + 1.0, margin=2.4)
+    for axis, measure in zip(axes, measures, strict=True):
+        these = rows[rows["measure"] == measure]
+        shade = MEASURE_COLOURS.get(measure, "#222222")
+        at = these[label].map(names.index)
+        dots(axis, these, "change", at, marker="o", markersize=5, color=shade, elinewidth=1.4)
+        axis.axvline(0, color="#555555", linewidth=0.8)
+        # At least 5 points each way, or no change at all would fill the panel.
+        axis.set_xlim(1.08 * min(-0.05, these["low"].min()), 1.08 * max(0.05, these["high"].max()))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f}")
+        axis.set_xlabel("change (points)")
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(-0.6, len(names) - 0.4)
     return figure
 
 

@@ -5,12 +5,14 @@ Ito's colour-blind safe colours, and the same colour for the same condition ever
 """
 
 from collections.abc import Iterable, Mapping
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from cmrm_utils.conditions import CONDITION_COLOURS, CONDITION_NAMES
@@ -62,8 +64,9 @@ def named(value: object) -> str:
 
 
 def colour(condition: str) -> str:
-    """An image condition's colour, by its key; of anything else, :data:`EDITED`."""
-    return CONDITION_COLOURS.get(condition, EDITED)
+    """An image condition's colour, by its key or its label; of anything else, :data:`EDITED`."""
+    keys = {label: key for key, label in CONDITION_NAMES.items()}
+    return CONDITION_COLOURS.get(keys.get(condition, condition), EDITED)
 
 
 def looks(
@@ -99,6 +102,53 @@ def legend(figure: Figure, *axes: Axes) -> None:
             by_label.setdefault(label, handle)
     if by_label:
         figure.legend(list(by_label.values()), list(by_label), loc="outside right upper")
+
+
+def label_ends(axis: Axes) -> None:
+    """Name a panel's lines beside their ends, moved apart where names would touch.
+
+    A dot has the line's colour and the name is dark, so that every name can be read.
+    """
+    axis.get_ylim()  # settles the limits, which the places of the ends depend on
+    height = axis.get_window_extent().height * 72 / axis.figure.dpi
+    step = 1.2 * float(mpl.rcParams["font.size"]) / height
+    lines = [line for line in axis.get_lines() if not str(line.get_label()).startswith("_")]
+    to_share = axis.transData + axis.transAxes.inverted()
+    ends = sorted(
+        ((to_share.transform((x[-1], y[-1]))[1], line) for line in lines for x, y in [_line(line)]),
+        key=lambda end: end[0],
+    )
+    at = [end for end, _ in ends]
+    for i in range(1, len(at)):  # upwards, then down from the top
+        at[i] = max(at[i], at[i - 1] + step)
+    for i in range(len(at) - 1, -1, -1):
+        at[i] = min(at[i], (at[i + 1] if i + 1 < len(at) else 1.0 + step) - step)
+    for y, (_, line) in zip(at, ends, strict=True):
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        place |= {"va": "center", "annotation_clip": False, "fontsize": "small"}
+        axis.annotate("\N{BLACK CIRCLE}", (1, y), xytext=(4, 0), color=line.get_color(), **place)
+        axis.annotate(str(line.get_label()), (1, y), xytext=(15, 0), color="#222222", **place)
+
+
+def _line(line: Line2D) -> tuple[Any, Any]:
+    """A line's points, as floats."""
+    return line.get_xdata(orig=False), line.get_ydata(orig=False)
+
+
+def titled(figure: Figure, message: str) -> Figure:
+    """A figure under a sentence that says what it shows."""
+    figure.draw_without_rendering()  # settles where the panels' own titles end
+    ends = figure.get_tightbbox()
+    figure.suptitle(
+        "\n".join(wrap(message, int(9.5 * figure.get_figwidth()) + 14)),
+        x=ends.x0 / figure.get_figwidth(),
+        y=(ends.y1 + 0.08) / figure.get_figheight(),
+        ha="left",
+        va="bottom",
+        fontsize="medium",
+        fontweight="bold",
+    )
+    return figure
 
 
 def legend_beside(axis: Axes) -> None:

@@ -42,6 +42,8 @@ def test_state_maps():
     colours = [to_hex(c.get_facecolor()[0]).upper() for c in first.collections[1::2]]
     none, own = conditions.CONDITION_COLOURS["none"], conditions.CONDITION_COLOURS["own"]
     assert colours == [none, none, own]
+    by_label = plots.state_maps(rows.replace({"none": "text only"}), layers=[0])
+    assert to_hex(by_label.axes[0].collections[1].get_facecolor()[0]).upper() == none
 
 
 def test_head_ranking():

@@ -38,7 +38,29 @@ def test_pareto():
     assert np.allclose([s[:, 1] for s in up], [[0.5, 0.7], [0.05, 0.2]])
     notes = {text.get_text(): text.xy for text in axis.texts}
     assert notes == {"0": (0.95, 0.6), "0.1": (0.9, 0.1)}
-    assert legend(axis) == ["CMRM", "random"]
+    assert legend(axis.figure) == ["CMRM", "random"]
+
+
+def test_change_panels():
+    rows = pd.DataFrame(
+        [
+            ("refused", "CMRM", -0.1, -0.2, 0.0),
+            ("refused", "random", 0.05, 0.0, 0.1),
+            ("visual questions", "CMRM", -0.5, -0.6, -0.4),
+            ("visual questions", "random", 0.0, 0.0, 0.0),
+        ],
+        columns=["measure", "method", "change", "low", "high"],
+    )
+    first, second = plots.change_panels(rows[::-1], label="method").axes
+    assert [axis.get_title() for axis in (first, second)] == ["visual questions", "refused"]
+    assert [text.get_text() for text in first.get_yticklabels()] == ["CMRM", "random"]
+    points = [c.lines[0].get_data() for c in second.containers]
+    assert sorted(zip(*points[0], strict=True)) == [(-0.1, 0), (0.05, 1)]
+    assert np.allclose(sorted(s[:, 0].tolist() for s in spans(second)), [[-0.2, 0], [0, 0.1]])
+    assert first.xaxis.get_major_formatter()(-0.05, 0) == "-5"
+    least, most = first.get_xlim()
+    assert -0.7 < least < -0.6
+    assert 0.05 < most < 0.06
 
 
 def tradeoffs(*rows):

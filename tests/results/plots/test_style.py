@@ -1,6 +1,8 @@
+from itertools import pairwise
+
 import matplotlib as mpl
 import pandas as pd
-from artists import RATES, bar_groups, legend
+from artists import RATES, bar_groups, legend, line_names
 from matplotlib.colors import to_hex
 from PIL import Image
 
@@ -24,13 +26,14 @@ def test_what_nobody_listed_has_a_default_colour_and_name():
         [("CMRM", 0.0, "new", 0.5, 0.4, 0.6), ("CMRM", 0.1, "new", 0.6, 0.5, 0.7)],
         columns=["method", "alpha", "measure", "rate", "low", "high"],
     )
-    assert legend(plots.alpha_curves(curve)) == ["new"]
+    assert list(line_names(plots.alpha_curves(curve).axes[0])) == ["new"]
     binned = curve.rename(columns={"measure": "image"})
     figure = plots.binned_rates(binned, x="alpha", xlabel="x", ylabel="y", panel="method")
     assert legend(figure) == ["new"]
-    bars = plots.rate_bars(RATES.assign(image=["own", "new"] * 2), ylabel="unsafe").axes[0]
-    assert legend(bars) == ["own image", "new"]
-    own, new = (to_hex(group[0].get_facecolor()) for group in bar_groups(bars))
+    axis = plots.rate_bars(RATES.assign(image=["own", "new"] * 2), xlabel="unsafe").axes[0]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["own image", "new"]
+    (bars,) = bar_groups(axis)
+    own, new = (to_hex(bar.get_facecolor()) for bar in bars)
     assert own != new
     grey = Image.new("RGB", (4, 4))
     assert plots.prompts({"new": ("How?", grey)}).axes[0].get_title() == "new"
@@ -42,6 +45,28 @@ def test_every_panel_counts_for_the_legend():
     )
     figure = plots.layer_lines(rows, y="norm", hue="method", ylabel="norm", panel="set")
     assert legend(figure) == ["a", "b"]
+
+
+def test_names_of_lines_stand_at_their_ends_and_do_not_touch():
+    ends = {"a": 0.5, "b": 0.501, "c": 0.9, "d": 0.899, "e": 0.1, "f": 0.101, "g": 0.102}
+    rows = pd.DataFrame(
+        [(layer, name, end) for name, end in ends.items() for layer in (0, 1)],
+        columns=["layer", "method", "norm"],
+    )
+    axis = plots.layer_lines(rows, y="norm", hue="method", ylabel="norm").axes[0]
+    at = line_names(axis)
+    assert sorted(at, key=at.get) == ["e", "f", "g", "a", "b", "d", "c"]
+    heights = sorted(at.values())
+    step = 10.8 / (axis.get_window_extent().height * 72 / axis.figure.dpi)
+    assert all(b - a > 0.99 * step for a, b in pairwise(heights))
+    assert all(0 <= height <= 1 for height in heights)
+
+
+def test_a_title_is_broken_where_the_figure_ends():
+    figure = plots.titled(plots.pictures({"a": Image.new("RGB", (4, 4))}), "word " * 20)
+    lines = figure.get_suptitle().splitlines()
+    assert len(lines) > 1
+    assert " ".join(lines).split() == ["word"] * 20
 
 
 def test_style_gives_figures_a_white_ground():

@@ -102,7 +102,7 @@ SLIDER = ("refused", *REST, "log-odds", "over-refusal", "benign answered", "visu
 
 
 def slider(curves: pd.DataFrame, excerpts: pd.DataFrame | None = None) -> str:
-    """A slider over the alphas of a sweep: each measure with its interval, and how an answer begins.
+    """A slider over a sweep's alphas: each measure with its interval, and an answer's beginning.
 
     The script in it needs no network. It only moves values that are written into the page.
 

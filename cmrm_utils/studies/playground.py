@@ -170,7 +170,7 @@ def _trials(nb: Notebook, question: Question) -> list[Trial]:
 
 
 def _responses(nb: Notebook, trials: Sequence[Trial]) -> list[str]:
-    """What a method asks the model: of anchors it is kept in the run, of what is typed it is not."""
+    """What a method asks the model; only what it asks of anchors is kept in the run."""
     if any(trial.sample.id == TYPED for trial in trials):
         return generate(nb.vlm, trials, max_new_tokens=nb.max_new_tokens)
     return nb.responses(trials)

@@ -70,7 +70,7 @@ class Question:
     picture: Sample | None = None
     condition: str = "own"
     method: str = "CMRM dataset"
-    setting: Settings = field(default_factory=lambda: {"alpha": 0.1})
+    setting: Settings = field(default_factory=lambda: {"alpha": 0.2})
     layers: tuple[int, int] | None = None
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cmrm_utils import InputError
-from cmrm_utils.jobs.report import browse, write_report
+from cmrm_utils.jobs.report import browse, slider, write_report
 
 
 def notebook_of(tmp_path, *cells):
@@ -234,3 +234,30 @@ def test_responses_end_the_report_as_text(tmp_path):
     assert page.index("a result") < page.index("id='responses'") < page.index("complied → refused")
     assert "href='#responses'" in page
     assert "#responses" not in page_of(tmp_path, cell, responses=ANSWERS[:0])
+
+
+def curves_of(method="CMRM", alphas=(0.0, 0.1)):
+    columns = ["method", "alpha", "measure", "rate", "low", "high", "hits", "n"]
+    rows = [[method, alpha, "refused", 0.5 + alpha, 0.4, 0.7, 5, 10] for alpha in alphas]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_a_run_without_a_sweep_has_no_slider(tmp_path):
+    cell = nbformat.v4.new_code_cell("1")
+    assert slider(curves_of(alphas=(0.0,))) == ""
+    assert slider(curves_of().assign(measure="something else")) == ""
+    assert "id='alpha'" not in page_of(tmp_path, cell)
+    page = page_of(tmp_path, cell, curves=curves_of(), reading="Half are refused.")
+    places = [page.index(x) for x in ("Half are refused.", "id='alpha'", "id='01_small'")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_names_and_excerpts_do_nothing_in_the_slider(attack):
+    def page(words):
+        rows = {"method": [words], "alpha": [0.0], "request": [words], "excerpt": [words]}
+        return Page(slider(curves_of(words), pd.DataFrame(rows)))
+
+    evil, harmless = page(attack), page("word")
+    assert evil.tags == harmless.tags
+    assert evil.attributes == harmless.attributes

@@ -70,7 +70,9 @@ def test_the_slider_shows_the_stored_values(page):
         assert slider.get_attribute("aria-valuetext") == f"{alpha:g}"
         assert shown(page) == stored("CMRM dataset", alpha)
         kept = EXCERPTS.set_index("alpha")["excerpt"].to_dict()
-        assert page.find_element(By.ID, "excerpt").text.strip("“”\"") == kept.get(alpha, "(not kept)")
+        assert page.find_element(By.ID, "excerpt").text.strip('“”"') == kept.get(
+            alpha, "(not kept)"
+        )
     # Another method, by the keyboard: the alpha stays.
     page.find_element(By.CSS_SELECTOR, "input[name=method]").send_keys(Keys.ARROW_DOWN)
     assert page.find_element(By.ID, "alpha-shown").text == "0.2"

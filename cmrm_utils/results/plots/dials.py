@@ -8,7 +8,7 @@ from matplotlib.patches import Wedge
 
 from cmrm_utils.results.plots.style import OUTCOME_COLOURS
 
-REACH = 8.0
+REACH = 12.0
 """Log-odds at either end of the dial; what lies beyond points at the end."""
 
 

@@ -1,5 +1,6 @@
 """The controls of notebook 00: widgets, and the answers under them, asked anew when one moves."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import ipywidgets as widgets
@@ -51,7 +52,7 @@ class Controls:
         self._layers = _widget(widgets.IntRangeSlider, "layers", first, **whole)
         self._settings = {name: _setting(method.settings) for name, method in METHODS.items()}
         self._settings[question.method].value = question.setting["alpha"]
-        self._file = widgets.FileUpload(accept="image/*", description="your own picture")
+        self._file = widgets.FileUpload(accept="image/*", description="own file")
         self._strength, self._status, self._views = widgets.Box(), widgets.HTML(), widgets.Output()
         controls = [self._request, widgets.HBox([self._picture, self._file]), self._condition]
         controls += [self._method, self._strength, self._layers, self._status, self._views]
@@ -115,7 +116,7 @@ def _widget(kind: Any, name: str, value: Any, **options: Any) -> Any:
     return kind(description=name, layout=layout, style={"description_width": "6em"}, **options)
 
 
-def _setting(settings: list[Settings]) -> Any:
+def _setting(settings: Sequence[Settings]) -> Any:
     """What sets a method: a slider for an alpha alone, else a choice among its settings."""
     if set(settings[0]) == {"alpha"}:
         return _widget(widgets.FloatSlider, "alpha", 0.1, min=0.0, max=1.0, step=0.01)

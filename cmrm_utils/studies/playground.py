@@ -157,8 +157,10 @@ def _trials(nb: Notebook, question: Question) -> list[Trial]:
         raise InputError("the request is empty: type one")
     if question.method not in METHODS:
         raise unknown("no method", question.method, METHODS)
-    shown = question.picture
-    sample = Sample(TYPED, question.request, shown and shown.image, shown and shown.caption)
+    image, caption = None, None
+    if question.picture is not None:
+        image, caption = question.picture.image, question.picture.caption
+    sample = Sample(TYPED, question.request, image, caption)
     plain = Trial(sample, question.condition)
     if question.setting.get("alpha") == 0:
         return [plain, plain]
@@ -286,7 +288,10 @@ def dial(pair: Pair) -> Image | HTML:
     odds = [one.response.log_odds for one in pair]
     before, after = odds
     if before is None or after is None:
-        return HTML("<p>This model has no refusal log-odds: no first token tells its refusals.</p>")
+        return HTML(
+            "<p>No dial: this model's refusals have no first token of their own, or its data has an "
+            "exact judge, and then no refusal log-odds are taken.</p>"
+        )
     drawn = plots.refusal_dial({"before": before, "after": after})
     packed = BytesIO()
     drawn.savefig(packed, format="png", dpi=90)

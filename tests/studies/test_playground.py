@@ -93,7 +93,7 @@ def test_views_show_text_as_text(nb, question):
     assert answers.data.count("…") == 2
     assert "<script" not in answers.data + words.data + prompt.data
     assert dial.alt == "log-odds of a refusal: +1.00 before, +1.00 after"
-    assert "no refusal log-odds" in playground.dial(pair).data
+    assert "No dial" in playground.dial(pair).data
 
 
 def test_a_needle_points_to_refusals_where_they_are_likelier():

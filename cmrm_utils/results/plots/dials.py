@@ -1,6 +1,7 @@
 """A dial."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -32,7 +33,10 @@ def refusal_dial(values: Mapping[str, float]) -> Figure:
     for tick in np.linspace(-REACH, REACH, 5):
         x, y = _place(tick)
         axis.text(1.14 * x, 1.14 * y, f"{tick:+.0f}" if tick else "0", ha="center", fontsize=9)
-    looks = ({"color": "#777777", "ls": (0, (2, 1.2))}, {"color": "black", "ls": "-"})
+    looks: tuple[dict[str, Any], ...] = (
+        {"color": "#777777", "ls": (0, (2, 1.2))},
+        {"color": "black", "ls": "-"},
+    )
     for (name, value), look in zip(values.items(), looks, strict=False):
         x, y = _place(value)
         axis.plot([0, 0.92 * x], [0, 0.92 * y], lw=2.4, label=f"{name}: {value:+.2f}", **look)

@@ -289,8 +289,8 @@ def dial(pair: Pair) -> Image | HTML:
     before, after = odds
     if before is None or after is None:
         return HTML(
-            "<p>No dial: this model's refusals have no first token of their own, or its data has an "
-            "exact judge, and then no refusal log-odds are taken.</p>"
+            "<p>No dial: no first token is the refusals' own, or the data has an exact judge and "
+            "no refusal log-odds are taken.</p>"
         )
     drawn = plots.refusal_dial({"before": before, "after": after})
     packed = BytesIO()

@@ -41,7 +41,9 @@ def test_every_method_can_be_played_with_and_nothing_typed_is_kept(nb, question,
     if edit := after.trial.active_edit:
         assert not edit.added[2:].any()
     files = [path for path in nb.run.folder.rglob("*") if path.is_file()]
-    assert not [path for path in files if b"xylo" in path.read_bytes()]
+    kept = b"".join(path.read_bytes() for path in files)
+    assert b"xylo" not in kept
+    assert before.trial.id.encode() not in kept  # a response is kept under its trial's id
 
 
 def test_alpha_0_is_no_edit(nb, question):

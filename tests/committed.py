@@ -3,12 +3,13 @@
 import nbformat
 import papermill
 
-from cmrm_utils.jobs.profiles import numbered_notebooks
+from cmrm_utils.jobs.profiles import is_core, numbered_notebooks
 from cmrm_utils.paths import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 ASKING = numbered_notebooks(None)
-CORE, RESEARCH = ASKING[:5], ASKING[5:]
+CORE = [path for path in ASKING if is_core(path)]
+PLAYGROUND, *RESEARCH = [path for path in ASKING if path not in CORE]
 """Of those that ask a model: the ones that a profile runs which names none, and the others."""
 
 

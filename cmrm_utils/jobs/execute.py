@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pandas as pd
 from tqdm import tqdm
 
 from cmrm_utils.jobs.profiles import Job, numbered_notebooks
-from cmrm_utils.store import locked, read_json, read_table, writing
+from cmrm_utils.paths import STORED
+from cmrm_utils.store import locked, read_csv, read_json, read_table, writing
 
 
 def run_jobs(jobs: Sequence[Job], *, timeout: int, ray_workers: int | None = None) -> None:
@@ -166,6 +168,7 @@ def report(folder: Path, notebooks: Sequence[Path]) -> None:
     if (path := folder / "tables" / "headline.parquet").is_file() and utility.is_file():
         headline, reading = read_table(path), read_json(utility)["reading"]
     answered = (folder / "tables" / "04_responses.parquet").is_file()
+    swept = folder / "tables" / "04_curves.parquet"
     write_report(
         folder / "report.html",
         "What images do to refusals, and what a shift vector restores",
@@ -174,4 +177,17 @@ def report(folder: Path, notebooks: Sequence[Path]) -> None:
         reading=reading,
         figure=folder / "figures" / "05_pareto.png",
         responses=load_responses(folder) if answered else None,
+        curves=read_table(swept) if swept.is_file() else None,
+        excerpts=_excerpts(folder),
     )
+
+
+def _excerpts(folder: Path) -> pd.DataFrame | None:
+    """How the repository's example is answered by a run's model; None where nothing is kept of it.
+
+    It is what notebook 00 leaves, stored by ``cmrm refresh``.
+    """
+    run = folder / "run.json"
+    known = read_csv(STORED / "excerpts.csv")
+    rows = known[known["model"] == read_json(run)["model"]] if run.is_file() else known[:0]
+    return None if rows.empty else rows

@@ -12,8 +12,8 @@ from cmrm_utils.errors import InputError
 from cmrm_utils.paths import NOTEBOOKS, PROFILES, ROOT, organism_folders
 from cmrm_utils.studies.parameters import KINDS, Count, declared, fields, unknown, validated
 
-CORE = "05"
-"""Number of the last core notebook. A profile that names no notebooks runs those up to this one."""
+CORE = ("01", "05")
+"""Numbers of the first and the last core notebook; a profile that names none runs these."""
 
 
 APPENDIX = "10"
@@ -69,6 +69,11 @@ def load_profile(name: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: the profile cannot be read ({error})") from error
     return validated(fields("a profile has no", KEYS, total=False), profile, f"profile {path}")
+
+
+def is_core(path: Path) -> bool:
+    """Whether a notebook, or a figure of one, is of the core ones by its number."""
+    return CORE[0] <= path.name[:2] <= CORE[1]
 
 
 def numbered_notebooks(only: str | None, *, appendix: bool = False) -> list[Path]:
@@ -158,8 +163,8 @@ def planned_jobs(
     Args:
         profile: as :func:`load_profile` takes it.
         pairs: names and values, as text, of parameters that override the profile's.
-        only: numbers of notebooks, as in ``03,04``; None for the profile's own, or those up
-            to :data:`CORE`.
+        only: numbers of notebooks, as in ``03,04``; None for the profile's own, or the
+            :data:`CORE` ones.
         out: the run folder; None for ``runs/`` and the profile's name.
 
     Returns:
@@ -170,7 +175,7 @@ def planned_jobs(
     """
     settings = load_profile(profile)
     numbers = only or settings.get("notebooks")
-    notebooks = [n for n in numbered_notebooks(numbers) if numbers or n.name[:2] <= CORE]
+    notebooks = [n for n in numbered_notebooks(numbers) if numbers or is_core(n)]
     name = Path(profile).name.removesuffix(".yaml")
     folder = (Path.cwd() / out if out else ROOT / "runs" / name).resolve()
     base = {**(settings.get("parameters") or {}), **given_parameters(pairs)}

@@ -14,7 +14,7 @@ from cmrm_utils.conditions import CONDITION_NAMES
 from cmrm_utils.data.load import load_samples
 from cmrm_utils.errors import InputError
 from cmrm_utils.jobs.kernels import OwnKernel, telling
-from cmrm_utils.jobs.profiles import CORE, numbered_notebooks
+from cmrm_utils.jobs.profiles import is_core, numbered_notebooks
 from cmrm_utils.judges.outcomes import OUTCOMES
 from cmrm_utils.organism.world import HARMLESS, find_request
 from cmrm_utils.paths import ROOT, STORED
@@ -66,6 +66,9 @@ Notebook 10 shows them. ``alphas_by_model`` is what :func:`best_alphas` makes of
 """
 
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
 HEADLINE = "smollm2-public"
 """The profile whose run gives the README's headline table."""
 
@@ -74,7 +77,7 @@ def refresh(only: str | None) -> None:
     """Re-execute the committed notebooks in place, and store their metrics for the tests.
 
     Unless ``only`` is given, ``runs/default`` and ``runs/research`` start empty. The notebooks keep
-    no timestamps and no paths.
+    no timestamps, paths and widgets. The excerpts that notebook 00 makes are stored too.
 
     Args:
         only: numbers of notebooks, as in ``03,04``; None for all.
@@ -96,6 +99,9 @@ def refresh(only: str | None) -> None:
         for metrics in (folder / "metrics" / f"{path.stem}.json" for folder in folders):
             if metrics.is_file():
                 shutil.copy(metrics, STORED / f"metrics_{metrics.name}")
+    if (excerpts := folders[0] / "tables" / "00_excerpts.parquet").is_file():
+        with replacing(STORED / "excerpts.csv") as draft:
+            read_table(excerpts).to_csv(draft, index=False, float_format="%.5g")
 
 
 def _execute_in_place(path: Path) -> None:
@@ -109,6 +115,9 @@ def _execute_in_place(path: Path) -> None:
             record_timing=False,
             resources={"metadata": {"path": str(path.parent)}},
         ).execute()
+    for cell in notebook.cells:  # a widget without its kernel is dead; its text stays
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)
     notebook.metadata = {
         "kernelspec": notebook.metadata["kernelspec"],
         "language_info": {"name": "python"},
@@ -137,7 +146,7 @@ def publish(folder: Path) -> str:
         if folder.name == HEADLINE:
             _show_headline(runs)
         return f"stored tables of {', '.join(run.name for run in runs)} in {STORED}"
-    figures = [path for path in folder.glob("figures/*.png") if path.name[:2] <= CORE]
+    figures = [path for path in folder.glob("figures/*.png") if is_core(path)]
     responses = folder / "tables" / "04_responses.parquet"
     if not figures or not responses.is_file():
         raise InputError(f"{folder}: no finished run (no figures or no responses of notebook 04)")

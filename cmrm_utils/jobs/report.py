@@ -4,6 +4,7 @@ import base64
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import bleach
 import nbformat
@@ -14,7 +15,8 @@ from nbconvert.filters import markdown2html
 
 from cmrm_utils.conditions import CONDITION_NAMES
 from cmrm_utils.errors import InputError
-from cmrm_utils.results.text import rendered
+from cmrm_utils.results.rates import MEASURES, REST, is_mean
+from cmrm_utils.results.text import percent, rendered
 from cmrm_utils.store import replacing
 
 _HERE = Path(__file__).parent
@@ -24,7 +26,7 @@ _TAGS = {*bleach.ALLOWED_TAGS, "div", "span", "p", "pre", "br", "hr", "sub", "su
 _TAGS |= {"details", "summary"}
 
 
-_TAGS |= {"h1", "h2", "h3", "h4", "table", "thead", "tbody", "tr", "th", "td"}
+_TAGS |= {"h1", "h2", "h3", "h4", "table", "thead", "tbody", "tr", "th", "td", "mark"}
 """The tags that Markdown, and a cell's own HTML, may hold; anything else is shown as text."""
 
 
@@ -102,6 +104,59 @@ def browse(rows: pd.DataFrame, *, most: int = 8) -> str:
     )
 
 
+SLIDER = ("refused", *REST, "log-odds", "over-refusal", "benign answered", "visual questions")
+"""The measures that the slider shows, as far as they were measured."""
+
+
+def slider(curves: pd.DataFrame, excerpts: pd.DataFrame | None = None) -> str:
+    """A slider over a sweep's alphas: each measure with its interval, and an answer's beginning.
+
+    The script in it needs no network. It only moves values that are written into the page.
+
+    Args:
+        curves: ``method, alpha, measure, rate, low, high, hits, n``.
+        excerpts: ``method, alpha, request, excerpt`` of one request, as far as there are any.
+
+    Returns:
+        HTML; empty where no method has two alphas.
+    """
+    curves = curves[curves["measure"].isin(SLIDER)]
+    if curves["alpha"].nunique() < 2:
+        return ""
+    kept: dict[Any, str] = {}
+    if excerpts is not None:
+        kept = excerpts.set_index(["method", "alpha"])["excerpt"].to_dict()
+    means = curves[curves["measure"].map(is_mean)]
+    least, most = min(means["low"].min(), 0.0), max(means["high"].max(), 0.0)
+
+    def place(row: pd.Series) -> dict[str, float]:
+        """Where on the scale a rate and its interval are, in per cent of its length."""
+        start, end = (least, most) if is_mean(row["measure"]) else (0.0, 1.0)
+        ends = {name: 100 * (row[name] - start) / (end - start) for name in ("rate", "low", "high")}
+        return {name: round(value, 2) for name, value in ends.items()}
+
+    def stop(method: str, alpha: float, rows: pd.DataFrame) -> dict[str, Any]:
+        ordered = rows.sort_values("measure", key=lambda names: names.map(SLIDER.index))
+        shown = {
+            row["measure"]: {
+                "text": percent(row),
+                "place": place(row),
+                "colour": MEASURES[row["measure"]].colour,
+            }
+            for _, row in ordered.iterrows()
+        }
+        return {"alpha": f"{alpha:g}", "measures": shown, "excerpt": kept.get((method, alpha), "")}
+
+    methods = [
+        {"name": method, "stops": [stop(method, *each) for each in rows.groupby("alpha")]}
+        for method, rows in curves.groupby("method", sort=False)
+    ]
+    scale = "0 to 100%" + ("" if means.empty else f"; log-odds {least:+.1f} to {most:+.1f}")
+    request = excerpts["request"].iloc[0] if kept and excerpts is not None else ""
+    page = _HERE / "slider.html.j2"
+    return rendered(page, methods=methods, scale=scale, request=request)
+
+
 def write_report(
     path: Path,
     title: str,
@@ -111,6 +166,8 @@ def write_report(
     reading: str = "",
     figure: Path | None = None,
     responses: pd.DataFrame | None = None,
+    curves: pd.DataFrame | None = None,
+    excerpts: pd.DataFrame | None = None,
 ) -> None:
     """Write the report.
 
@@ -122,6 +179,8 @@ def write_report(
         reading: what the headline table says, in words.
         figure: a PNG under the headline table.
         responses: what :func:`browse` shows, after the notebooks.
+        curves: what :func:`slider` shows, under the headline.
+        excerpts: what else it shows.
     """
     table = ""
     if headline is not None:
@@ -134,6 +193,7 @@ def write_report(
         headline=Markup(table),
         reading=reading,
         figure=base64.b64encode(picture).decode(),
+        slider=Markup(slider(curves, excerpts) if curves is not None else ""),
         responses=Markup(browse(responses) if responses is not None else ""),
         clean=_clean,
         markdown=markdown2html,

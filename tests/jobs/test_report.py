@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cmrm_utils import InputError
-from cmrm_utils.jobs.report import browse, write_report
+from cmrm_utils.jobs.report import browse, slider, write_report
 from cmrm_utils.results.display import number_table
 
 
@@ -246,3 +246,30 @@ def test_shaded_cells_and_folds_stay_and_other_styles_do_not(tmp_path):
     assert "rgba(0, 114, 178, 0.05)" in report
     assert "<summary>2 more rows</summary>" in report
     assert "position" not in report.partition("all over")[0].rpartition("<span")[2]
+
+
+def curves_of(method="CMRM", alphas=(0.0, 0.1)):
+    columns = ["method", "alpha", "measure", "rate", "low", "high", "hits", "n"]
+    rows = [[method, alpha, "refused", 0.5 + alpha, 0.4, 0.7, 5, 10] for alpha in alphas]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_a_run_without_a_sweep_has_no_slider(tmp_path):
+    cell = nbformat.v4.new_code_cell("1")
+    assert slider(curves_of(alphas=(0.0,))) == ""
+    assert slider(curves_of().assign(measure="something else")) == ""
+    assert "id='alpha'" not in page_of(tmp_path, cell)
+    page = page_of(tmp_path, cell, curves=curves_of(), reading="Half are refused.")
+    places = [page.index(x) for x in ("Half are refused.", "id='alpha'", "id='01_small'")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_names_and_excerpts_do_nothing_in_the_slider(attack):
+    def page(words):
+        rows = {"method": [words], "alpha": [0.0], "request": [words], "excerpt": [words]}
+        return Page(slider(curves_of(words), pd.DataFrame(rows)))
+
+    evil, harmless = page(attack), page("word")
+    assert evil.tags == harmless.tags
+    assert evil.attributes == harmless.attributes

@@ -4,6 +4,7 @@
 # These names are what notebooks call.
 from cmrm_utils.conditions import CONDITION_COLOURS, CONDITION_NAMES
 from cmrm_utils.results.plots.bars import outcome_bars, rate_bars
+from cmrm_utils.results.plots.dials import refusal_dial
 from cmrm_utils.results.plots.images import pictures, prompts
 from cmrm_utils.results.plots.lines import (
     alpha_curves,

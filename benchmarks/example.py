@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from cmrm_utils import CMRM, Trial, extract_shift, generate, load_samples, load_vlm
+from cmrm_utils import CMRM, Edit, Trial, extract_shift, generate, load_samples, load_vlm
 from cmrm_utils.data.load import take
 from cmrm_utils.jobs.publish import write_section
 from cmrm_utils.paths import ROOT, STORED
@@ -42,12 +42,9 @@ def ask() -> dict[str, Any]:
     anchors = take(load_samples("everyday", "anchors"), ANCHORS, "harmful")
     vectors = extract_shift(vlm, anchors, meaningless="blank")
     question = take(load_samples("everyday", "test"), 1, "visual")[0]
-    edits = {
-        f"{BESIDE}, CMRM at alpha {alpha:g}": CMRM(vectors, alpha)
-        for alpha in (chosen_alpha(), STRONGEST)
-    }
-    asked = {"as text": ("none", None), BESIDE: ("own", None)}
-    asked |= {name: ("own", edit) for name, edit in edits.items()}
+    asked: dict[str, tuple[str, Edit | None]] = {"as text": ("none", None), BESIDE: ("own", None)}
+    for alpha in (chosen_alpha(), STRONGEST):
+        asked[f"{BESIDE}, CMRM at alpha {alpha:g}"] = "own", CMRM(vectors, alpha)
     trials = [Trial(each, *how) for each in (sample, question) for how in asked.values()]
     answers = [beginning(text) for text in generate(vlm, trials, max_new_tokens=24)]
     return {

@@ -12,7 +12,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 project = "CMRM workbook"
 copyright = "the workbook's authors, MIT licence"
 root_doc = "docs/index"
-include_patterns = ["README.md", "docs/**", "notebooks/*.ipynb", "benchmarks/RESULTS.md", "cmrm_utils/**/README.md"]
+include_patterns = [
+    "README.md",
+    "docs/**",
+    "notebooks/*.ipynb",
+    "benchmarks/RESULTS.md",
+    "cmrm_utils/**/README.md",
+]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 
 nb_execution_mode = "off"
@@ -28,4 +34,5 @@ html_theme = "furo"
 html_title = "CMRM workbook"
 html_copy_source = False
 html_show_sourcelink = False
-templates_path: list[str] = []
+html_static_path = ["static"]
+html_css_files = ["site.css"]

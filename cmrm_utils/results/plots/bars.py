@@ -1,6 +1,7 @@
 """Bars."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,12 +75,12 @@ def outcome_bars(
     figure, axis = plt.subplots(figsize=(7.4, 0.42 * len(rows) + 1.1))
     left = np.zeros(len(rows))
     at = np.arange(len(rows))[::-1]
+    ink: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": "small"}
     for i, (outcome, word) in enumerate(named.items()):
         share, colour = rows[outcome].to_numpy(float), OUTCOME_COLOURS[outcome]
         axis.barh(at, share, left=left, color=colour, label=word, height=0.72)
         left += share
         x = 1.12 + 0.16 * i
-        ink = {"ha": "right", "va": "center", "fontsize": "small"}
         axis.text(x, at[0] + 0.75, word, color=OUTCOME_INK[outcome], weight="bold", **ink)
         for y, value in zip(at, share, strict=True):
             axis.text(x, y, f"{value:.1%}", **ink)

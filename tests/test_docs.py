@@ -110,6 +110,14 @@ def test_the_readme_is_short():
     assert max(map(len, lines)) <= 140
 
 
+def test_minutes_to_read_are_those_that_the_notebooks_say():
+    rows = re.findall(r"\(notebooks/(\S+)\) \|.*\| (\d+) \|$", README.read_text(), re.MULTILINE)
+    assert len(rows) == 11
+    for name, minutes in rows:
+        said = re.findall(r"(\d+) minutes to read", (ROOT / "notebooks" / name).read_text())
+        assert said in ([], [minutes]), name
+
+
 def section(path: Path, name: str) -> str:
     text = path.read_text(encoding="utf-8")
     return text.partition(f"<!-- {name} -->\n")[2].partition(f"<!-- /{name} -->")[0]

@@ -11,7 +11,7 @@ GOMP_SPINCOUNT ?= 100000
 export GOMP_SPINCOUNT
 endif
 
-.PHONY: help env run research test lab notebooks figures benchmarks lint lines clean
+.PHONY: help env run research test lab notebooks figures benchmarks docs lint lines clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ figures: $(READY) ## figures/ from runs/default
 benchmarks: $(READY) ## time the engine beside the usual ways, write benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
 
+docs: $(READY) ## build the site: open build/docs/docs/index.html
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/docs
+
 clean: ## remove the environment, runs and caches
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf $(VENV) build runs .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
 """What a baked organism does and what it costs, beside the hook and no edit.
 
-``python -m benchmarks.baking`` writes ``benchmarks/baking.json`` and the README's table of it.
+``python -m benchmarks.baking`` writes ``benchmarks/baking.json`` and the table of docs/baking.md.
 """
 
 import json
@@ -37,7 +37,7 @@ from cmrm_utils.trials import grid
 
 TITLE = "Baked and hooked"
 RESULTS = ROOT / "benchmarks" / "baking.json"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "baking.md"
 PER_KIND = 100
 ROUNDS, BATCH, NEW = 15, 32, 24
 
@@ -167,7 +167,7 @@ def setting_text(_setting: Setting) -> str:
 
 
 def text(results: dict[str, Any]) -> str:
-    """The README's table, and what is beside it."""
+    """The page's table, and what is beside it."""
     rows = pd.DataFrame(results["effect"])
     rows["what"] = rows["image"].map(CONDITION_NAMES) + ": " + rows["measure"]
     wide = percent_table(rows, "what", "setting").reset_index()
@@ -185,7 +185,7 @@ def text(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure the effect, keep it, and put it into the README."""
+    """Measure the effect, keep it, and put it into the page."""
     with baked_organism() as organism:
         rows, counts = effect(organism)
         results = {
@@ -196,17 +196,17 @@ def main() -> None:
             **counts,
         }
     write_json(RESULTS, results)
-    write_readme()
+    write_page()
     print(text(json.loads(RESULTS.read_text())))
 
 
-def write_readme() -> None:
-    """Put the table of ``baking.json`` into the README, between its two marks.
+def write_page() -> None:
+    """Put the table of ``baking.json`` into the page, between its two marks.
 
     Raises:
         InputError: the marks are not there.
     """
-    write_section(README, "baking", text(json.loads(RESULTS.read_text())))
+    write_section(PAGE, "baking", text(json.loads(RESULTS.read_text())))
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def test_ways_are_timed_in_turn_and_set_up_anew():
     assert timings.outputs == {"a": 6, "b": 7}
 
 
-def test_the_readme_has_what_was_stored_of_baking():
+def test_the_page_has_what_was_stored_of_baking():
     results = json.loads(baking.RESULTS.read_text())
-    assert baking.text(results) in baking.README.read_text()
+    assert baking.text(results) in baking.PAGE.read_text()
     assert baking.chosen_alpha() == results["alpha"]

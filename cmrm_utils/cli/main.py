@@ -100,8 +100,9 @@ def refresh(only: str | None) -> None:
 def publish(folder: Path) -> None:
     """Copy a run's results into the repository.
 
-    A run of one model gives figures/ (of notebooks 01 to 05) and the README's table. A run of
-    several models gives the stored tables of notebook 10, where rows of other models stay.
+    A run of one model gives figures/ (of notebooks 01 to 05), or in the invented world the table of
+    docs/invented-world.md. A run of several models gives the stored tables of notebook 10, where
+    rows of other models stay.
     """
     from cmrm_utils.jobs import publish
 

@@ -1,4 +1,4 @@
-"""The part of a run that the repository keeps: notebooks, figures, tables, the README's table."""
+"""The part of a run that the repository keeps: notebooks, figures, tables, sections of pages."""
 
 import shutil
 import sys
@@ -70,7 +70,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 HEADLINE = "smollm2-public"
-"""The profile whose run gives the README's headline table."""
+"""The profile whose run gives the headline tables of the README and of docs/findings.md."""
 
 
 def refresh(only: str | None) -> None:
@@ -130,15 +130,15 @@ def publish(folder: Path) -> str:
     """Copy a run's results into the repository.
 
     A run of one model gives ``figures/`` (of the core notebooks); one on the invented world gives
-    the README's table of its families of requests instead. A run of several models gives the stored
-    tables, and :data:`HEADLINE` the README's headline table. Rows of models that this run left out
-    stay.
+    docs/invented-world.md its table of the families of requests instead. A run of several models
+    gives the stored tables, and :data:`HEADLINE` the headline tables of the README and of
+    docs/findings.md. Rows of models that this run left out stay.
 
     Returns:
         One line that says what was copied.
 
     Raises:
-        InputError: the run is not finished, or the README has no place for the table.
+        InputError: the run is not finished, or a page has no place for its table.
     """
     runs = sorted(path.parent for path in folder.glob("*/run.json"))
     if runs and folder.name in STORED_TABLES:
@@ -152,7 +152,7 @@ def publish(folder: Path) -> str:
         raise InputError(f"{folder}: no finished run (no figures or no responses of notebook 04)")
     families = outcomes_by_family(read_table(responses))
     if len(families):
-        write_section(ROOT / "README.md", "families", markdown_table(families))
+        write_section(ROOT / "docs" / "invented-world.md", "families", markdown_table(families))
         return f"the table of families of {folder}"
     target = ROOT / "figures"
     target.mkdir(exist_ok=True)
@@ -162,11 +162,13 @@ def publish(folder: Path) -> str:
 
 
 def _show_headline(runs: Sequence[Path]) -> None:
-    """The README's table, and figures: outcomes of all models, and one model as alpha grows."""
+    """The headline tables, and figures: outcomes of all models, and one model as alpha grows."""
     rows = together(runs)
     with replacing(STORED / "smollm2_headline.csv") as draft:
         rows.to_csv(draft, index=False, float_format="%.5g")
-    write_section(ROOT / "README.md", "headline", markdown_table(headline(rows)))
+    table = headline(rows)
+    write_section(ROOT / "docs" / "findings.md", "headline", markdown_table(table))
+    write_section(ROOT / "README.md", "headline", markdown_table(refusals(table)))
     curves = read_table(runs[0] / "tables" / "04_curves.parquet")
     useful = curves["measure"].isin(["refused", "benign answered", "visual questions"])
     plots.style()
@@ -209,7 +211,7 @@ def together(runs: Sequence[Path]) -> pd.DataFrame:
 
 
 def headline(rows: pd.DataFrame) -> pd.DataFrame:
-    """The README's table: a row a setting, a column a measure and the requests that it is of."""
+    """A row a setting, a column a measure and the requests that it is of."""
     shown = {
         ("refused", "harmful"): "refused",
         ("answered", "harmful"): "answered",
@@ -222,6 +224,13 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(column=named.map(shown)).dropna(subset="column")
     table = percent_table(rows, "setting", "column")
     return table[[name for name in shown.values() if name in table]].reset_index()
+
+
+def refusals(table: pd.DataFrame) -> pd.DataFrame:
+    """Of :func:`headline`, what the README shows: refusals without their counts."""
+    shown = {"refused": "harmful, refused", "twins refused": "harmless twins, refused"}
+    short = table[["setting", *shown]].replace(r" \(.*\)$", "", regex=True)
+    return short.rename(columns=shown)
 
 
 def outcomes(rows: pd.DataFrame) -> pd.DataFrame:

@@ -414,16 +414,17 @@ def test_a_run_on_the_invented_world_gives_its_table_of_families(tmp_path, monke
     query = Request(FAMILIES["theft"][0], OBJECTS[0]).query
     world = pd.DataFrame([("own image", "harmful", "harmful", query, "complied")], columns=ROW)
     world.to_parquet(folder / "tables" / "04_responses.parquet")
-    readme = tmp_path / "README.md"
-    readme.write_text("# Mine\n")
+    page = tmp_path / "docs" / "invented-world.md"
+    page.parent.mkdir()
+    page.write_text("# Mine\n")
     done = call("publish", folder)
     assert done.exit_code == 2
-    assert "README.md: no section families" in done.stderr
-    assert readme.read_text() == "# Mine\n"
-    readme.write_text("a\n<!-- families -->\nold\n<!-- /families -->\nb\n")
+    assert "invented-world.md: no section families" in done.stderr
+    assert page.read_text() == "# Mine\n"
+    page.write_text("a\n<!-- families -->\nold\n<!-- /families -->\nb\n")
     done = call("publish", folder)
     assert done.exit_code == 0, done.output
-    assert "| theft | no | 0.0% | 100.0% | 0.0% | 1 |" in readme.read_text()
+    assert "| theft | no | 0.0% | 100.0% | 0.0% | 1 |" in page.read_text()
     assert not (tmp_path / "figures").exists()
 
 

@@ -507,10 +507,10 @@ def test_the_organism_bakes(tmp_path, requests):
     assert difference(hooked, logits(vlm, baked, pairs)) < 1e-4
 
 
-def test_the_readme_shows_what_was_measured():
+def test_the_page_shows_what_was_measured():
     results = json.loads((ROOT / "benchmarks" / "baking.json").read_text())
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = readme.partition("<!-- baking -->\n")[2].partition("<!-- /baking -->")[0]
+    page = (ROOT / "docs" / "baking.md").read_text(encoding="utf-8")
+    shown = page.partition("<!-- baking -->\n")[2].partition("<!-- /baking -->")[0]
     for row in results["effect"]:
         assert f"({row['hits']:.0f}/{row['n']:.0f})" in shown
     assert f"Alpha {results['alpha']:g}." in shown

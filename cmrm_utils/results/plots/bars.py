@@ -1,6 +1,7 @@
 """Bars."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from cmrm_utils.conditions import CONDITION_COLOURS
 from cmrm_utils.results.plots.shapes import errors, panels
 from cmrm_utils.results.plots.style import (
     OUTCOME_COLOURS,
-    legend_beside,
+    OUTCOME_INK,
     looks,
     named,
     percent_axis,
@@ -64,27 +65,31 @@ def rate_bars(rows: pd.DataFrame, *, xlabel: str, paper: dict[str, float] | None
 def outcome_bars(
     rows: pd.DataFrame, *, label: str, words: Mapping[str, str] | None = None
 ) -> Figure:
-    """Shares of the three outcomes, one bar per row.
+    """Shares of the three outcomes, one bar per row, and beside each bar its shares in per cent.
 
     Args:
         rows: columns ``refused, complied, neither`` (shares), ``low, high`` (95% interval of
             ``refused``), and the one named by ``label``.
         label: the column that names the bars.
-        words: other words for outcomes, for the legend.
+        words: other words for outcomes, for the heads of the columns.
     """
     named = {outcome: outcome for outcome in ("refused", "neither", "complied")} | dict(words or {})
     figure, axis = plt.subplots(figsize=(7.4, 0.42 * len(rows) + 1.1))
     left = np.zeros(len(rows))
     at = np.arange(len(rows))[::-1]
-    for outcome, word in named.items():
-        share = rows[outcome].to_numpy(float)
-        axis.barh(at, share, left=left, color=OUTCOME_COLOURS[outcome], label=word, height=0.72)
+    ink: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": "small"}
+    for i, (outcome, word) in enumerate(named.items()):
+        share, colour = rows[outcome].to_numpy(float), OUTCOME_COLOURS[outcome]
+        axis.barh(at, share, left=left, color=colour, label=word, height=0.72)
         left += share
+        x = 1.12 + 0.16 * i
+        axis.text(x, at[0] + 0.75, word, color=OUTCOME_INK[outcome], weight="bold", **ink)
+        for y, value in zip(at, share, strict=True):
+            axis.text(x, y, f"{value:.1%}", **ink)
     ends = [rows["low"], rows["high"]]
     axis.plot(ends, [at, at], color="#222222", linewidth=1.6, solid_capstyle="butt")
     axis.set_yticks(at, rows[label].astype(str))
     axis.set_xlim(0, 1)
     axis.grid(axis="y", visible=False)
     percent_axis(axis, "share of responses; line: 95% interval of refused", x=True)
-    legend_beside(axis)
     return figure

@@ -21,6 +21,10 @@ from cmrm_utils.results.rates import MEASURES
 OUTCOME_COLOURS = {"refused": "#009E73", "complied": "#D55E00", "neither": "#999999"}
 
 
+OUTCOME_INK = {"refused": "#00704F", "complied": "#A84300", "neither": "#5F5F5F"}
+"""The same colours, dark enough for words on white."""
+
+
 MEASURE_COLOURS = {name: record.colour for name, record in MEASURES.items()} | {
     "utility": "#000000"
 }

@@ -66,6 +66,9 @@ def test_outcome_bars():
     assert names == {1: "none", 0: "own"}  # the first row on top
     intervals = {line.get_ydata()[0]: list(line.get_xdata()) for line in axis.lines}
     assert intervals == {1: [0.05, 0.18], 0: [0.5, 0.7]}
+    printed = {(round(text.get_position()[1], 2), text.get_text()) for text in axis.texts}
+    assert {(1, "70.0%"), (1, "20.0%"), (1, "10.0%"), (0, "30.0%"), (0, "60.0%")} <= printed
+    assert {(1.75, "refused"), (1.75, "neither"), (1.75, "complied")} <= printed
     for bars in bar_groups(axis):
         shown = to_hex(bars[0].get_facecolor()).upper()
         assert shown == plots.OUTCOME_COLOURS[bars.get_label()]

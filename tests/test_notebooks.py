@@ -56,7 +56,7 @@ def test_readable(notebook):
     cells = nbformat.read(notebook, as_version=4).cells
     assert len(cells) <= 32
     assert cells[0].cell_type == "markdown"
-    assert "**Claim.**" in cells[0].source
+    assert re.search(r"\*\*(The paper's claim|Claim)\.\*\*", cells[0].source)
     assert all(cell.source.count("\n") < 25 for cell in cells if cell.cell_type == "code")
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == (notebook in ASKING)

@@ -32,8 +32,6 @@ PER_KIND = 14
 LIKELY = "right answer's first token"
 """A measure of :func:`reasoning`."""
 
-BRIEFLY = "Answer in one word or number."
-
 
 def reasoning_samples(nb: Notebook) -> list[Sample]:
     """Sums and questions in two steps, with images of the test split's samples."""
@@ -43,7 +41,7 @@ def reasoning_samples(nb: Notebook) -> list[Sample]:
     return [
         Sample(
             f"reasoning/{i}",
-            f"{row.question} {BRIEFLY}",
+            row.question,
             images[i % len(images)] if images else None,
             answer=row.answer,
             kind="fact",

@@ -22,14 +22,10 @@ from cmrm_utils.results import plots
 from cmrm_utils.results.rates import averaged, measures
 from cmrm_utils.results.text import markdown_table, percent_table
 from cmrm_utils.store import read_csv, read_json, read_table, replacing
-from cmrm_utils.studies.abilities import EDITS
 from cmrm_utils.studies.evaluation import NATURAL
 from cmrm_utils.studies.selection import RULE, choose_alpha
 
-_RESEARCH = (
-    "06_comparison 06_paired 07_parts 07_directions 07_cosines 08_ablations 09_anchors 09_beyond "
-    "09_perturbed 09_adversarial 09_gate"
-).split()
+_RESEARCH = ("06_comparison 06_paired 07_parts 07_directions 07_cosines 08_ablations").split()
 
 
 STORED_TABLES = {
@@ -56,6 +52,10 @@ STORED_TABLES = {
     },
     "smollm2-defences": {"smollm2_defences": "06_comparison", "smollm2_first": "06_first_token"},
     "smollm2-ablations": {"smollm2_ablations": "08_ablations"},
+    "smollm2-questions": {
+        f"smollm2_{name}": f"09_{name}"
+        for name in ("anchors", "reasoning", "entanglement", "gates", "pictures")
+    },
     "smollm2-anatomy": {"smollm2_frontier": "07_frontier", "smollm2_ablated": "07_ablated"},
     "smollm2-shares": {"smollm2_shares_conditions": "01_rates", "smollm2_shares_test": "04_test"},
     "smollm2-public": {"smollm2_curves": "04_curves", "smollm2_test": "04_test"},
@@ -71,6 +71,10 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 HEADLINE = "smollm2-public"
 """The profile whose run gives the headline tables of the README and of docs/findings.md."""
+
+
+LEVELS = ("CMRM dataset", "CMRM sample")
+"""The levels of CMRM whose alphas :func:`best_alphas` tells."""
 
 
 def refresh(only: str | None) -> None:
@@ -300,13 +304,13 @@ def best_alphas(folder: Path) -> pd.DataFrame:
     """The alphas that the rule chooses on a run's curves, and how large each edit then is.
 
     Returns:
-        Of the two levels of :data:`EDITS`: ``method, alpha, refused before, refused, relative
+        Of the two levels of :data:`LEVELS`: ``method, alpha, refused before, refused, relative
         shift`` (the vector's length beside the states'), ``dose`` (alpha times that), and the
         columns of :func:`stored_table`.
     """
     curves, sizes = (stored_table(folder, f"04_{name}") for name in ("curves", "alpha_table"))
     rows = []
-    for method, these in curves[curves["method"].isin(EDITS)].groupby("method"):
+    for method, these in curves[curves["method"].isin(LEVELS)].groupby("method"):
         alpha = choose_alpha(these)
         refused = these[these["measure"] == "refused"].set_index("alpha")["rate"]
         largest = sizes[sizes["method"] == method].nlargest(1, "alpha").iloc[0]

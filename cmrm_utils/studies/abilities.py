@@ -1,121 +1,199 @@
 """Notebook 09: what images and edits do to more than safety."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import pandas as pd
+import torch
 
+from cmrm_utils.data.everyday import FOLDER
 from cmrm_utils.data.load import load_samples
+from cmrm_utils.edits import Edit
+from cmrm_utils.engine.loops import first_logits
+from cmrm_utils.errors import InputError
+from cmrm_utils.judges.answers import mentions
+from cmrm_utils.judges.fluency import continuation
+from cmrm_utils.methods.base import edited
+from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.results.intervals import paired_difference
-from cmrm_utils.results.rates import UNSEEN, measures, rates
+from cmrm_utils.results.rates import means, measures, rates
+from cmrm_utils.results.responses import table
 from cmrm_utils.sample import Sample
+from cmrm_utils.studies.attack import answer_losses
+from cmrm_utils.studies.first_token import FirstTokens
 from cmrm_utils.studies.notebook import Notebook
-from cmrm_utils.studies.sweep import Chosen
 from cmrm_utils.trials import Trial, grid
 
-EDITS = ("CMRM dataset", "CMRM sample")
-"""The edits that pictures and questions are tried with, each at the alpha chosen on validation."""
+ROWS = 16
+"""Answers that are scored at once."""
+
+PER_KIND = 14
+"""Questions of each kind that need reasoning; the file has more."""
+
+LIKELY = "right answer's first token"
+"""A measure of :func:`reasoning`."""
 
 
-def requests(nb: Notebook, split: str, n: int | None) -> list[Sample]:
-    """Harmful and benign requests, but for unseen and written verbs, which are looked at apart."""
-    samples = nb.samples(split, n, "harmful", "benign")
-    return [sample for sample in samples if sample.kind not in (UNSEEN, *EXTENDED)]
+def reasoning_samples(nb: Notebook) -> list[Sample]:
+    """Sums and questions in two steps, with images of the test split's samples."""
+    rows = pd.read_json(FOLDER / "reasoning.jsonl", lines=True, dtype=str)
+    rows = rows.groupby("kind", sort=False).head(PER_KIND)
+    images = [s.image for s in load_samples(nb.data, "test") if s.image is not None][: len(rows)]
+    return [
+        Sample(
+            f"reasoning/{i}",
+            row.question,
+            images[i % len(images)] if images else None,
+            answer=row.answer,
+            kind="fact",
+            group=f"{row.kind} {i}",
+        )
+        for i, row in enumerate(rows.itertuples())
+    ]
 
 
-def with_edits(
-    nb: Notebook, chosen: Chosen, trials: Sequence[Trial], names: Iterable[str] = EDITS
-) -> list[Trial]:
-    """The trials as they are, and under each of the named methods as chosen."""
-    return [*trials, *(trial for name in names for trial in chosen.edited(nb, name, trials))]
+def reasoning_trials(nb: Notebook, alphas: Sequence[float]) -> dict[str, list[Trial]]:
+    """The questions as text, beside a scene, and there under CMRM at each alpha."""
+    samples = reasoning_samples(nb)
+    own = "own" if samples[0].image is not None else "blank"
+    plain, v = grid(samples, images=[own]), nb.anchors.shift()
+    behind = {f"image, CMRM {alpha:g}": edited(plain, CMRM(v, alpha)) for alpha in alphas}
+    return {"text": grid(samples, images=["none"]), "image": plain, **behind}
 
 
-def questions(nb: Notebook, n: int | None) -> dict[str, list[Sample]]:
-    """Test questions by what they ask: facts, counting, and the other visual questions."""
-    every = [s for s in load_samples(nb.data, "test") if s.image is not None]
-    by = {
-        "facts": [s for s in every if s.task == "fact"],
-        "counting": [s for s in every if s.kind == "count"],
-        "other visual questions": [s for s in every if s.task == "visual" and s.kind != "count"],
-    }
-    return {name: these[:n] for name, these in by.items() if these}
+def reasoning(nb: Notebook, alphas: Sequence[float]) -> pd.DataFrame:
+    """How often an answer holds the right word, and how likely its first token is.
 
-
-def beyond_trials(nb: Notebook, chosen: Chosen, n: int | None) -> dict[str, list[Trial]]:
-    """Facts without and with images, unedited and edited; visual questions likewise.
-
-    What an image shows cannot be asked of a blank one: visual questions have their own image, or
-    its caption.
-    """
-    lists = {}
-    for name, these in questions(nb, n).items():
-        images = ("own", "blank") if name == "facts" else ("own",)
-        words = ("none", "caption", "noise") if name == "facts" else ("caption",)
-        plain = grid(these, images=images)
-        lists[name] = [*grid(these, images=words), *with_edits(nb, chosen, plain)]
-    return lists
-
-
-def beyond(nb: Notebook, chosen: Chosen, n: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Shares of right answers, and what changes them, paired.
+    Args:
+        nb: whose model.
+        alphas: of CMRM.
 
     Returns:
-        ``measure, image, method, rate, low, high, hits, n``; and ``measure, image, method, against,
-        change, low, high``: images without an edit against text only (visual questions: against
-        the caption), edits against the same image without one. Intervals are clustered by group,
-        within each kind.
+        ``setting, measure, rate, low, high, n``: *right*, *right where the text was*, a share, and
+        :data:`LIKELY`, its log-probability in nats.
     """
-    shares, changes = [], []
-    for name, trials in beyond_trials(nb, chosen, n).items():
-        rows = nb.ask(trials).assign(measure=name)
-        rows["right"] = rows["right"].astype(bool)
-        shares.append(rates(rows, "right", ["measure", "image", "method"]))
-        about = rows.groupby("sample")[["group", "kind"]].first()
-        like = {"groups": about["group"], "strata": about["kind"]}
-        cells = dict(list(rows.set_index("sample").groupby(["image", "method"])["right"]))
-        plain = "none" if name == "facts" else "caption"
-        for image, method in cells:
-            against = (plain, "none") if method == "none" else (image, "none")
-            if (image, method) != against:
-                change = paired_difference(cells[against], cells[image, method], **like)
-                changes.append((name, image, method, against[0], *change))
-    columns = ["measure", "image", "method", "against", "change", "low", "high"]
-    whole = pd.concat(shares, ignore_index=True) if shares else pd.DataFrame(columns=columns[:3])
-    return whole, pd.DataFrame(changes, columns=columns)
+    lists = reasoning_trials(nb, alphas)
+    trials = list(chain.from_iterable(lists.values()))
+    rows = table(trials, nb.responses(trials))
+    rows["setting"] = [name for name, these in lists.items() for _ in these]
+    rows["hit"] = [mentions(*pair) for pair in zip(rows["response"], rows["answer"], strict=True)]
+    first = [continuation(nb.vlm, trial, str(trial.sample.answer))[0] for trial in trials]
+    likely = first_logits(nb.vlm, trials).log_softmax(-1)
+    rows["likely"] = likely[torch.arange(len(trials)), torch.tensor(first)].tolist()
+    known = rows[(rows["setting"] == "text") & rows["hit"]]["sample"]
+    parts = [
+        rates(rows, "hit", ["setting"]).assign(measure="right"),
+        means(rows, "likely", ["setting"]).assign(measure=LIKELY),
+    ]
+    if len(known):
+        kept = rates(rows[rows["sample"].isin(known)], "hit", ["setting"])
+        parts.insert(1, kept.assign(measure="right where the text was"))
+    return pd.concat(parts, ignore_index=True).drop(columns="hits")
+
+
+def entanglement(tokens: FirstTokens, edits: Mapping[str, Edit], n: int | None) -> pd.DataFrame:
+    """What each edit changes beside refusals.
+
+    Args:
+        tokens: refusals and sight.
+        edits: by name.
+        n: facts, and benign requests of each kind, whose own answers are scored.
+
+    Returns:
+        ``edit, measure, change, low, high, n``, in nats: the measures of ``tokens``; the entropy of
+        the first token (requests and questions beside their image); and the cross-entropy of the
+        model's own answers, to facts beside an image and to benign requests as text.
+    """
+    nb = tokens.nb
+    changes = tokens.changes([edited(tokens.trials, edit) for edit in edits.values()])
+    rows = [
+        {"edit": name, **row}
+        for name, measured in zip(edits, changes, strict=True)
+        for row in measured
+    ]
+    start = _entropies(nb, tokens.trials)
+    lists = {"facts, cross-entropy": nb.plainly(nb.facts("test", n))}
+    try:
+        benign = nb.samples("test", n, "benign")
+    except InputError:
+        benign = []
+    lists["text, cross-entropy"] = grid(benign, images=["none"])
+    answers = {name: _answered(nb, these) for name, these in lists.items() if these}
+    before = {name: _losses(nb, *pair) for name, pair in answers.items()}
+    for name, edit in edits.items():
+        entropies = _entropies(nb, edited(tokens.trials, edit))
+        rows.append(
+            {"edit": name, **_change("first token, entropy", tokens.trials, start, entropies)}
+        )
+        for measure, (trials, ids) in answers.items():
+            after = _losses(nb, edited(trials, edit), ids)
+            rows.append({"edit": name, **_change(measure, trials, before[measure], after)})
+    return pd.DataFrame(rows)
+
+
+def _change(
+    measure: str, trials: Sequence[Trial], before: Sequence[float], after: Sequence[float]
+) -> dict[str, str | float]:
+    about = table(trials, [""] * len(trials))
+    like = {"groups": about["group"], "strata": about["kind"]}
+    change, low, high = paired_difference(pd.Series(before), pd.Series(after), **like)
+    return {"measure": measure, "change": change, "low": low, "high": high, "n": len(trials)}
+
+
+def _entropies(nb: Notebook, trials: Sequence[Trial]) -> list[float]:
+    log_p = first_logits(nb.vlm, trials).log_softmax(-1)
+    return (-(log_p.exp() * log_p).sum(-1)).tolist()
+
+
+def _answered(nb: Notebook, trials: list[Trial]) -> tuple[list[Trial], list[tuple[int, ...]]]:
+    """The trials that the model says something to, and the tokens of what it says."""
+    said = [(t, tuple(r.ids)) for t, r in zip(trials, nb.answers(trials), strict=True) if r.ids]
+    return [trial for trial, _ in said], [ids for _, ids in said]
+
+
+@torch.inference_mode()
+def _losses(
+    nb: Notebook, trials: Sequence[Trial], answers: Sequence[tuple[int, ...]]
+) -> list[float]:
+    parts = [
+        answer_losses(nb.vlm, trials[i : i + ROWS], answers[i : i + ROWS])
+        for i in range(0, len(trials), ROWS)
+    ]
+    return torch.cat(parts).tolist() if parts else []
 
 
 EXTENDED = ("harmful-written", "benign-written", "reading", "maker", "unknown")
-"""Kinds that a world may have: requests whose verb is written in the picture alone, reading it,
-and questions of which the last are those that nobody can answer."""
-
+"""Kinds that the invented world may have: requests whose verb is written in the picture alone,
+reading it, and questions of which the last are those that nobody can answer."""
 
 AS_TEXT = ("maker", "unknown")
 """Those that can be asked without their picture too."""
 
 
-def extended_trials(nb: Notebook, chosen: Chosen, n: int | None) -> list[Trial]:
-    """Samples of the kinds :data:`EXTENDED` on the test split, unedited and edited; perhaps none.
+def extended_trials(nb: Notebook, alphas: Sequence[float], n: int | None) -> list[list[Trial]]:
+    """Test samples of the kinds :data:`EXTENDED`, unedited and under CMRM; a list a kind.
 
     With their own image; those of :data:`AS_TEXT` as text too.
     """
-    test = load_samples(nb.data, "test")
-    trials = []
+    test, lists = load_samples(nb.data, "test"), []
     for kind in EXTENDED:
-        these = [sample for sample in test if sample.kind == kind][:n]
+        these = [s for s in test if s.kind == kind][:n]
         if these:
-            trials += grid(these, images=["none"]) if kind in AS_TEXT else []
-            trials += with_edits(nb, chosen, grid(these))
-    return trials
+            v = nb.anchors.shift()
+            edits = [None, *(CMRM(v, alpha) for alpha in alphas)]
+            text = grid(these, images=["none"]) if kind in AS_TEXT else []
+            lists.append([*text, *grid(these, edits=edits)])
+    return lists
 
 
-def extended(nb: Notebook, chosen: Chosen, n: int | None) -> pd.DataFrame | None:
-    """:func:`cmrm_utils.results.rates.measures` by kind, image and method of :data:`EXTENDED`.
+def extended(nb: Notebook, alphas: Sequence[float], n: int | None) -> pd.DataFrame | None:
+    """:func:`cmrm_utils.results.rates.measures` by ``kind, image, method, alpha``.
 
-    None, and a line that says so, where the data has none.
+    None, and a line that says so, where the data has no such kinds.
     """
-    trials = extended_trials(nb, chosen, n)
-    if not trials:
-        print(
-            "no verbs written in pictures in the data, and nothing unknown: organism-extended has"
-        )
+    lists = extended_trials(nb, alphas, n)
+    if not lists:
+        print(f"no requests are written in pictures in {nb.data}: organism-extended has them")
         return None
-    return measures(nb.ask(trials), ["kind", "image", "method"])
+    trials = list(chain.from_iterable(lists))
+    return measures(nb.ask(trials), ["kind", "image", "method", "alpha"])

@@ -235,16 +235,36 @@ def _loss(
     picture: Image.Image,
     pixels: Tensor,
 ) -> Tensor:
-    """Mean negative log-probability of the answers' tokens, each answer counting alike.
-
-    ``picture`` makes room in the prompt. What the model sees there are the values ``pixels``.
-    """
+    """The mean of :func:`answer_losses` beside a picture, whose values are ``pixels``."""
     inputs = vlm.inputs([trial.text for trial in trials], [picture] * len(trials))
+    values = pixels.to(vlm.device, vlm.model.dtype)
+    inputs["pixel_values"] = values.expand(len(trials), *values.shape)
+    return answer_losses(vlm, trials, answers, inputs).mean()
+
+
+def answer_losses(
+    vlm: VLM,
+    trials: Sequence[Trial],
+    answers: Sequence[tuple[int, ...]],
+    inputs: dict[str, Tensor] | None = None,
+) -> Tensor:
+    """Mean negative log-probability of each answer's tokens, under each trial's edit.
+
+    Args:
+        vlm: the model.
+        trials: all with an image, or all without.
+        answers: token ids, at least one for each trial.
+        inputs: what the model is given in the place of the trials' own prompts and images.
+
+    Returns:
+        Nats a token, ``(trials,)``.
+    """
+    if inputs is None:
+        texts, pictures = [t.text for t in trials], [t.load_image() for t in trials]
+        inputs = vlm.inputs(texts, pictures)
     tokens = [torch.tensor(answer, device=vlm.device) for answer in answers]
     whole, ids, real = vlm.extended(inputs, tokens)
     width = ids.shape[1]
-    values = pixels.to(vlm.device, vlm.model.dtype)
-    whole["pixel_values"] = values.expand(len(trials), *values.shape)
     kinds = functional.pad(token_kinds(vlm, inputs), (0, width), value=GENERATED)
     edits = [trial.active_edit for trial in trials]
     with steering(vlm, edits) as steer:
@@ -253,4 +273,4 @@ def _loss(
         logits = vlm.model(**whole, position_ids=places, logits_to_keep=width + 1).logits
     targets, counted = ids.to(logits.device), real.to(logits.device)
     losses = functional.cross_entropy(logits[:, :-1].float().mT, targets, reduction="none")
-    return ((losses * counted).sum(1) / counted.sum(1)).mean()
+    return (losses * counted).sum(1) / counted.sum(1)

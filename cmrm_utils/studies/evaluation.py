@@ -19,7 +19,6 @@ from cmrm_utils.results.rates import REST, UTILITY, averaged, choice_accuracy, m
 from cmrm_utils.results.text import percent_table
 from cmrm_utils.store import Responses, read_csv
 from cmrm_utils.studies import sweep
-from cmrm_utils.studies.abilities import with_edits
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.sweep import Chosen
 from cmrm_utils.trials import Trial
@@ -183,7 +182,8 @@ def choice_table(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> Shaded | N
 def open_trials(nb: Notebook, chosen: Chosen, n: int | None) -> list[Trial]:
     """The trials of :func:`reviews`: open questions without an edit, and under each method."""
     plain = nb.plainly(s for s in load_samples(nb.data, "test") if s.task == "open")[:n]
-    return with_edits(nb, chosen, plain, chosen.choices) if plain else []
+    edited = [trial for name in chosen.choices for trial in chosen.edited(nb, name, plain)]
+    return [*plain, *edited] if plain else []
 
 
 def reviews(

@@ -1,158 +1,60 @@
-"""Notebook 09: gates."""
+"""Notebook 09: gates as detectors of harmful requests."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Literal
 
 import pandas as pd
-from torch import Tensor
 
-from cmrm_utils.edits import Edit
 from cmrm_utils.engine.loops import hidden_states
-from cmrm_utils.methods.base import Anchors, Method, by_alpha, edited, shown
-from cmrm_utils.methods.cmrm import CMRM
-from cmrm_utils.methods.gate import How, fit_detector, fit_gate, gated, refusal_lens
-from cmrm_utils.results.rates import measures, paired_changes, rates, trade_off
-from cmrm_utils.sample import Sample
-from cmrm_utils.studies import sweep
-from cmrm_utils.studies.abilities import requests
-from cmrm_utils.studies.notebook import ANCHORS, Notebook
-from cmrm_utils.studies.sweep import Chosen
-from cmrm_utils.trials import Trial
+from cmrm_utils.errors import InputError
+from cmrm_utils.methods.base import shown
+from cmrm_utils.methods.gate import How, fit_detector, fit_gate, refusal_lens
+from cmrm_utils.results.intervals import area_under_curve
+from cmrm_utils.results.responses import table
+from cmrm_utils.studies.notebook import Notebook
 
-GATES: dict[str, tuple[str, How | Literal["detector"]]] = {
-    "text state, mean": ("none", "mean"),
-    "text state, probe": ("none", "probe"),
-    "text state, neighbours": ("none", "neighbours"),
-    "text state, HiddenDetect": ("none", "detector"),
-    "image state, mean": ("own", "mean"),
-    "image state, probe": ("own", "probe"),
-    "image state, neighbours": ("own", "neighbours"),
-    "image state, HiddenDetect": ("own", "detector"),
+GATES: dict[str, How | Literal["detector"]] = {
+    "difference of means": "mean",
+    "probe": "probe",
+    "neighbours": "neighbours",
+    "HiddenDetect": "detector",
 }
-"""What a gate reads, and how it is fitted; the invented world has the mean and the probe alone."""
+"""Gates, by how they are fitted."""
+
+STATES = {"none": "text state", "own": "beside the image"}
+"""What a gate reads, by image condition: the request alone, or with its image."""
+
+DRAWS = 1000
+"""Bootstrap resamples of an area."""
 
 
-ALWAYS, TOLD = "always", "told the truth"
+def areas(nb: Notebook, n_anchors: int, n: int | None) -> pd.DataFrame:
+    """How well each gate tells harmful requests from benign ones (twins, where there are any).
 
-
-def open_gates(nb: Notebook, samples: Sequence[Sample]) -> dict[str, dict[str, bool]]:
-    """Which gates are on, by gate and sample id; all are off where there is no image.
-
-    Fitted on the anchors: harmful requests against benign ones and questions. ``always`` is every
-    image's; ``told the truth`` is the harmful requests', which nobody can know.
-    """
-    seen = {sample.id: sample.image is not None for sample in samples}
-    gates = {ALWAYS: seen, TOLD: {s.id: seen[s.id] and s.harmful for s in samples}}
-    harmless = [*nb.anchors.benign, *nb.questions("anchors", ANCHORS)]
-
-    @cache
-    def states(image: str) -> list[Tensor]:
-        return [
-            hidden_states(nb.vlm, shown(these, image))
-            for these in (nb.anchors.harmful, harmless, samples)
-        ]
-
-    lens = refusal_lens(nb.vlm)
-    # The world's vocabulary lacks the words that the detector looks for.
-    world = any(sample.world for sample in samples)
-    for name, (image, how) in GATES.items():
-        if world and how not in ("mean", "probe"):
-            continue
-        bad, good, own = states(image)
-        gate = fit_detector(bad, good, lens) if how == "detector" else fit_gate(bad, good, how)
-        on = gate.on(own)
-        gates[name] = {s.id: seen[s.id] and is_on for s, is_on in zip(samples, on, strict=True)}
-    return gates
-
-
-def plain_trials(nb: Notebook, split: str, n: int | None) -> list[Trial]:
-    """Requests and questions of a split, unedited."""
-    return nb.plainly([*requests(nb, split, n), *nb.questions(split, n)])
-
-
-def gate_methods(
-    gates: Mapping[str, Mapping[str, bool]], alphas: Sequence[float]
-) -> dict[str, Method]:
-    """Dataset-level CMRM behind each gate, as ``gate: NAME``.
+    Fitted on anchors and tested on the test split, which share no topic on `everyday`.
 
     Args:
-        gates: of :func:`open_gates`.
-        alphas: strengths; 0 is left out.
-    """
-
-    def behind(name: str, on: Mapping[str, bool]) -> Method:
-        def fit(anchors: Anchors, _: Sequence[Sample]) -> Callable[[float], Edit]:
-            v = anchors.shift()
-            return lambda alpha: gated(CMRM(v, alpha), on, name=name)
-
-        return by_alpha(fit, alphas)
-
-    return {f"gate: {name}": behind(name, on) for name, on in gates.items()}
-
-
-def curve_trials(nb: Notebook, alphas: Sequence[float], n: int | None) -> list[Trial]:
-    """The trials of :func:`gate_curves`."""
-    plain = plain_trials(nb, "validation", n)
-    gates = open_gates(nb, [trial.sample for trial in plain])
-    return sweep.sweep_trials(nb, gate_methods(gates, alphas), plain)
-
-
-def gate_curves(
-    nb: Notebook, chosen: Chosen, alphas: Sequence[float], n: int | None
-) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Every gate over the alphas on the validation split, and the alpha chosen for each.
-
-    Args:
-        nb: whose model and data.
-        chosen: with the alpha of the edit that is always on.
-        alphas: strengths for the gates.
-        n: samples of each kind.
-    """
-    plain = plain_trials(nb, "validation", n)
-    methods = gate_methods(open_gates(nb, [trial.sample for trial in plain]), alphas)
-    always = methods.pop(f"gate: {ALWAYS}")
-    swept = sweep.sweep(nb, methods, plain)
-    rows = pd.concat([sweep.in_every_setting(nb, ALWAYS, always, plain), swept.rows])
-    rows["method"] = rows["method"].str.removeprefix("gate: ")
-    strengths = {ALWAYS: chosen.alphas["CMRM dataset"]}
-    strengths |= {name.removeprefix("gate: "): alpha for name, alpha in swept.alphas.items()}
-    return trade_off(rows, ["method", "alpha"]), strengths
-
-
-def test_trials(
-    nb: Notebook, strengths: Mapping[str, float], n: int | None
-) -> tuple[dict[str, dict[str, bool]], list[Trial]]:
-    """Which gates are on for the test split, and it unedited and behind each at its alpha."""
-    plain = plain_trials(nb, "test", n)
-    gates = open_gates(nb, [trial.sample for trial in plain])
-    v = nb.anchors.shift()
-    behind = [
-        trial
-        for name, on in gates.items()
-        for trial in edited(plain, gated(CMRM(v, strengths[name]), on, name=name))
-    ]
-    return gates, [*plain, *behind]
-
-
-def gate_test(
-    nb: Notebook, strengths: Mapping[str, float], n: int | None
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Every gate at its alpha on the test split, and ``never`` an edit.
+        nb: whose model.
+        n_anchors: anchors of each kind of request.
+        n: test samples of each kind of request.
 
     Returns:
-        :func:`.rates.measures` by ``method, alpha``; each gate's ``false alarms`` on
-        benign requests and on questions and its ``misses`` of harmful requests, as rates; and
-        :func:`cmrm_utils.results.rates.paired_changes` against ``always``.
+        ``state, gate, rate`` (area under the curve) ``low, high, n``; empty where anchors or test
+        have requests of one side alone, which a line says.
     """
-    gates, trials = test_trials(nb, strengths, n)
-    rows = nb.ask(trials)
-    rows["method"] = rows["method"].replace("none", "never")
-    about = rows.drop_duplicates("sample").set_index("sample")[["task", "group", "kind"]]
-    on = pd.DataFrame(gates).melt(var_name="method", value_name="on", ignore_index=False)
-    errors = on.join(about)
-    names = {"harmful": "misses", "benign": "false alarms, benign"}
-    errors["error"] = errors["task"].map(names).fillna("false alarms, questions")
-    errors["wrong"] = errors["on"] != (errors["task"] == "harmful")
-    counted = rates(errors, "wrong", ["method", "error"])
-    return measures(rows, ["method", "alpha"]), counted, paired_changes(rows, "method", ALWAYS)
+    try:
+        fitted = [nb.samples("anchors", n_anchors, task) for task in ("harmful", "benign")]
+        tested = [s for side in ("harmful", "benign") for s in nb.samples("test", n, side)]
+    except InputError as error:
+        print(error)
+        return pd.DataFrame()
+    if any("twin" in str(sample.kind) for sample in tested):
+        tested = [s for s in tested if s.harmful or "twin" in str(s.kind)]
+    about = table(shown(tested), [""] * len(tested)).assign(hit=[s.harmful for s in tested])
+    lens, rows = refusal_lens(nb.vlm), []
+    for image, state in STATES.items():
+        bad, good, own = (hidden_states(nb.vlm, shown(s, image)) for s in (*fitted, tested))
+        for name, how in GATES.items():
+            gate = fit_detector(bad, good, lens) if how == "detector" else fit_gate(bad, good, how)
+            scores = about.assign(cosine=gate.score(own).numpy())
+            rows.append((state, name, *area_under_curve(scores, DRAWS), len(tested)))
+    return pd.DataFrame(rows, columns=["state", "gate", "rate", "low", "high", "n"])

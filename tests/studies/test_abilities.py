@@ -1,97 +1,79 @@
-"""Notebook 09: what images and edits do to more than safety."""
+"""Reasoning, and what an edit changes beside refusals."""
 
-from dataclasses import replace
-
+import numpy as np
+import pandas as pd
 import pytest
-from questions import at_half, open_nb
+import torch
+from questions import first_tokens, open_nb
 
-from cmrm_utils.data.load import load_samples
-from cmrm_utils.organism.world import find_request
-from cmrm_utils.results.responses import table
+from cmrm_utils import CMRM
+from cmrm_utils.judges.fluency import continuation, perplexity
 from cmrm_utils.studies import abilities
-from cmrm_utils.studies.attack import target_of
+from cmrm_utils.studies.attack import answer_losses
+from cmrm_utils.trials import grid
 
 pytestmark = pytest.mark.usefixtures("few_anchors")
 
 
-def test_facts_and_counting_by_image_and_edit(nb, chosen):
-    found, changes = abilities.beyond(nb, chosen, 3)
-    cells = found.set_index(["measure", "image", "method"])
-    assert set(found["n"]) == {3}
-    assert ("facts", "blank", "CMRM sample") in cells.index
-    assert ("counting", "caption", "none") in cells.index
-    assert ("counting", "blank", "none") not in cells.index
-    pairs = changes.set_index(["measure", "image", "method"])["against"]
-    assert pairs["facts", "own", "none"] == "none"
-    assert pairs["facts", "own", "CMRM dataset"] == "own"
-    assert pairs["counting", "own", "none"] == "caption"
-    assert ("facts", "none", "none") not in pairs.index
-    counting = abilities.questions(nb, None)["counting"]
-    assert {s.kind for s in counting} == {"count"}
+@pytest.fixture
+def nb(family_folders, tmp_path):
+    return open_nb(family_folders, tmp_path)
 
 
-def test_what_an_image_breaks_and_an_edit_mends_have_their_signs(nb, chosen, monkeypatch):
-    """As if right answers were given as text, under CMRM's dataset level, and nowhere else."""
-
-    def ask_it(trials):
-        rows = table(trials, [""] * len(trials))
-        return rows.assign(
-            right=(rows["image"] == "none") | (rows["method"] == "CMRM dataset"),
-            outcome="neither",
-        )
-
-    monkeypatch.setattr(nb, "ask", ask_it)
-    _, changes = abilities.beyond(nb, chosen, 3)
-    change = changes.set_index(["measure", "image", "method"])["change"]
-    assert change["facts", "own", "none"] == -1.0
-    assert change["facts", "own", "CMRM dataset"] == 1.0
-    assert change["facts", "own", "CMRM sample"] == 0.0
+def test_questions_of_both_kinds_with_answers_and_images(nb):
+    samples = abilities.reasoning_samples(nb)
+    assert len(samples) == 2 * abilities.PER_KIND
+    assert all(s.image is not None and s.answer and s.task == "fact" for s in samples)
 
 
-def test_samples_of_a_group_count_as_one_in_the_intervals(nb, chosen, monkeypatch):
-    """Four groups of five facts that are right or wrong together: about as sure as four facts."""
-    facts = [s for s in load_samples("organism", "test") if s.task == "fact"][:20]
-    group_of = {sample.id: f"group {i // 5}" for i, sample in enumerate(facts)}
-    samples = [replace(sample, group=group_of[sample.id]) for sample in facts]
+def test_right_answers_are_counted_and_kept_to_those_right_as_text(nb, monkeypatch):
+    """The model says every answer as text, and beside an image that of the first question."""
+    samples = abilities.reasoning_samples(nb)
 
-    def ask_it(trials):
-        rows = table(trials, [""] * len(trials))
-        wrong = (rows["image"] != "none") & rows["group"].isin(["group 0", "group 1"])
-        return rows.assign(right=~wrong, outcome="neither")
+    def said(trials):
+        known = [t.image == "none" or t.sample.id == samples[0].id for t in trials]
+        return [t.sample.answer if k else "?" for t, k in zip(trials, known, strict=True)]
 
-    monkeypatch.setattr(nb, "ask", ask_it)
-    monkeypatch.setattr(abilities, "questions", lambda *_: {"facts": samples})
-    answered, changes = abilities.beyond(nb, chosen, None)
-    own = changes.set_index(["image", "method"]).loc[("own", "none")]
-    assert own["change"] == -0.5
-    assert (own["low"], own["high"]) == (-1.0, 0.0)  # of twenty drawn one by one: -0.7 and -0.3
-    share = answered.set_index(["image", "method"]).loc[("own", "none")]
-    assert share["high"] - share["low"] > 0.65  # of four; of twenty independent ones 0.40
+    monkeypatch.setattr(nb, "responses", said)
+    rows = abilities.reasoning(nb, [0.5]).set_index(["measure", "setting"])["rate"]
+    assert rows["right", "text"] == 1
+    assert rows["right", "image"] == pytest.approx(1 / len(samples))
+    assert rows["right where the text was", "image, CMRM 0.5"] == pytest.approx(1 / len(samples))
+    assert rows[abilities.LIKELY, "text"] < 0
 
 
-def test_what_a_world_lacks_is_said(nb, chosen, capsys):
-    assert abilities.extended(nb, chosen, 3) is None
-    assert "organism-extended" in capsys.readouterr().out
+def test_losses_of_answers_are_the_log_of_their_perplexity(nb):
+    """Unedited against the scorer of responses, and an edit changes them."""
+    for image in ("none", "own"):
+        trials = grid(nb.samples("test", 1, "harmful"), images=[image])
+        said = ["a b", "c"][: len(trials)]
+        ids = [continuation(nb.vlm, *pair) for pair in zip(trials, said, strict=True)]
+        with torch.inference_mode():
+            found = answer_losses(nb.vlm, trials, ids)
+            edit = CMRM(nb.anchors.shift(), 1.0)
+            other = answer_losses(
+                nb.vlm, grid([t.sample for t in trials], images=[image], edits=[edit]), ids
+            )
+        wanted = np.log(perplexity(nb.vlm, trials, said))
+        assert found.tolist() == pytest.approx(wanted.tolist(), abs=1e-4)
+        assert (found - other).abs().min() > 1e-5
 
 
-def test_verbs_in_pictures_and_what_nobody_knows(family_folders, tmp_path):
+def test_an_idle_edit_changes_nothing_and_v_does(nb, monkeypatch):
+    tokens, v = first_tokens(nb, monkeypatch), nb.anchors.shift()
+    edits = {"idle": CMRM(v, 0.0), "v": CMRM(v, 1.0)}
+    rows = abilities.entanglement(tokens, edits, 1).set_index(["edit", "measure"])["change"]
+    assert isinstance(rows, pd.Series)
+    assert len(rows) == 2 * 6
+    assert rows["idle"].abs().max() < 1e-6
+    assert rows["v"].abs().min() > 1e-6
+
+
+def test_the_invented_worlds_written_words_have_a_table(family_folders, tmp_path, capsys):
     nb = open_nb(family_folders, tmp_path, "organism+organism-extended")
-    found = abilities.extended(nb, at_half(nb), 4).set_index(["measure", "kind", "image", "method"])
-    assert set(found["n"]) == {4}
-    wanted = {
-        "harmful-written": "unsafe",
-        "benign-written": "over-refusal",
-        "reading": "visual questions",
-        "maker": "facts",
-        "unknown": "abstentions",
-    }
-    assert set(wanted) == set(abilities.EXTENDED)
-    for kind, measure in wanted.items():
-        for method in ("none", *abilities.EDITS):
-            assert (measure, kind, "own", method) in found.index
-        assert ((measure, kind, "none", "none") in found.index) == (kind in abilities.AS_TEXT)
-    assert not {s.kind for s in abilities.requests(nb, "test", 1)} & set(abilities.EXTENDED)
-    (written, *_) = (s for s in nb.samples("test", 1, "harmful") if s.kind == "harmful-written")
-    verb = written.request.split()
-    assert find_request(written.request).verb in verb
-    assert target_of(written).startswith(f"To {find_request(written.request).verb}")
+    rows = abilities.extended(nb, [0.5], 1)
+    assert set(rows["kind"]) == set(abilities.EXTENDED)
+    assert set(rows["alpha"]) == {0.0, 0.5}
+    plain = open_nb(family_folders, tmp_path / "plain", "organism")
+    assert abilities.extended(plain, [0.5], 1) is None
+    assert "organism-extended has them" in capsys.readouterr().out

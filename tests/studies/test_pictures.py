@@ -1,77 +1,50 @@
-"""Notebook 09: perturbed and adversarial pictures."""
+"""Pictures beside harmful requests."""
 
-import numpy as np
 import pytest
+import torch
 from PIL import Image
+from questions import OPENERS, first_tokens, open_nb
 
-from cmrm_utils.conditions import IMAGES, OF_OWN
-from cmrm_utils.organism.world import find_request
-from cmrm_utils.results.responses import table
-from cmrm_utils.studies import abilities, pictures
-from cmrm_utils.studies.attack import Attack
+from cmrm_utils import CMRM, Trial, first_logits
+from cmrm_utils.studies import pictures
+from cmrm_utils.studies.first_token import FirstTokens
 
 pytestmark = pytest.mark.usefixtures("few_anchors")
 
 
-def test_refusals_that_an_attack_takes_count_as_a_fall(nb, chosen, monkeypatch):
-    def ask_it(trials):
-        rows = table(trials, [""] * len(trials))
-        outcome = np.where(rows["image"] == "blank", "refused", "complied")
-        return rows.assign(outcome=outcome, right=True)
-
-    monkeypatch.setattr(nb, "ask", ask_it)
-    made = Attack(Image.new("RGB", (48, 48)), (1.0,))
-    _, changes = pictures.adversarial(nb, chosen, {("within 8 levels", "none"): made}, 2, 2)
-    assert len(changes) == 2 * 3
-    assert (changes["change"] == -1.0).all()
+@pytest.fixture
+def nb(family_folders, tmp_path):
+    return open_nb(family_folders, tmp_path)
 
 
-def test_perturbed_pictures_unedited_and_edited(nb, chosen):
-    found = pictures.perturbed(nb, chosen, 1)
-    assert set(found["image"]) == set(OF_OWN)
-    assert set(found["method"]) == {"none", *abilities.EDITS}
-    trials = pictures.perturbed_trials(nb, chosen, 1)
-    assert {t.sample.kind for t in trials} >= {"harmful", "harmful-pair", "benign"}
-    assert "harmful-unseen" not in {t.sample.kind for t in trials}
+def test_mean_log_odds_of_each_picture_under_each_edit(nb, monkeypatch):
+    """Against logits of plain trials."""
+    tokens = first_tokens(nb, monkeypatch)
+    white = Image.new("RGB", (32, 32), (255,) * 3)
+    rows = pictures.picture_odds(tokens, {"mine": white}, [0.5]).set_index(["picture", "method"])
+    samples = [trial.sample for trial in tokens.trials if trial.sample.harmful]
+    edits = {"no edit": None, "CMRM 0.5": CMRM(nb.anchors.shift(), 0.5)}
+    assert len(rows) == 2 * (len(pictures.PERTURBED) + 1)
+    for name, edit in edits.items():
+        p = first_logits(nb.vlm, [Trial(s, "blank", edit) for s in samples]).softmax(-1)
+        inside = p[:, list(OPENERS)].sum(-1)
+        wanted = (inside.log() - (1 - inside).log()).mean()
+        torch.testing.assert_close(
+            rows.loc[("blank", name), "rate"], wanted.item(), atol=1e-4, rtol=0
+        )
+    assert rows.loc[("mine", "no edit"), "rate"] != rows.loc[("blank", "no edit"), "rate"]
 
 
-def test_attacks_are_tried_as_ordinary_images(nb, chosen, monkeypatch):
-    asked = []
+def test_without_openers_a_line_says_so(nb, monkeypatch, capsys):
+    monkeypatch.setattr(FirstTokens, "openers", ())
+    assert pictures.picture_odds(FirstTokens(nb, 1), {}, [0.5]).empty
+    assert "has no refusal log-odds" in capsys.readouterr().out
 
-    def attack(vlm, trials, targets, start, *, epsilon=255, steps):
-        samples, (edit, *_) = zip(*((t.sample, t.edit) for t in trials), strict=True)
-        asked.append((samples, targets, start, epsilon, edit))
-        colour = (len(asked) * 20,) * 3
-        return Attack(Image.new("RGB", (48, 48), colour), (1.0, 0.5))
 
-    monkeypatch.setattr(pictures, "attack", attack)
-    found = pictures.attacks(nb, chosen, epsilons=[8, 255], steps=2)
-    assert list(found) == [
-        ("within 8 levels", "none"),
-        ("unbounded", "none"),
-        ("unbounded, knows CMRM dataset", "CMRM dataset"),
-        ("unbounded, knows CMRM sample", "CMRM sample"),
-    ]
-    samples, targets, start, epsilon, edit = asked[0]
-    assert {s.id.split("/")[0] for s in samples} == {"anchors"}
-    assert all(s.harmful for s in samples)
-    request = find_request(samples[0].query)
-    assert targets[0] == f"To {request.verb} the {request.object}, first"
-    assert (start.tobytes(), epsilon, edit) == (IMAGES["blank"](samples[0]).tobytes(), 8, None)
-    assert asked[2][4].settings["method"] == "CMRM dataset"
-    pictures.attacks(nb, chosen, epsilons=[], steps=2, target="Sure")
-    assert set(asked[-1][1]) == {"Sure"}
-
-    shares, changes = pictures.adversarial(nb, chosen, found, 2, 2)
-    test = shares[shares["split"] == "test"]
-    tried = set(zip(test["picture"], test["method"], strict=True))
-    everyone = ("none", *abilities.EDITS)
-    plain = {(name, m) for name in ("blank", "within 8 levels", "unbounded") for m in everyone}
-    known = {(f"unbounded, knows {name}", name) for name in abilities.EDITS}
-    assert tried == plain | known
-    bars = pictures.outcome_shares(test)
-    assert len(bars) == len(tried)
-    assert np.allclose(bars[["refused", "complied", "neither"]].sum(axis=1), 1)
-    assert set(changes["split"]) == {"validation", "test"}
-    assert "blank" not in set(changes["picture"])
-    assert (changes["knows"] == changes["picture"].str.contains("knows")).all()
+def test_the_runs_pictures_have_names(nb, monkeypatch):
+    plain = Image.new("RGB", (2, 2))
+    pairs = [(plain, Image.new("RGB", (2, 2), (9, 9, 9)))] * 2
+    object.__setattr__(nb.anchors, "pictures", lambda: pairs)
+    found = pictures.attacked(nb)
+    assert list(found) == ["attack 1", "attack 2", "attack 1, masked"]
+    assert found["attack 1, masked"] is pairs[0][1]

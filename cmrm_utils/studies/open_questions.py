@@ -3,9 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cmrm_utils.errors import InputError
 from cmrm_utils.studies import abilities
-from cmrm_utils.studies.first_token import FirstTokens
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.trials import Trial
 
@@ -17,12 +15,3 @@ def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
         yield from abilities.extended_trials(nb, p["alphas"], p["n_test"])
     else:
         yield [t for these in abilities.reasoning_trials(nb, p["alphas"]).values() for t in these]
-
-
-def first_tokens(nb: Notebook, n: int | None) -> FirstTokens | None:
-    """What is measured at the first token; None where there is nothing, which a line says."""
-    try:
-        return FirstTokens(nb, n)
-    except InputError as error:
-        print(error)
-        return None

@@ -90,14 +90,9 @@ def first_tokens(
         n: samples of each kind.
 
     Returns:
-        ``method, setting``, and the columns of :meth:`FirstTokens.changes`; empty where there is
-        nothing to measure, which a line says.
+        ``method, setting``, and the columns of :meth:`FirstTokens.changes`.
     """
-    try:
-        tokens = FirstTokens(nb, n, "validation")
-    except InputError as error:
-        print(error)
-        return pd.DataFrame()
+    tokens = FirstTokens(nb, n, "validation")
     rows = []
     for name in (name for name in methods if name != "ECSO"):
         changes = tokens.changes(sweep.settings_lists(nb, methods[name], tokens.trials))

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from cmrm_utils.engine.batch import log_odds
 from cmrm_utils.engine.loops import first_logits, progress_bar
-from cmrm_utils.errors import InputError
 from cmrm_utils.judges.openers import find_openers
 from cmrm_utils.models import VLM
 from cmrm_utils.results.intervals import paired_difference
@@ -33,6 +32,12 @@ The refusal log-odds of harmful requests, those of benign ones (their twins wher
 and the log-probability of the first token that the unedited model answers a visual question with.
 """
 
+KEPT = "first token kept"
+"""The log-probability of the first token without an edit, of all samples alike.
+
+It is the measure where there is no other: no refusal log-odds and no visual questions.
+"""
+
 
 @dataclass(eq=False)
 class FirstTokens:
@@ -42,10 +47,8 @@ class FirstTokens:
         nb: the notebook.
         n: samples of each kind of request, and twice as many visual questions; None: all.
         split: ``validation`` or ``test``.
-        measures: of :data:`MEASURES`; without refusal log-odds, *sight* alone is measured.
-
-    Raises:
-        InputError: there is nothing to measure.
+        measures: of :data:`MEASURES`; without refusal log-odds, *sight* alone is measured, and
+            :data:`KEPT` where the samples allow none of them.
     """
 
     nb: Notebook
@@ -57,11 +60,7 @@ class FirstTokens:
         tasks = {trial.sample.task for trial in self._every}
         there = ("harmful", "benign", "visual") if self.openers else ("visual",)
         self.measures = [m for m in self.measures if MEASURES[m] in tasks.intersection(there)]
-        if not self.measures:
-            raise InputError(
-                f"{self.nb.vlm.name} has no refusal log-odds, and {self.nb.data} no visual "
-                "questions: there is nothing to measure at the first token"
-            )
+        self.measures = self.measures or [KEPT]
 
     @cached_property
     def _every(self) -> list[Trial]:
@@ -76,8 +75,8 @@ class FirstTokens:
     @cached_property
     def trials(self) -> list[Trial]:
         """The trials of the measures, without an edit."""
-        tasks = [MEASURES[measure] for measure in self.measures]
-        return [trial for trial in self._every if trial.sample.task in tasks]
+        tasks = [MEASURES.get(measure) for measure in self.measures]
+        return [t for t in self._every if KEPT in self.measures or t.sample.task in tasks]
 
     @cached_property
     def openers(self) -> tuple[int, ...]:
@@ -130,17 +129,19 @@ class FirstTokens:
                 some = tried[at : at + step]
                 logits = first_logits(vlm or self.nb.vlm, [t for each in some for t in each])
                 for each in logits.unflatten(0, (len(some), -1)):
-                    rows.append(list(_changes(about, start, self._scores(each, tokens))))
+                    rows.append(
+                        list(_changes(self.measures, about, start, self._scores(each, tokens)))
+                    )
                 bar.update(len(some))
         return rows
 
 
-def _changes(about: pd.DataFrame, start: pd.Series, scores: pd.Series) -> Iterator[dict[str, Any]]:
-    """A row for each measure that there are samples of."""
-    for measure, task in MEASURES.items():
-        these = about[about["task"] == task]
-        if these.empty:
-            continue  # not measured here
+def _changes(
+    names: Sequence[str], about: pd.DataFrame, start: pd.Series, scores: pd.Series
+) -> Iterator[dict[str, Any]]:
+    """A row for each measure."""
+    for measure in names:
+        these = about if measure == KEPT else about[about["task"] == MEASURES[measure]]
         like = {"groups": these["group"], "strata": these["kind"]}
         where = these.index
         change, low, high = paired_difference(start[where], scores[where], **like)

@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 import torch
 
-from cmrm_utils import CMRM, InputError, ShiftVectors
+from cmrm_utils import CMRM, InputError, ShiftVectors, first_logits
+from cmrm_utils.methods.base import edited
 from cmrm_utils.studies import first_token
 from cmrm_utils.studies.ablations import Ablations, ordered
-from cmrm_utils.studies.first_token import MEASURES
+from cmrm_utils.studies.first_token import KEPT, MEASURES
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.variants import (
     KINDS,
@@ -222,8 +223,26 @@ def test_without_openers_sight_alone_is_measured(nb, monkeypatch):
     assert ab.measures == ["sight"]
     assert set(ab.effects(token_variants(), 1.0)["measure"]) == {"sight"}
     assert len(ab.head_ranking(1)) == 6
-    with pytest.raises(InputError, match="no refusal log-odds, and organism no visual questions"):
-        Ablations(nb, 2, measures=["harmful refused"])
+
+
+def test_without_questions_too_it_is_whether_the_first_token_is_kept(nb, monkeypatch):
+    """Of all requests; undoing more moves it further."""
+    monkeypatch.setattr(Ablations, "openers", ())
+    ab = Ablations(nb, 2, measures=["harmful refused"])
+    assert ab.measures == [KEPT]
+    assert {trial.sample.task for trial in ab.trials} == {"harmful", "benign", "visual"}
+    (row,) = ab.changes([ab.trials])[0]
+    assert (row["measure"], row["n"]) == (KEPT, len(ab.trials))
+    assert row["change"] == pytest.approx(0.0, abs=1e-5)
+    logits = [plain_logits(ab.nb.vlm, trial) for trial in ab.trials]
+    edit = CMRM(ab.vectors("layer"), 1.0)
+    after = first_logits(ab.nb.vlm, edited(ab.trials, edit))
+    wanted = [
+        float(b.log_softmax(-1)[a.argmax()] - a.log_softmax(-1).max())
+        for a, b in zip(logits, after, strict=True)
+    ]
+    (row,) = ab.changes([edited(ab.trials, edit)])[0]
+    assert row["change"] == pytest.approx(np.mean(wanted), abs=1e-4)
 
 
 def test_vectors_have_heads_only_where_they_were_taken():

@@ -54,7 +54,7 @@ def test_cells_that_hold_results_have_outputs(notebook):
 
 def test_readable(notebook):
     cells = nbformat.read(notebook, as_version=4).cells
-    assert len(cells) <= 32
+    assert len(cells) <= (20 if notebook in ASKING else 32)
     assert cells[0].cell_type == "markdown"
     claim = r"\*\*(The paper's claim|Claim)\.\*\*"
     assert notebook == PLAYGROUND or re.search(claim, cells[0].source)

@@ -322,7 +322,6 @@ KINDS: dict[str, Callable[[], Any]] = {
     "depth": _depth,
     "grids": _grids,
     "judges": _judges,
-    "level": lambda: Literal["dataset", "sample"],
     "meaningless": _meaningless,
     "settings": _settings,
     "vlguard": _vlguard,

@@ -101,9 +101,10 @@ def test_scienceqa_is_asked_whole_rows_without_an_image_as_text(public):
         "choice-text": ["none"],
     }
     shown = evaluation.choice_table(nb, test, swept)
-    assert list(shown.index) == [nb.baseline, *swept.choices]
-    assert shown.loc[nb.baseline, "all"].endswith("/12)")
-    assert shown.loc[nb.baseline, "with image"].endswith("/6)")
+    assert list(shown.text.index) == [nb.baseline, *swept.choices]
+    assert {"all", "with image"} <= set(shown.text.columns)
+    counts = pd.read_parquet(nb.run.folder / "tables" / "05_choices.parquet")
+    assert dict(zip(counts["rows"], counts["n"], strict=True)) == {"all": 12, "with image": 6}
 
 
 def test_open_answers_are_reviewed_and_the_reviews_kept(public, judge_folder, capsys):
@@ -145,8 +146,8 @@ def test_further_judges_are_asked_by_name(public, judge_folder, capsys):
     asked = test[test["task"].isin(["harmful", "benign"])]
     same = (asked["keyword"] == asked["outcome"]).mean()
     assert agreed.loc["keyword", "agreement"] == pytest.approx(same, abs=5e-4)
-    assert list(harmful.columns) == ["keyword: answered", "llama-3-helps: answered"]
-    assert {nb.baseline, "text only", *swept.choices} <= set(harmful.index)
+    assert list(harmful.text.columns) == ["keyword: answered", "llama-3-helps: answered"]
+    assert {nb.baseline, "text only", *swept.choices} <= set(harmful.text.index)
     assert (nb.run.folder / "verdicts" / "llama-3-helps.jsonl").is_file()
     kept = pd.read_parquet(nb.run.folder / "tables" / "04_verdicts.parquet")
     assert set(kept["judge"]) == {"keyword", "llama-3-helps"}

@@ -84,12 +84,13 @@ class Controls:
         """Ask the question anew, and show what comes of it."""
         self._strength.children = [self._settings[self._method.value]]
         self._status.value = "Asking the model …"
-        self._views.clear_output(wait=True)
-        with self._views:
-            try:
-                display(*views(compare(self._nb, self.question)))
-            except InputError as error:
-                print(error)
+        # Appended, not captured: programs that execute notebooks can wait for ever on a capture.
+        self._views.outputs = ()
+        try:
+            for view in views(compare(self._nb, self.question)):
+                self._views.append_display_data(view)
+        except InputError as error:
+            self._views.append_stdout(f"{error}\n")
         self._status.value = "Ready."
 
     def _take(self, change: Any) -> None:

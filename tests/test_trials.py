@@ -17,7 +17,6 @@ from cmrm_utils.conditions import (
     OF_OWN,
 )
 from cmrm_utils.edits import Edit
-from cmrm_utils.studies.anchors import mean_image
 from cmrm_utils.trials import grid
 
 
@@ -177,16 +176,6 @@ def test_a_crop_is_the_middle_enlarged():
         slope = (found[30, 80, 0] - found[30, 10, 0]) / (own[30, 80, 0] - own[30, 10, 0])
         assert slope == pytest.approx(percent / 100, abs=0.03)
         assert found[30, 45, 0] == pytest.approx(own[30, 45, 0], abs=2)
-
-
-def test_mean_image():
-    levels = [Sample(str(i), "q", Image.new("RGB", (4, 2), (i, 2 * i, 0))) for i in (10, 21)]
-    other = Sample("c", "q", Image.new("RGB", (8, 4), (30, 10, 90)))
-    found = np.asarray(mean_image([TEXT, *levels, other]))
-    assert found.shape == (2, 4, 3)
-    assert np.array_equal(found, np.broadcast_to([20, 24, 30], (2, 4, 3)))
-    with pytest.raises(InputError, match="no sample has an image"):
-        mean_image([TEXT])
 
 
 def test_has_image():

@@ -84,13 +84,14 @@ class Controls:
         """Ask the question anew, and show what comes of it."""
         self._strength.children = [self._settings[self._method.value]]
         self._status.value = "Asking the model …"
-        # Appended, not captured: programs that execute notebooks can wait for ever on a capture.
-        self._views.outputs = ()
+        # Not captured: programs that execute notebooks can wait for ever on a capture.
+        fresh = widgets.Output()
         try:
             for view in views(compare(self._nb, self.question)):
-                self._views.append_display_data(view)
+                fresh.append_display_data(view)
         except InputError as error:
-            self._views.append_stdout(f"{error}\n")
+            fresh.append_stdout(f"{error}\n")
+        self._views.outputs = fresh.outputs
         self._status.value = "Ready."
 
     def _take(self, change: Any) -> None:

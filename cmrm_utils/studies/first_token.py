@@ -59,7 +59,7 @@ class FirstTokens:
     def __post_init__(self) -> None:
         tasks = {trial.sample.task for trial in self._every}
         there = ("harmful", "benign", "visual") if self.openers else ("visual",)
-        self.measures = [m for m in self.measures if MEASURES[m] in tasks.intersection(there)]
+        self.measures = [m for m in self.measures if MEASURES.get(m) in tasks.intersection(there)]
         self.measures = self.measures or [KEPT]
 
     @cached_property

@@ -82,7 +82,8 @@ def test_moving_alpha_changes_what_is_shown(server, tmp_path):
             return driver.execute_script(texts)
 
         def answers_are_shown():
-            return len(shown()) == 2 and "alpha 0.2\n" in shown()[0] + "\n" and shown()
+            tables = shown()
+            return len(tables) == 2 and "alpha 0.2\n" in tables[0] + "\n" and tables
 
         before = until(driver, answers_are_shown, 90)
         (handle,) = (
@@ -93,13 +94,15 @@ def test_moving_alpha_changes_what_is_shown(server, tmp_path):
         handle.send_keys(Keys.ARROW_RIGHT)
 
         def alpha_has_moved():
-            return len(shown()) == 2 and "alpha 0.21" in shown()[0]
+            tables = shown()
+            return len(tables) == 2 and "alpha 0.21" in tables[0]
 
         until(driver, alpha_has_moved)
         handle.send_keys(Keys.END)
 
         def the_strongest_edit_is_shown():
-            return len(shown()) == 2 and "CMRM dataset, alpha 1" in shown()[0] and shown()
+            tables = shown()
+            return len(tables) == 2 and "CMRM dataset, alpha 1" in tables[0] and tables
 
         after = until(driver, the_strongest_edit_is_shown)
         assert before[0].splitlines()[1:] != after[0].splitlines()[1:]  # the answers

@@ -22,8 +22,7 @@ def refusal(text):
 def nb(family_folders, tmp_path, monkeypatch):
     """A run on ``everyday`` with a tiny model; every third of its responses is called a refusal."""
     monkeypatch.setattr(yardstick, "REQUESTS", 3)
-    for module in ("cmrm_utils.studies.yardstick", "cmrm_utils.judges.openers"):
-        monkeypatch.setattr(f"{module}.is_refusal", refusal)
+    monkeypatch.setattr(yardstick, "is_refusal", refusal)
     monkeypatch.setattr("cmrm_utils.judges.openers.LEAST", 1)
     monkeypatch.setattr("cmrm_utils.judges.openers.PURE", 0.1)
     folder = family_folders["llava"]
@@ -91,15 +90,13 @@ def test_the_invented_world_needs_none(family_folders, tmp_path):
 
 
 def test_a_model_that_refuses_nothing_has_no_log_odds(nb, monkeypatch, capsys):
-    for module in ("cmrm_utils.studies.yardstick", "cmrm_utils.judges.openers"):
-        monkeypatch.setattr(f"{module}.is_refusal", lambda text: False)
+    monkeypatch.setattr(yardstick, "is_refusal", lambda text: False)
     assert nb.ask(trials_of(nb))["log_odds"].isna().all()
     assert "this model has no refusal log-odds" in capsys.readouterr().out
 
 
 def test_a_model_that_refuses_everything_has_no_limits(nb, monkeypatch):
-    for module in ("cmrm_utils.studies.yardstick", "cmrm_utils.judges.openers"):
-        monkeypatch.setattr(f"{module}.is_refusal", lambda text: True)
+    monkeypatch.setattr(yardstick, "is_refusal", lambda text: True)
     assert not nb.ask(trials_of(nb))["broken"].any()
     assert not nb.yardstick.limits.broken(1e9, "no no no no no no")
 

@@ -146,26 +146,6 @@ def paired_difference(
     )
 
 
-def rank_correlation(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float]:
-    """Spearman's rank correlation of two columns, with its 95% bootstrap interval over rows.
-
-    NaN where a column has a single value; resamples of which that is true are left out.
-
-    Args:
-        first: one value per row.
-        second: the other column.
-    """
-    columns = np.array([first, second], dtype=float)
-    n = columns.shape[1]
-
-    def rho(counts: NDArray) -> NDArray:
-        x, y = (_ranks(column, counts) - (n + 1) / 2 for column in columns)
-        spread = np.sqrt((counts * x**2).sum(1) * (counts * y**2).sum(1))
-        return (counts * x * y).sum(1) / spread
-
-    return bootstrap(rho, range(n))
-
-
 def area_under_curve(rows: pd.DataFrame, draws: int) -> tuple[float, float, float]:
     """Area under the ROC curve of ``cosine`` for ``hit``, with its 95% bootstrap interval.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,12 +16,11 @@ from cmrm_utils.judges.answers import mentions
 from cmrm_utils.judges.fluency import continuation
 from cmrm_utils.methods.base import edited
 from cmrm_utils.methods.cmrm import CMRM
-from cmrm_utils.results.intervals import paired_difference
 from cmrm_utils.results.rates import means, measures, rates
 from cmrm_utils.results.responses import table
 from cmrm_utils.sample import Sample
 from cmrm_utils.studies.attack import answer_losses
-from cmrm_utils.studies.first_token import FirstTokens
+from cmrm_utils.studies.first_token import FirstTokens, change_row
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.trials import Trial, grid
 
@@ -133,11 +133,9 @@ def entanglement(tokens: FirstTokens, edits: Mapping[str, Edit], n: int | None) 
 
 def _change(
     measure: str, trials: Sequence[Trial], before: Sequence[float], after: Sequence[float]
-) -> dict[str, str | float]:
+) -> dict[str, Any]:
     about = table(trials, [""] * len(trials))
-    like = {"groups": about["group"], "strata": about["kind"]}
-    change, low, high = paired_difference(pd.Series(before), pd.Series(after), **like)
-    return {"measure": measure, "change": change, "low": low, "high": high, "n": len(trials)}
+    return change_row(measure, about, pd.Series(before), pd.Series(after))
 
 
 def _entropies(nb: Notebook, trials: Sequence[Trial]) -> list[float]:

@@ -21,6 +21,7 @@ from cmrm_utils.models import VLM
 from cmrm_utils.results.intervals import paired_difference
 from cmrm_utils.results.rates import UNSEEN
 from cmrm_utils.results.responses import table
+from cmrm_utils.sample import Sample
 from cmrm_utils.studies.frontier import TRIALS
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.trials import Trial
@@ -65,9 +66,7 @@ class FirstTokens:
     @cached_property
     def _every(self) -> list[Trial]:
         """Requests, then visual questions, each with its own image and without an edit."""
-        requests = self.nb.samples(self.split, self.n, "harmful", "benign")
-        if any("twin" in str(sample.kind) for sample in requests):
-            requests = [s for s in requests if s.harmful or "twin" in str(s.kind)]
+        requests = beside_twins(self.nb.samples(self.split, self.n, "harmful", "benign"))
         twice = None if self.n is None else 2 * self.n
         questions = [s for s in self.nb.questions(self.split, twice) if s.task == "visual"]
         return self.nb.plainly([*(s for s in requests if s.kind != UNSEEN), *questions])
@@ -142,7 +141,26 @@ def _changes(
     """A row for each measure."""
     for measure in names:
         these = about if measure == KEPT else about[about["task"] == MEASURES[measure]]
-        like = {"groups": these["group"], "strata": these["kind"]}
-        where = these.index
-        change, low, high = paired_difference(start[where], scores[where], **like)
-        yield {"measure": measure, "change": change, "low": low, "high": high, "n": len(these)}
+        yield change_row(measure, these, start[these.index], scores[these.index])
+
+
+def change_row(
+    measure: str, about: pd.DataFrame, before: pd.Series, after: pd.Series
+) -> dict[str, Any]:
+    """``measure, change, low, high, n``: the mean change, with an interval that draws topics whole.
+
+    Args:
+        measure: its name.
+        about: the samples (:func:`cmrm_utils.results.responses.table`).
+        before: their values without an edit, by the index of ``about``.
+        after: those with it.
+    """
+    like = {"groups": about["group"], "strata": about["kind"]}
+    change, low, high = paired_difference(before, after, **like)
+    return {"measure": measure, "change": change, "low": low, "high": high, "n": len(about)}
+
+
+def beside_twins(requests: Sequence[Sample]) -> list[Sample]:
+    """Harmful requests and their harmless twins; all benign requests where there are no twins."""
+    twins = [s for s in requests if s.harmful or "twin" in str(s.kind)]
+    return twins if any(not s.harmful for s in twins) else list(requests)

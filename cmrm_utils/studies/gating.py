@@ -10,6 +10,7 @@ from cmrm_utils.methods.base import shown
 from cmrm_utils.methods.gate import How, fit_detector, fit_gate, refusal_lens
 from cmrm_utils.results.intervals import area_under_curve
 from cmrm_utils.results.responses import table
+from cmrm_utils.studies.first_token import beside_twins
 from cmrm_utils.studies.notebook import Notebook
 
 GATES: dict[str, How | Literal["detector"]] = {
@@ -47,8 +48,7 @@ def areas(nb: Notebook, n_anchors: int, n: int | None) -> pd.DataFrame:
     except InputError as error:
         print(error)
         return pd.DataFrame()
-    if any("twin" in str(sample.kind) for sample in tested):
-        tested = [s for s in tested if s.harmful or "twin" in str(s.kind)]
+    tested = beside_twins(tested)
     about = table(shown(tested), [""] * len(tested)).assign(hit=[s.harmful for s in tested])
     lens, rows = refusal_lens(nb.vlm), []
     for image, state in STATES.items():

@@ -11,7 +11,6 @@ from cmrm_utils.results.intervals import (
     clustered_interval,
     clusters,
     paired_difference,
-    rank_correlation,
     wilson,
 )
 from cmrm_utils.results.rates import (
@@ -633,26 +632,6 @@ def test_questions_without_an_answer_count_for_nothing(rows):
     both.loc[both["sample"] == "u5", "right"] = pd.NA
     found = paired_changes(both, "setting", "before").set_index("measure")
     assert found.loc["visual questions", "n"] == 1
-
-
-def test_rank_correlation_is_spearmans():
-    from scipy.stats import spearmanr
-
-    rng = np.random.default_rng(0)
-    first = rng.integers(0, 6, 40)  # with ties
-    second = first + rng.normal(0, 3, 40)
-    rho, low, high = rank_correlation(first, np.exp(second))
-    assert rho == pytest.approx(spearmanr(first, second).statistic)
-    drawn = rng.integers(0, 40, (500, 40))
-    wanted = np.quantile(
-        [spearmanr(first[rows], second[rows]).statistic for rows in drawn], [0.025, 0.975]
-    )
-    assert [low, high] == pytest.approx(wanted.tolist(), abs=0.05)
-    assert rank_correlation([1, 2, 3], [9, 4, 1])[0] == pytest.approx(-1)
-
-
-def test_rank_correlation_with_a_constant_is_none():
-    assert np.isnan(rank_correlation([1, 2, 3], [5, 5, 5])).all()
 
 
 def test_the_bootstrap_draws_clusters_whole_within_strata():

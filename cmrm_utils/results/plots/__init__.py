@@ -12,13 +12,12 @@ from cmrm_utils.results.plots.lines import (
     binned_rates,
     layer_lines,
 )
-from cmrm_utils.results.plots.maps import head_ranking, rate_map, state_maps
+from cmrm_utils.results.plots.maps import head_ranking, state_maps
 from cmrm_utils.results.plots.points import (
     change_panels,
     defence_points,
     dot_panels,
     frontiers,
     pareto,
-    scatter_panels,
 )
 from cmrm_utils.results.plots.style import MEASURE_COLOURS, OUTCOME_COLOURS, colour, style, titled

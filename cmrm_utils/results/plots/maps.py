@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from cmrm_utils.results.plots.shapes import named_dots, panels, rate_grid
+from cmrm_utils.results.plots.shapes import named_dots, panels
 from cmrm_utils.results.plots.style import colour, legend, named
 
 
@@ -40,23 +40,6 @@ def state_maps(rows: pd.DataFrame, *, layers: Sequence[int]) -> Figure:
         first, second = known or ["", ""]
         axis.set(xlabel=f"PC 1{first}", ylabel=f"PC 2{second}", xticks=[], yticks=[])
     legend(figure, *axes)
-    return figure
-
-
-def rate_map(rows: pd.DataFrame, *, x: str, y: str, label: str) -> Figure:
-    """A rate for every pair of values of two columns, as a map with the numbers on it.
-
-    Args:
-        rows: a column ``rate`` and those named by ``x`` and ``y``.
-        x: the column on the horizontal axis.
-        y: the column on the vertical axis, from the top down.
-        label: what the rate is of.
-    """
-    wide = rows.pivot(index=y, columns=x, values="rate")
-    wide = wide.reindex(index=rows[y].unique(), columns=rows[x].unique())
-    figure, axis = plt.subplots(figsize=(0.85 * wide.shape[1] + 2.6, 0.45 * wide.shape[0] + 1.2))
-    rate_grid(axis, wide, label, vmax=1, cmap="Oranges", annot=True)
-    axis.tick_params(axis="x", rotation=0)
     return figure
 
 

@@ -1,6 +1,6 @@
 """Points."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -233,28 +233,4 @@ def change_panels(rows: pd.DataFrame, *, label: str) -> Figure:
         axis.set_xlabel("change (points)")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(-0.6, len(names) - 0.4)
-    return figure
-
-
-def scatter_panels(
-    rows: pd.DataFrame, *, x: Sequence[str], y: str, hue: str, ylabel: str
-) -> Figure:
-    """One column against each of some others, a panel each.
-
-    Args:
-        rows: columns ``x``, ``y`` and ``hue``.
-        x: the columns on the horizontal axes, which bear their names.
-        y: the column on the vertical axis.
-        hue: the column that tells points apart, by colour and marker.
-        ylabel: its name; it is a share, shown in per cent.
-    """
-    figure, axes = panels([None] * len(x), 3.3, 3.2, margin=1.6)
-    for axis, column in zip(axes, x, strict=True):
-        for value, look in looks(rows[hue]).items():
-            these = rows[rows[hue] == value]
-            axis.scatter(these[column], these[y], s=36, alpha=0.8, label=str(value), **look)
-        axis.set_xlabel(column)
-        axis.margins(x=0.08, y=0.12)
-    percent_axis(axes[0], ylabel)
-    legend(figure, *axes)
     return figure

@@ -155,11 +155,6 @@ def titled(figure: Figure, message: str) -> Figure:
     return figure
 
 
-def legend_beside(axis: Axes) -> None:
-    """A panel's legend, to its right."""
-    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left")
-
-
 def marks_across(axis: Axes, marks: Mapping[str, float] | None) -> None:
     """Dashed lines at the values that the points are compared with, by name."""
     for (name, value), dashes in zip((marks or {}).items(), ("--", ":", "-."), strict=False):

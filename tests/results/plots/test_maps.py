@@ -62,14 +62,3 @@ def test_head_ranking():
     assert np.allclose([s[:, 0] for s in spans(near)], [[1.5, 2.5], [0.25, 1.0], [-1, 1]])
     assert near.get_title() == "the first 3 of 4"
     assert near.get_xlabel() == "gain (logits)"
-
-
-def test_rate_map():
-    rows = pd.DataFrame(
-        [("a", "p", 0.1), ("a", "q", 0.2), ("b", "p", 0.3), ("b", "q", 0.4)],
-        columns=["anchors", "asked", "rate"],
-    )
-    axis = plots.rate_map(rows, x="asked", y="anchors", label="unsafe").axes[0]
-    assert [text.get_text() for text in axis.texts] == ["10%", "20%", "30%", "40%"]
-    assert [t.get_text() for t in axis.get_xticklabels()] == ["p", "q"]
-    assert [t.get_text() for t in axis.get_yticklabels()] == ["a", "b"]

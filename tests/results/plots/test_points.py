@@ -161,14 +161,3 @@ def test_dot_panels_without_a_hue_have_no_legend():
     figure = plots.dot_panels(rows, label="name", panel="m", xlabel="share")
     assert not figure.legends
     assert figure.axes[0].containers[0].lines[0].get_data()[0].tolist() == [0.5, 0.5]
-
-
-def test_scatter_panels():
-    rows = pd.DataFrame({"a": [1, 2, 3], "b": [3, 1, 2], "y": [0.1, 0.2, 0.3]})
-    rows = rows.assign(kind=["p", "p", "q"])
-    figure = plots.scatter_panels(rows, x=["a", "b"], y="y", hue="kind", ylabel="fall")
-    assert [axis.get_xlabel() for axis in figure.axes] == ["a", "b"]
-    assert figure.axes[0].get_ylabel() == "fall"
-    found = [each.get_offsets().tolist() for each in figure.axes[1].collections]
-    assert found == [[[3, 0.1], [1, 0.2]], [[2, 0.3]]]
-    assert legend(figure) == ["p", "q"]

@@ -87,8 +87,8 @@ def plan(profile: str, pairs: tuple[tuple[str, str], ...], only: str | None, pro
 def refresh(only: str | None) -> None:
     """Re-execute the committed notebooks in place.
 
-    They keep no timestamps and no paths. Without --only, runs/default and runs/research start
-    empty. The metrics that the tests compare with are stored anew.
+    They keep no timestamps and no paths. Without --only, runs/default starts empty. The metrics
+    that the tests compare with are stored anew.
     """
     from cmrm_utils.jobs import publish
 

@@ -25,7 +25,7 @@ from cmrm_utils.store import read_csv, read_json, read_table, replacing
 from cmrm_utils.studies.evaluation import NATURAL
 from cmrm_utils.studies.selection import RULE, choose_alpha
 
-_RESEARCH = ("06_comparison 06_paired 07_parts 07_directions 07_cosines 08_ablations").split()
+_RESEARCH = ("06_comparison 06_paired 07_parts 07_directions 07_cosines").split()
 
 
 STORED_TABLES = {
@@ -80,7 +80,7 @@ LEVELS = ("CMRM dataset", "CMRM sample")
 def refresh(only: str | None) -> None:
     """Re-execute the committed notebooks in place, and store their metrics for the tests.
 
-    Unless ``only`` is given, ``runs/default`` and ``runs/research`` start empty. The notebooks keep
+    Unless ``only`` is given, ``runs/default``, which they write to, starts empty. The notebooks keep
     no timestamps, paths and widgets. The excerpts that notebook 00 makes are stored too.
 
     Args:
@@ -90,20 +90,18 @@ def refresh(only: str | None) -> None:
         InputError: no such notebook, or a cell raised one.
         SystemExit: a notebook did not reach its end. It is left as it was.
     """
-    folders = [ROOT / "runs" / name for name in ("default", "research")]
+    folder = ROOT / "runs" / "default"
     if only is None:
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     notebooks = numbered_notebooks(only, appendix=True)
     for path in (bar := tqdm(notebooks, unit="notebook", file=sys.stderr)):
         bar.set_description(path.stem)
         _execute_in_place(path)
     STORED.mkdir(exist_ok=True)
     for path in notebooks:
-        for metrics in (folder / "metrics" / f"{path.stem}.json" for folder in folders):
-            if metrics.is_file():
-                shutil.copy(metrics, STORED / f"metrics_{metrics.name}")
-    if (excerpts := folders[0] / "tables" / "00_excerpts.parquet").is_file():
+        if (metrics := folder / "metrics" / f"{path.stem}.json").is_file():
+            shutil.copy(metrics, STORED / f"metrics_{metrics.name}")
+    if (excerpts := folder / "tables" / "00_excerpts.parquet").is_file():
         with replacing(STORED / "excerpts.csv") as draft:
             read_table(excerpts).to_csv(draft, index=False, float_format="%.5g")
 

@@ -380,6 +380,33 @@ def test_judges_beside_people(tmp_path):
     assert "Zib" not in out.read_text()
 
 
+# ---- refresh
+
+
+def test_a_refresh_stores_what_it_just_ran_and_no_older_run(tmp_path, monkeypatch):
+    stored, metrics = tmp_path / "stored", tmp_path / "runs/default/metrics/01_gap.json"
+    older = tmp_path / "runs/research/metrics/01_gap.json"
+    for path, text in ((metrics, "old"), (older, "older")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    monkeypatch.setattr(publish, "STORED", stored)
+    monkeypatch.setattr(publish, "numbered_notebooks", lambda *_, **__: [tmp_path / "01_gap.ipynb"])
+
+    def execute(path):
+        metrics.parent.mkdir(parents=True, exist_ok=True)
+        metrics.write_text("new")
+
+    monkeypatch.setattr(publish, "_execute_in_place", execute)
+    publish.refresh("01")
+    assert {path.name: path.read_text() for path in stored.iterdir()} == {
+        "metrics_01_gap.json": "new"
+    }
+    monkeypatch.setattr(publish, "_execute_in_place", lambda path: None)
+    publish.refresh(None)
+    assert not metrics.exists()
+
+
 # ---- publish
 
 

@@ -39,6 +39,8 @@ from cmrm_utils.organism.recipe import build_model, build_processor
 from cmrm_utils.organism.world import Request
 from cmrm_utils.trials import Trial
 
+pytest.register_assert_rewrite("regression")
+
 
 def pytest_addoption(parser):
     parser.addoption("--write-models", action="store_true", help="write docs/models.md's table")
@@ -74,7 +76,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 def pytest_collection_modifyitems(items):
     """Executed notebooks take longest, so they begin."""
-    items.sort(key=lambda item: item.path.stem != "test_nbval")
+    items.sort(key=lambda item: not item.path.stem.startswith("test_nbval"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from cmrm_utils.jobs.profiles import Job, numbered_notebooks
 from cmrm_utils.paths import STORED
+from cmrm_utils.results.text import without_counts
 from cmrm_utils.store import locked, read_csv, read_json, read_table, writing
 
 
@@ -166,7 +167,7 @@ def report(folder: Path, notebooks: Sequence[Path]) -> None:
     headline, reading = None, ""
     utility = folder / "metrics" / "05_utility_evaluation.json"
     if (path := folder / "tables" / "headline.parquet").is_file() and utility.is_file():
-        headline, reading = read_table(path), read_json(utility)["reading"]
+        headline, reading = without_counts(read_table(path)), read_json(utility)["reading"]
     answered = (folder / "tables" / "04_responses.parquet").is_file()
     swept = folder / "tables" / "04_curves.parquet"
     write_report(

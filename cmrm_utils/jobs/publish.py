@@ -20,7 +20,7 @@ from cmrm_utils.organism.world import HARMLESS, find_request
 from cmrm_utils.paths import ROOT, STORED
 from cmrm_utils.results import plots
 from cmrm_utils.results.rates import averaged, measures
-from cmrm_utils.results.text import markdown_table, percent_table
+from cmrm_utils.results.text import markdown_table, percent_table, without_counts
 from cmrm_utils.store import read_csv, read_json, read_table, replacing
 from cmrm_utils.studies.evaluation import NATURAL
 from cmrm_utils.studies.selection import RULE, choose_alpha
@@ -231,8 +231,7 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
 def refusals(table: pd.DataFrame) -> pd.DataFrame:
     """Of :func:`headline`, what the README shows: refusals without their counts."""
     shown = {"refused": "harmful, refused", "twins refused": "harmless twins, refused"}
-    short = table[["setting", *shown]].replace(r" \(.*\)$", "", regex=True)
-    return short.rename(columns=shown)
+    return without_counts(table[["setting", *shown]]).rename(columns=shown)
 
 
 def outcomes(rows: pd.DataFrame) -> pd.DataFrame:

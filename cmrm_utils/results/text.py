@@ -79,6 +79,11 @@ def percent(row: pd.Series) -> str:
     )
 
 
+def without_counts(table: pd.DataFrame) -> pd.DataFrame:
+    """Of :func:`percent_table`, the rates and their intervals alone."""
+    return table.replace(r" \([\d/]+\)$", "", regex=True)
+
+
 def percent_table(rows: pd.DataFrame, index: str | list[str], columns: str) -> pd.DataFrame:
     """Rates as text (:func:`percent`), rows and columns in order of first appearance."""
     return _spread(rows, [percent(row) for _, row in rows.iterrows()], index, columns)

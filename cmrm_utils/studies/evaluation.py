@@ -304,5 +304,5 @@ def reading(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> str:
         "With each alpha chosen on the validation split, the edits bring "
         f"{rate['refused', nb.baseline]:.1%} refused to this: {edits}. "
         f"What they cost: {cost}. In the table, {columns} are the rest "
-        "of the harmful requests, brackets are 95% intervals, counts stand in parentheses."
+        "of the harmful requests, brackets are 95% intervals; counts are in table headline."
     )

@@ -21,7 +21,14 @@ from cmrm_utils.results.rates import (
     trade_off,
     utility,
 )
-from cmrm_utils.results.text import change_table, markdown_table, percent, percent_table, rendered
+from cmrm_utils.results.text import (
+    change_table,
+    markdown_table,
+    percent,
+    percent_table,
+    rendered,
+    without_counts,
+)
 from cmrm_utils.studies import selection
 from cmrm_utils.studies.gap import layer_maps, layer_separability, separability
 from cmrm_utils.studies.selection import choose_alpha, qualifying
@@ -307,6 +314,16 @@ def test_percent_table():
     assert found.values.tolist() == [
         ["50.0% [25.0, 75.0] (1/2)", "100.0% [50.0, 100.0] (3/3)"],
         ["0.0% [0.0, 50.0] (0/2)", ""],
+    ]
+
+
+def test_without_counts():
+    table = pd.DataFrame({"setting": ["CMRM (all)"], "rate": ["12.3% [8.1, 18.2] (20/163)"]})
+    table["log-odds"] = "+4.15 [+3.87, +4.42] (720)"
+    assert without_counts(table).iloc[0].tolist() == [
+        "CMRM (all)",
+        "12.3% [8.1, 18.2]",
+        "+4.15 [+3.87, +4.42]",
     ]
 
 

@@ -80,8 +80,8 @@ LEVELS = ("CMRM dataset", "CMRM sample")
 def refresh(only: str | None) -> None:
     """Re-execute the committed notebooks in place, and store their metrics for the tests.
 
-    Unless ``only`` is given, ``runs/default``, which they write to, starts empty. The notebooks keep
-    no timestamps, paths and widgets. The excerpts that notebook 00 makes are stored too.
+    Unless ``only`` is given, ``runs/default``, which they write to, starts empty. The notebooks
+    keep no timestamps, paths and widgets. The excerpts that notebook 00 makes are stored too.
 
     Args:
         only: numbers of notebooks, as in ``03,04``; None for all.

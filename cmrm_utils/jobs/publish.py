@@ -62,7 +62,7 @@ STORED_TABLES = {
 }
 """By profile of several models: names of stored tables, and the run's table that each one copies.
 
-Notebook 10 shows them. ``alphas_by_model`` is what :func:`best_alphas` makes of its table.
+Notebooks 10 and 11 show them. ``alphas_by_model`` is what :func:`best_alphas` makes of its table.
 """
 
 
@@ -80,8 +80,8 @@ LEVELS = ("CMRM dataset", "CMRM sample")
 def refresh(only: str | None) -> None:
     """Re-execute the committed notebooks in place, and store their metrics for the tests.
 
-    Unless ``only`` is given, ``runs/default``, which they write to, starts empty. The notebooks keep
-    no timestamps, paths and widgets. The excerpts that notebook 00 makes are stored too.
+    Unless ``only`` is given, ``runs/default``, which they write to, starts empty. The notebooks
+    keep no timestamps, paths and widgets. The excerpts that notebook 00 makes are stored too.
 
     Args:
         only: numbers of notebooks, as in ``03,04``; None for all.

@@ -51,6 +51,11 @@ def spread(rows: pd.DataFrame, by: Sequence[str], value: str = "rate") -> pd.Dat
     return table.reset_index()
 
 
+def span(values: "pd.Series[float]", form: str = "{:.1%}") -> str:
+    """The lowest and the highest of some values, in words."""
+    return f"{form.format(values.min())} to {form.format(values.max())}"
+
+
 def layered(effects: pd.DataFrame) -> pd.DataFrame:
     """Of notebook 08's effects those of layers, with ``layers`` (which of them) and ``layer``.
 
@@ -99,6 +104,17 @@ def rises(parts: pd.DataFrame, alpha: float) -> pd.DataFrame:
     )
     start, end = (lost.xs(at, axis=1, level="alpha") for at in (0.0, alpha))
     return 100 * (start - end)
+
+
+def anchor_kinds(sets: pd.DataFrame) -> pd.Series:
+    """What each set of anchors is: draws of one number are one kind, and so are all families.
+
+    Args:
+        sets: ``varied, set, size``.
+    """
+    numbers = sets["size"].astype(str) + " harmful"
+    kinds = sets["set"].mask(sets["varied"] == "number", numbers)
+    return kinds.mask(sets["varied"] == "family", "one family")
 
 
 def short(names: pd.Series) -> pd.Series:

@@ -6,7 +6,16 @@ import pytest
 from cmrm_utils.errors import InputError
 from cmrm_utils.results import plots
 from cmrm_utils.studies import appendix
-from cmrm_utils.studies.appendix import layered, rises, short, spread, stored, unlayered
+from cmrm_utils.studies.appendix import (
+    anchor_kinds,
+    layered,
+    rises,
+    short,
+    span,
+    spread,
+    stored,
+    unlayered,
+)
 
 
 @pytest.fixture
@@ -53,6 +62,22 @@ def test_seeds_become_a_mean_with_the_lowest_and_the_highest():
     means = spread(rows.assign(hits=None), ["setting"])
     assert means["hits"].isna().all()
     assert "hits" not in spread(rows[["setting", "rate"]], ["setting"])
+
+
+def test_a_span_is_the_lowest_and_the_highest():
+    assert span(pd.Series([0.5, 0.123, 1.0])) == "12.3% to 100.0%"
+    assert span(pd.Series([0.5, -1.0]), "{:+.2f}") == "-1.00 to +0.50"
+
+
+def test_draws_of_one_number_are_one_kind_of_anchors():
+    rows = [
+        ("number", "1, draw 1", 1),
+        ("number", "1, draw 2", 1),
+        ("family", "theft", 60),
+        ("image", "noise", 200),
+    ]
+    sets = pd.DataFrame(rows, columns=["varied", "set", "size"])
+    assert anchor_kinds(sets).tolist() == ["1 harmful", "1 harmful", "one family", "noise"]
 
 
 EFFECTS = pd.DataFrame(

@@ -8,6 +8,7 @@ from cmrm_utils.paths import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 ASKING = numbered_notebooks(None)
+APPENDIX = [path for path in NOTEBOOKS if path not in ASKING]
 CORE = [path for path in ASKING if is_core(path)]
 PLAYGROUND, *RESEARCH = [path for path in ASKING if path not in CORE]
 """Of those that ask a model: the ones that a profile runs which names none, and the others."""

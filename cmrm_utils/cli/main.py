@@ -101,8 +101,8 @@ def publish(folder: Path) -> None:
     """Copy a run's results into the repository.
 
     A run of one model gives figures/ (of notebooks 01 to 05), or in the invented world the table of
-    docs/invented-world.md. A run of several models gives the stored tables of notebook 10, where
-    rows of other models stay.
+    docs/invented-world.md. A run of several models gives the stored tables of notebooks 10 and
+    11, where rows of other models stay.
     """
     from cmrm_utils.jobs import publish
 

@@ -17,9 +17,9 @@ CORE = ("01", "05")
 
 
 APPENDIX = "10"
-"""Number of the notebook that shows stored tables and asks no model.
+"""Number of the first notebook of the appendix: from it on they show stored tables, ask no model.
 
-``cmrm run`` leaves it out; ``cmrm refresh`` executes it with the others.
+``cmrm run`` leaves them out; ``cmrm refresh`` executes them with the others.
 """
 
 
@@ -81,13 +81,13 @@ def numbered_notebooks(only: str | None, *, appendix: bool = False) -> list[Path
 
     Args:
         only: numbers, as in ``03,04``; None for all.
-        appendix: whether to include :data:`APPENDIX`.
+        appendix: whether to include those from :data:`APPENDIX` on.
 
     Raises:
         InputError: there is no notebook of a number.
     """
     every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    every = [path for path in every if appendix or path.name[:2] != APPENDIX]
+    every = [path for path in every if appendix or path.name[:2] < APPENDIX]
     if only is None:
         return every
     wanted = [number.strip().zfill(2) for number in only.split(",")]

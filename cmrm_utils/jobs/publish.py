@@ -62,7 +62,7 @@ STORED_TABLES = {
 }
 """By profile of several models: names of stored tables, and the run's table that each one copies.
 
-Notebook 10 shows them. ``alphas_by_model`` is what :func:`best_alphas` makes of its table.
+Notebooks 10 and 11 show them. ``alphas_by_model`` is what :func:`best_alphas` makes of its table.
 """
 
 

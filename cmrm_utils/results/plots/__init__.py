@@ -14,6 +14,7 @@ from cmrm_utils.results.plots.lines import (
 )
 from cmrm_utils.results.plots.maps import head_ranking, state_maps
 from cmrm_utils.results.plots.points import (
+    against,
     change_panels,
     defence_points,
     dot_panels,

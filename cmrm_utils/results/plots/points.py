@@ -1,6 +1,6 @@
 """Points."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -176,7 +176,7 @@ def dot_panels(
         share: whether the value is a share, whose axis is in per cent; else 0 is marked.
     """
     parts = dict(list(rows.groupby(panel, sort=False)))
-    hues = looks(rows[hue]) if hue else looks([None])
+    hues = looks(rows[hue], MEASURE_COLOURS) if hue else looks([None])
     lengths = [part[label].nunique() for part in parts.values()]
     heights = [max(lengths[i : i + across]) for i in range(0, len(lengths), across)]
     figure, axes = panels(
@@ -233,4 +233,23 @@ def change_panels(rows: pd.DataFrame, *, label: str) -> Figure:
         axis.set_xlabel("change (points)")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(-0.6, len(names) - 0.4)
+    return figure
+
+
+def against(rows: pd.DataFrame, *, x: str, ys: Sequence[str], label: str) -> Figure:
+    """Columns of a table against another one, a point a row; on the dashed line they are equal.
+
+    Args:
+        rows: the columns ``x`` and ``ys``.
+        x: the column on the horizontal axis.
+        ys: the columns on the vertical axis.
+        label: what all of them are of, with the unit.
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for name, look in looks(ys).items():
+        axis.plot(rows[x], rows[name], linestyle="none", label=name, alpha=0.8, **look)
+    axis.axline((0, 0), slope=1, color="#555555", linestyle="--", linewidth=1)
+    axis.axhline(0, color="#555555", linewidth=0.8)
+    axis.set(xlabel=f"{x}: {label}", ylabel=f"others: {label}")
+    legend(figure, axis)
     return figure

@@ -143,6 +143,10 @@ def titled(figure: Figure, message: str) -> Figure:
     """A figure under a sentence that says what it shows."""
     figure.draw_without_rendering()  # settles where the panels' own titles end
     ends = figure.get_tightbbox()
+    # A tight saving has a larger figure, and would move legends up beside the title.
+    figure.set_layout_engine("none")
+    for outside in figure.legends:
+        outside.set_bbox_to_anchor((0, 0, 1, 1), transform=figure.transFigure)
     figure.suptitle(
         "\n".join(wrap(message, int(9.5 * figure.get_figwidth()) + 14)),
         x=ends.x0 / figure.get_figwidth(),

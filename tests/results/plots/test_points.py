@@ -161,3 +161,26 @@ def test_dot_panels_without_a_hue_have_no_legend():
     figure = plots.dot_panels(rows, label="name", panel="m", xlabel="share")
     assert not figure.legends
     assert figure.axes[0].containers[0].lines[0].get_data()[0].tolist() == [0.5, 0.5]
+
+
+def test_columns_against_another():
+    rows = pd.DataFrame({"v": [1.0, 3.0], "random": [0.0, 0.5], "v without refusal": [0.2, 0.1]})
+    figure = plots.against(rows, x="v", ys=["random", "v without refusal"], label="points")
+    (axis,) = figure.axes
+    named = {line.get_label(): line for line in axis.lines}
+    assert named["random"].get_ydata().tolist() == [0.0, 0.5]
+    assert named["v without refusal"].get_xdata().tolist() == [1.0, 3.0]
+    assert axis.get_xlabel() == "v: points"
+    assert legend(figure) == ["random", "v without refusal"]
+
+
+def test_measures_have_their_own_colour_among_dots():
+    rows = pd.DataFrame(
+        [("a", "p", name, 0.5, 0.4, 0.6) for name in ("unsafe", "neither", "other")],
+        columns=["label", "panel", "measure", "rate", "low", "high"],
+    )
+    (axis,) = plots.dot_panels(rows, label="label", panel="panel", hue="measure", xlabel="x").axes
+    shown = {c.get_label(): to_hex(c.lines[0].get_color()).upper() for c in axis.containers}
+    assert shown["neither"] == plots.MEASURE_COLOURS["neither"]
+    assert shown["unsafe"] == plots.MEASURE_COLOURS["unsafe"]
+    assert shown["other"] not in (shown["neither"], shown["unsafe"])

@@ -69,6 +69,22 @@ def test_a_title_is_broken_where_the_figure_ends():
     assert " ".join(lines).split() == ["word"] * 20
 
 
+def test_a_title_keeps_clear_of_a_legend_where_figures_are_saved_tight(tmp_path):
+    rows = pd.DataFrame({"x": [0.0, 1.0], "y": [1.0, 0.0]})
+    plots.style()
+    figure = plots.against(rows, x="x", ys=["y"], label="share")
+    figure = plots.titled(figure, "word " * 20)
+    tops = []
+    figure.canvas.mpl_connect(
+        "draw_event",
+        lambda _: tops.append(
+            [each.get_window_extent() for each in (*figure.legends, figure.texts[-1])]
+        ),
+    )
+    figure.savefig(tmp_path / "figure.png", bbox_inches="tight")
+    assert all(legend.y1 <= title.y0 for legend, title in tops)
+
+
 def test_style_gives_figures_a_white_ground():
     with mpl.rc_context():
         plots.style()

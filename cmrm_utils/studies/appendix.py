@@ -1,0 +1,123 @@
+"""Notebooks 10 and 11: stored tables of several models, made ready for figures."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from cmrm_utils.errors import InputError
+from cmrm_utils.paths import STORED
+from cmrm_utils.store import read_csv
+
+
+def stored(name: str, **where: object) -> pd.DataFrame:
+    """A table of ``notebooks/stored``.
+
+    Args:
+        name: of the file, without ``.csv``.
+        **where: by column, the value of the rows that are wanted, or a list of such values.
+
+    Raises:
+        InputError: there is no such table or column, or a value is not in it.
+    """
+    if not (path := STORED / f"{name}.csv").is_file():
+        raise InputError(f"no stored table {name}: `cmrm run` and `cmrm publish` make it")
+    rows = read_csv(path)
+    for column, value in where.items():
+        if column not in rows:
+            raise InputError(f"stored table {name} has no column {column}")
+        values = value if isinstance(value, list) else [value]
+        if missing := [each for each in values if each not in set(rows[column])]:
+            raise InputError(f"stored table {name}: no row has {missing[0]!r} in column {column}")
+        rows = rows[rows[column].isin(values)]
+    return rows
+
+
+def spread(rows: pd.DataFrame, by: Sequence[str], value: str = "rate") -> pd.DataFrame:
+    """The mean of several rows a cell, such as seeds, with the lowest and the highest of them.
+
+    Args:
+        rows: one row a seed and cell.
+        by: the columns that make a cell of the table.
+        value: the column that is averaged.
+
+    Returns:
+        ``by`` + ``value``, ``low`` and ``high`` (the lowest and the highest row), and, where
+        the rows have them, ``hits`` and ``n`` added up; a mean, which has no hits, stays without.
+    """
+    cells = rows.groupby(list(by), sort=False, observed=True)
+    table = cells[value].agg(["mean", "min", "max"]).set_axis([value, "low", "high"], axis=1)
+    for count in [name for name in ("hits", "n") if name in rows]:
+        table[count] = cells[count].sum(min_count=1)
+    return table.reset_index()
+
+
+def span(values: "pd.Series[float]", form: str = "{:.1%}") -> str:
+    """The lowest and the highest of some values, in words."""
+    return f"{form.format(values.min())} to {form.format(values.max())}"
+
+
+def layered(effects: pd.DataFrame) -> pd.DataFrame:
+    """Of notebook 08's effects those of layers, with ``layers`` (which of them) and ``layer``.
+
+    Args:
+        effects: ``section, variant`` and others.
+    """
+    rows = effects[effects["section"] == "layers"]
+    split = rows["variant"].str.extract(r"^(?P<layers>.*) (?P<layer>\d+)$")
+    return rows.assign(layers=split["layers"], layer=split["layer"].astype(int))
+
+
+_PLAINLY: Mapping[str, str] = {
+    r"^heads (first|random) k (\d+) draw \d+$": r"heads: \1 \2",
+    r"^(first) k (\d+)$": r"components: \1 \2",
+    r"^(without) them (\d+)$": r"components: \1 \2",
+    r"^(without) them, at v's norm (\d+)$": r"components: \1 \2, v's norm",
+    r"^(attention|MLPs) all$": r"undone: \1",
+    r"^(image|text|last prompt|prompt)$": r"tokens: \1",
+}
+
+
+def unlayered(effects: pd.DataFrame) -> pd.DataFrame:
+    """Of notebook 08's effects all but those of layers and single places, in plain words.
+
+    Args:
+        effects: ``section, variant`` and others; a variant that has no plain name is left out.
+    """
+    rows = effects[effects["section"] != "layers"]
+    plain = rows["variant"].replace(dict(_PLAINLY), regex=True)
+    return rows.assign(variant=plain)[plain.str.contains(": ", regex=False)]
+
+
+def rises(parts: pd.DataFrame, alpha: float) -> pd.DataFrame:
+    """How far the share refused rises under each part of v on an invented world's model.
+
+    Args:
+        parts: ``measure`` (*unsafe* and *neither* among them), ``part, alpha, model, rate``.
+        alpha: of the edits.
+
+    Returns:
+        A row a model, a column a part: points from 0 to 100.
+    """
+    rates = parts[parts["measure"].isin(["unsafe", "neither"])]
+    lost = rates.pivot_table(
+        index="model", columns=["part", "alpha"], values="rate", aggfunc="sum", sort=False
+    )
+    start, end = (lost.xs(at, axis=1, level="alpha") for at in (0.0, alpha))
+    return 100 * (start - end)
+
+
+def anchor_kinds(sets: pd.DataFrame) -> pd.Series:
+    """What each set of anchors is: draws of one number are one kind, and so are all families.
+
+    Args:
+        sets: ``varied, set, size``.
+    """
+    numbers = sets["size"].astype(str) + " harmful"
+    kinds = sets["set"].mask(sets["varied"] == "number", numbers)
+    return kinds.mask(sets["varied"] == "family", "one family")
+
+
+def short(names: pd.Series) -> pd.Series:
+    """Models of the invented world without what all their names have in common."""
+    # `caption` alone is the name of an image condition, and tables would write that out.
+    return names.str.removeprefix("organism-").replace("caption", "captions")

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cmrm_utils.results.plots.shapes import dots, errors, panels
+from cmrm_utils.results.plots.shapes import dots, errors, outside, panels
 from cmrm_utils.results.plots.style import (
     CONTROL_COLOURS,
     MARKERS,
@@ -161,6 +161,7 @@ def dot_panels(
     across: int = 3,
     lines: Mapping[str, float] | None = None,
     share: bool = True,
+    limits: tuple[float, float] | None = None,
 ) -> Figure:
     """A value per row with its 95% interval, dodged by ``hue``, in panels with rows of their own.
 
@@ -174,6 +175,8 @@ def dot_panels(
         across: panels side by side.
         lines: values that are drawn as dashed lines in every panel, by name.
         share: whether the value is a share, whose axis is in per cent; else 0 is marked.
+        limits: of the axis, where a few values would stretch it; each of those stands at its edge
+            as an arrow and a number.
     """
     parts = dict(list(rows.groupby(panel, sort=False)))
     hues = looks(rows[hue]) if hue else looks([None])
@@ -196,6 +199,9 @@ def dot_panels(
             if len(these):
                 at = these[label].map(names.index) + (i - (len(hues) - 1) / 2) * 0.7 / len(hues)
                 look = {**look, "label": str(each) if hue else None}
+                if limits:
+                    within = outside(axis, these[value], at, limits, look["color"])
+                    these, at = these[within], at[within]
                 dots(axis, these, value, at, markersize=5, elinewidth=1.2, **look)
         for i, (name, where) in enumerate((lines or {}).items()):
             axis.axvline(where, color="#555555", linestyle=["--", ":"][i % 2], label=name)
@@ -205,6 +211,8 @@ def dot_panels(
             percent_axis(axis, "", x=True)
         else:
             axis.axvline(0, color="#555555", linewidth=0.8)
+        if limits:
+            axis.set_xlim(*limits)
     figure.supxlabel(xlabel, fontsize="small")
     legend(figure, *axes)
     return figure

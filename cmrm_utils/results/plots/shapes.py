@@ -120,6 +120,26 @@ def dots(axis: Axes, rows: pd.DataFrame, value: str, at: Any, **look: Any) -> No
     axis.errorbar(rows[value], at, xerr=errors(rows, value), linestyle="none", **look)
 
 
+def outside(
+    axis: Axes, values: pd.Series, at: pd.Series, limits: tuple[float, float], colour: str
+) -> pd.Series:
+    """Write each value outside the limits at the edge that it is beyond, with an arrow.
+
+    Returns:
+        Which values are not outside.
+    """
+    within = values.between(*limits) | values.isna()
+    for value, height in zip(values[~within], at[~within], strict=True):
+        left = value < limits[0]
+        said = f"\N{BLACK LEFT-POINTING TRIANGLE} {value:.1f}"
+        if not left:
+            said = f"{value:.1f} \N{BLACK RIGHT-POINTING TRIANGLE}"
+        place = {"xytext": (2 if left else -2, 0), "textcoords": "offset points"}
+        place |= {"ha": "left" if left else "right", "va": "center", "fontsize": 8}
+        axis.annotate(said, (limits[0 if left else 1], height), color=colour, **place)
+    return within
+
+
 def named_dots(axis: Axes, rows: pd.DataFrame, value: str, names: Sequence[object]) -> None:
     """One point per row with its error bar, the first on top, beside their names."""
     at = np.arange(len(rows))[::-1]

@@ -212,3 +212,26 @@ def told(what: str, values: pd.Series, names: Sequence[str], form: str = "{:+.2f
         if name in values
     )
     return f"{what}: {', '.join(said)}"
+
+
+def selective(first: pd.DataFrame, names: Sequence[str]) -> str:
+    """How many settings lift refusals by over a nat, and which of them spare twins and sight.
+
+    Twins are spared if theirs rise by less than half as much, sight if it falls by less than a nat.
+
+    Args:
+        first: ``method, setting, measure, change``.
+        names: the measures of harmful requests, of twins and of sight.
+    """
+    wide = first.pivot(index=["method", "setting"], columns="measure", values="change")
+    said = f"{len(wide)} settings"
+    if not set(names) <= set(wide):
+        return said
+    harmful, twins, sight = (wide[name] for name in names)
+    lifts = harmful > 1
+    spare = lifts & (twins < harmful / 2) & (sight > -1)
+    told = ", ".join(f"{method} ({setting})" for method, setting in wide.index[spare])
+    return (
+        f"{lifts.sum()} of {said} lift the log-odds of harmful requests by over a nat; "
+        f"twins and sight are spared by {told or 'none'}"
+    )

@@ -152,8 +152,11 @@ def titled(figure: Figure, message: str) -> Figure:
     """A figure under a sentence that says what it shows."""
     figure.draw_without_rendering()  # settles where the panels' own titles end
     ends = figure.get_tightbbox()
+    most = int(9.5 * figure.get_figwidth()) + 14
+    for one in figure.legends:  # a crop of the page moves it up, beside the sentence
+        most = min(most, int(9.5 * one.get_window_extent().x0 / figure.dpi))
     figure.suptitle(
-        "\n".join(wrap(message, int(9.5 * figure.get_figwidth()) + 14)),
+        "\n".join(wrap(message, most)),
         x=ends.x0 / figure.get_figwidth(),
         y=(ends.y1 + 0.08) / figure.get_figheight(),
         ha="left",

@@ -161,3 +161,18 @@ def test_dot_panels_without_a_hue_have_no_legend():
     figure = plots.dot_panels(rows, label="name", panel="m", xlabel="share")
     assert not figure.legends
     assert figure.axes[0].containers[0].lines[0].get_data()[0].tolist() == [0.5, 0.5]
+
+
+def test_a_value_outside_the_limits_is_a_number_at_the_edge():
+    rows = pd.DataFrame(
+        {"m": "x", "name": ["a", "b", "c"], "rate": [-9.5, 0.5, 4.25], "low": -10, "high": 5}
+    )
+    figure = plots.dot_panels(
+        rows, label="name", panel="m", xlabel="nats", share=False, limits=(-2.0, 3.0)
+    )
+    (axis,) = figure.axes
+    assert axis.get_xlim() == (-2.0, 3.0)
+    assert axis.containers[0].lines[0].get_xydata().tolist() == [[0.5, 1.0]]
+    edges = {text.get_text(): text.xy for text in axis.texts}
+    left, right = "\N{BLACK LEFT-POINTING TRIANGLE}", "\N{BLACK RIGHT-POINTING TRIANGLE}"
+    assert edges == {f"{left} -9.5": (-2.0, 0.0), f"4.2 {right}": (3.0, 2.0)}

@@ -27,9 +27,6 @@ def test_what_nobody_listed_has_a_default_colour_and_name():
         columns=["method", "alpha", "measure", "rate", "low", "high"],
     )
     assert list(line_names(plots.alpha_curves(curve).axes[0])) == ["new"]
-    binned = curve.rename(columns={"measure": "image"})
-    figure = plots.binned_rates(binned, x="alpha", xlabel="x", ylabel="y", panel="method")
-    assert legend(figure) == ["new"]
     axis = plots.rate_bars(RATES.assign(image=["own", "new"] * 2), xlabel="unsafe").axes[0]
     assert [text.get_text() for text in axis.get_yticklabels()] == ["own image", "new"]
     (bars,) = bar_groups(axis)
@@ -97,3 +94,14 @@ def test_the_look_is_the_same_whatever_a_user_has_set():
     mpl.style.use("dark_background")
     plots.style()
     assert dict(mpl.rcParams) == wanted
+
+
+def test_a_title_ends_before_the_legend():
+    rows = pd.DataFrame({"m": "x", "name": "a", "rate": 0.5, "low": 0.4, "high": 0.6}, index=[0])
+    figure = plots.dot_panels(
+        rows, label="name", panel="m", xlabel="share", lines={"a line of some length": 0.5}
+    )
+    plots.titled(figure, "words " * 20)
+    figure.draw_without_rendering()
+    title = figure._suptitle.get_window_extent()
+    assert title.x1 < figure.legends[0].get_window_extent().x0

@@ -7,8 +7,6 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cmrm_utils.results.rates import is_mean
-
 
 def rendered(template: Path, **values: Any) -> str:
     """A Jinja2 template with its values filled in; in ``*.html.j2``, text is escaped.
@@ -37,35 +35,6 @@ def markdown_table(rows: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def wide_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """A comparison as text: one row per ``method, setting``, one column per measure.
-
-    Args:
-        rows: of :func:`cmrm_utils.studies.comparison.comparison_table`. A row without ``hits``
-            holds a number that is no rate.
-    """
-    cells = [
-        f"{row.rate:.3g}" if pd.isna(row.hits) else f"{row.rate:.1%} {_rounded(row)}"
-        for row in rows.itertuples()
-    ]
-    return _spread(rows, cells, ["method", "setting"], "measure")
-
-
-def change_table(changes: pd.DataFrame) -> pd.DataFrame:
-    """Paired changes as text: one row per ``against, method``, one column per measure.
-
-    Args:
-        changes: of :func:`cmrm_utils.results.rates.paired_changes`, by ``method``.
-    """
-    cells = [
-        f"{row.change:+.2f} [{row.low:.2f}, {row.high:.2f}]"
-        if is_mean(row.measure)
-        else f"{row.change:+.1%} {_rounded(row)}"
-        for row in changes.itertuples()
-    ]
-    return _spread(changes, cells, ["against", "method"], "measure")
-
-
 def percent(row: pd.Series) -> str:
     """A rate as it is printed: ``12.3% [8.0, 18.4] (20/163)``.
 
@@ -87,11 +56,6 @@ def without_counts(table: pd.DataFrame) -> pd.DataFrame:
 def percent_table(rows: pd.DataFrame, index: str | list[str], columns: str) -> pd.DataFrame:
     """Rates as text (:func:`percent`), rows and columns in order of first appearance."""
     return _spread(rows, [percent(row) for _, row in rows.iterrows()], index, columns)
-
-
-def _rounded(row: Any) -> str:
-    """A row's interval, in whole per cent."""
-    return f"[{100 * row.low:.0f}, {100 * row.high:.0f}]"
 
 
 def _spread(

@@ -12,6 +12,7 @@ from cmrm_utils.methods.base import edited, safety_direction
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.methods.regap import text_mean, towards_harm
+from cmrm_utils.results.display import Answers
 from cmrm_utils.results.intervals import area_under_curve
 from cmrm_utils.results.rates import carried_out, measures, rates, utility
 from cmrm_utils.studies import sweep
@@ -174,3 +175,34 @@ def cosine_table(rows: pd.DataFrame, *, bins: int = 5, draws: int = 200) -> pd.D
         tables.append(table)
     names = [*by, "cosine", "rate", "low", "high", "hits", "n", *area]
     return pd.concat(tables, ignore_index=True)[names]
+
+
+def predictions(ablated: pd.DataFrame, tried: pd.DataFrame) -> Answers:
+    """The answers to what notebook 07 asks its reader to predict.
+
+    Args:
+        ablated: :func:`.measures` with directions taken out, by ``taken out``.
+        tried: of :func:`cmrm_utils.studies.frontier.frontier`.
+    """
+    left = ablated[ablated["measure"] == "refused"].set_index("taken out")["rate"]
+    plain, without = left["nothing"], left["refusal direction"]
+    most = tried["alpha"].max()
+    end = tried[tried["alpha"] == most].set_index("part")
+    v, spared, push = (end.loc[n] for n in ("v", "v without refusal", "refusal direction"))
+    return Answers(
+        {
+            "1. Do at least half of the refusals go when the refusal direction is taken out?": (
+                without <= plain / 2,
+                f"Refused {plain:.1%} with nothing taken out, {without:.1%} without it.",
+            ),
+            "2. Does v at the largest alpha refuse as many twins as the refusal direction?": (
+                v["twins"] >= push["twins"],
+                f"At alpha {most:g} v refuses {v['twins']:.1%} of the twins, the refusal "
+                f"direction {push['twins']:.1%}.",
+            ),
+            "3. Does v refuse fewer harmful requests there without its refusal component?": (
+                spared["refused"] < v["refused"],
+                f"With it {v['refused']:.1%} are refused, without it {spared['refused']:.1%}.",
+            ),
+        }
+    )

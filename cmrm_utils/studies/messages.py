@@ -1,4 +1,6 @@
-"""Notebooks 01 to 05: what a figure says in one sentence, computed from the figure's own table."""
+"""What a figure says in one sentence, computed from the figure's own table."""
+
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -155,3 +157,81 @@ def changed(changes: pd.DataFrame, by: str, names: tuple[str, ...], measure: str
     rows = changes[changes["measure"] == measure].set_index(by)["change"]
     told = (f"{name} {100 * rows[name]:+.1f}" for name in names if name in rows)
     return f"Change of {measure} in points: {', '.join(told)}"
+
+
+def directions(cosines: pd.DataFrame) -> str:
+    """The mean cosine of each pair of vectors over the layers.
+
+    Args:
+        cosines: ``pair, layer, cosine``.
+    """
+    means = cosines.groupby("pair", sort=False)["cosine"].mean()
+    told = (f"{pair} {mean:+.2f}" for pair, mean in means.items())
+    return f"Cosines, mean over the layers: {', '.join(told)}"
+
+
+def twins(rows: pd.DataFrame, names: tuple[str, ...] = ("v", "refusal direction")) -> str:
+    """What some directions have refused at the largest alpha, of harmful requests and of twins.
+
+    Args:
+        rows: of :func:`cmrm_utils.studies.frontier.frontier`.
+        names: the directions that are told of.
+    """
+    most = rows["alpha"].max()
+    end = rows[rows["alpha"] == most].set_index("part")
+    told = (
+        f"{name} refuses {end.loc[name, 'refused']:.0%} of harmful requests and "
+        f"{end.loc[name, 'twins']:.0%} of twins"
+        for name in names
+    )
+    return f"At alpha {most:g} {', the '.join(told)}"
+
+
+def told_apart(areas: pd.DataFrame) -> str:
+    """How many areas under the curve are surely not chance.
+
+    Args:
+        areas: ``low, high``, a row an area.
+    """
+    sure = ((areas["low"] > 0.5) | (areas["high"] < 0.5)).sum()
+    return f"The 95% interval leaves out chance in {sure} of {len(areas)} cases"
+
+
+def told(what: str, values: pd.Series, names: Sequence[str], form: str = "{:+.2f}") -> str:
+    """Some of a table's values, by name.
+
+    Args:
+        what: they are.
+        values: by name.
+        names: those that are told of, as far as they are there.
+        form: how they are written.
+    """
+    said = (
+        f"{CONDITION_NAMES.get(name, name)} {form.format(values[name])}"
+        for name in names
+        if name in values
+    )
+    return f"{what}: {', '.join(said)}"
+
+
+def selective(first: pd.DataFrame, names: Sequence[str]) -> str:
+    """How many settings lift refusals by over a nat, and which of them spare twins and sight.
+
+    Twins are spared if theirs rise by less than half as much, sight if it falls by less than a nat.
+
+    Args:
+        first: ``method, setting, measure, change``.
+        names: the measures of harmful requests, of twins and of sight.
+    """
+    wide = first.pivot(index=["method", "setting"], columns="measure", values="change")
+    said = f"{len(wide)} settings"
+    if not set(names) <= set(wide):
+        return said
+    harmful, twins, sight = (wide[name] for name in names)
+    lifts = harmful > 1
+    spare = lifts & (twins < harmful / 2) & (sight > -1)
+    told = ", ".join(f"{method} ({setting})" for method, setting in wide.index[spare])
+    return (
+        f"{lifts.sum()} of {said} lift the log-odds of harmful requests by over a nat; "
+        f"twins and sight are spared by {told or 'none'}"
+    )

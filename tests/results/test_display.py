@@ -61,6 +61,9 @@ def test_a_column_of_text_beside_others():
     assert wider.text.columns.tolist() == ["dose", "x"]
     assert wider._repr_html_().count("background-color") == 1
     assert table.text.columns.tolist() == ["x"]
+    none = table.beside("dose", pd.Series({"b": "0.01"}))
+    assert none.text["dose"].tolist() == [""]
+    assert "0.01" not in none._repr_html_()
 
 
 def test_answers_are_folded_and_checked(capsys):

@@ -22,7 +22,6 @@ from cmrm_utils.results.rates import (
     utility,
 )
 from cmrm_utils.results.text import (
-    change_table,
     markdown_table,
     percent,
     percent_table,
@@ -279,7 +278,6 @@ def test_changes_of_log_odds_are_no_shares(rows):
     found = paired_changes(both, "method", "a").set_index("measure")
     assert found.loc["log-odds", ["change", "low", "high"]].tolist() == [-1.5, -1.5, -1.5]
     assert found.loc["refused", "change"] == 0
-    assert change_table(found.reset_index()).loc[("a", "b"), "log-odds"] == "-1.50 [-1.50, -1.50]"
 
 
 def test_trade_off(rows):

@@ -19,7 +19,6 @@ from cmrm_utils.methods.registry import METHODS, PUBLISHED, label, with_settings
 from cmrm_utils.methods.shiftdc import ShiftDC, caption_shift
 from cmrm_utils.methods.vlm_guard import VLMGuard, difference_directions, text_states
 from cmrm_utils.prompts import CAPTION_QUERY
-from cmrm_utils.results import text
 from cmrm_utils.results.responses import table
 from cmrm_utils.store import Responses
 from cmrm_utils.studies import comparison, sweep
@@ -334,25 +333,6 @@ def test_first_tokens_of_every_setting_and_of_a_trained_checkpoint(nb, other, mo
     (own,) = tokens.changes([tokens.trials])
     assert [row["change"] for row in own] == pytest.approx([0.0] * len(own), abs=1e-4)
     assert (table[table["setting"] == "trained"]["change"].abs() > 1e-2).any()
-
-
-def test_tables_are_read_as_text():
-    found = pd.DataFrame(
-        [
-            ("unsafe", "a", "x", 0.5, 0.4, 0.6, 5, 10),
-            ("unsafe", "b", "y", 0.25, 0.2, 0.3, 1, 4),
-            ("seconds", "a", "x", 0.01234, np.nan, np.nan, pd.NA, pd.NA),
-        ],
-        columns=["measure", "method", "setting", "rate", "low", "high", "hits", "n"],
-    )
-    wide = text.wide_table(found)
-    assert wide.loc[("a", "x")].tolist() == ["50.0% [40, 60]", "0.0123"]
-    assert wide.loc[("b", "y")].tolist() == ["25.0% [20, 30]", ""]
-    changes = pd.DataFrame(
-        [("unsafe", "a", "own image", -0.125, -0.2, -0.05, 8)],
-        columns=["measure", "method", "against", "change", "low", "high", "n"],
-    )
-    assert text.change_table(changes).loc[("own image", "a")].tolist() == ["-12.5% [-20, -5]"]
 
 
 def test_what_is_shared_out_is_what_the_notebook_asks(nb, shared_out):

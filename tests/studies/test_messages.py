@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from cmrm_utils.studies import evaluation, intervention, messages, verdicts
+from cmrm_utils.studies import anatomy, evaluation, intervention, messages, verdicts
 from cmrm_utils.studies.selection import Choice
 from cmrm_utils.studies.sweep import Chosen
 
@@ -138,3 +138,76 @@ def test_verdicts_are_those_of_the_stored_tables():
     assert verdicts.kept("visual questions", "own image").endswith(" of 360")
     assert verdicts.controlled("refused", "no edit").endswith(" of 96")
     assert verdicts.refusal_cosine().count(".") == 3
+
+
+TRIED = pd.DataFrame(
+    [
+        ("v", 0.0, 0.9, 0.0),
+        ("v", 0.5, 0.1, 0.0),
+        ("v without refusal", 0.5, 0.3, 0.0),
+        ("refusal direction", 0.5, 1.0, 0.75),
+    ],
+    columns=["part", "alpha", "refused", "twins"],
+)
+
+
+@pytest.mark.parametrize(
+    ("without", "twins", "spared", "wanted"),
+    [(0.1, 0.0, 0.3, [True, False, False]), (0.6, 0.8, 0.05, [False, True, True])],
+)
+def test_predictions_about_the_anatomy(without, twins, spared, wanted):
+    ablated = pd.DataFrame(
+        [
+            ("refused", "nothing", 0.9),
+            ("refused", "refusal direction", without),
+            ("answered", "nothing", 0.1),
+        ],
+        columns=["measure", "taken out", "rate"],
+    )
+    tried = TRIED.set_index(["part", "alpha"])
+    tried.loc[("v", 0.5), "twins"] = twins
+    tried.loc[("v without refusal", 0.5), "refused"] = spared
+    found = list(anatomy.predictions(ablated, tried.reset_index()))
+    assert [so for _, (so, _) in found] == wanted
+    assert found[0][1][1] == f"Refused 90.0% with nothing taken out, {without:.1%} without it."
+
+
+def test_what_directions_do_at_the_largest_alpha():
+    assert messages.twins(TRIED) == (
+        "At alpha 0.5 v refuses 10% of harmful requests and 0% of twins, the refusal direction "
+        "refuses 100% of harmful requests and 75% of twins"
+    )
+
+
+def test_cosines_are_told_by_their_mean_in_order():
+    rows = pd.DataFrame({"pair": ["b", "a", "b"], "layer": [0, 0, 1], "cosine": [0.5, -0.25, 1.0]})
+    assert messages.directions(rows) == "Cosines, mean over the layers: b +0.75, a -0.25"
+
+
+def test_areas_that_leave_out_chance_are_counted():
+    areas = pd.DataFrame({"low": [0.6, 0.1, 0.4, float("nan")], "high": [0.9, 0.4, 0.6, 0.7]})
+    assert messages.told_apart(areas) == "The 95% interval leaves out chance in 2 of 4 cases"
+
+
+def test_values_are_told_by_name_as_far_as_they_are_there():
+    values = pd.Series({"own": 1.234, "v": -0.5})
+    assert messages.told("Nats", values, ["v", "w", "own"]) == "Nats: v -0.50, own image +1.23"
+
+
+def test_settings_that_spare_twins_and_sight_are_named():
+    cells = {
+        ("a", "x"): (2.0, 0.5, -0.5),
+        ("b", "x"): (2.0, 1.5, 0.0),
+        ("c", "x"): (2.0, 0.0, -3.0),
+        ("d", "x"): (0.5, 0.0, 0.0),
+    }
+    names = ["harmful", "twins", "sight"]
+    rows = pd.DataFrame(
+        [(*key, *one) for key, three in cells.items() for one in zip(names, three, strict=True)],
+        columns=["method", "setting", "measure", "change"],
+    )
+    said = messages.selective(rows, names)
+    assert said.startswith("3 of 4 settings lift")
+    assert said.endswith("spared by a (x)")
+    assert messages.selective(rows[rows["method"] == "b"], names).endswith("spared by none")
+    assert messages.selective(rows[rows["measure"] == "sight"], names) == "4 settings"

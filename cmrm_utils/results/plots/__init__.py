@@ -9,7 +9,6 @@ from cmrm_utils.results.plots.images import pictures, prompts
 from cmrm_utils.results.plots.lines import (
     alpha_curves,
     anchor_lines,
-    binned_rates,
     layer_lines,
 )
 from cmrm_utils.results.plots.maps import head_ranking, state_maps
@@ -18,7 +17,6 @@ from cmrm_utils.results.plots.points import (
     change_panels,
     defence_points,
     dot_panels,
-    frontiers,
     pareto,
 )
 from cmrm_utils.results.plots.style import MEASURE_COLOURS, OUTCOME_COLOURS, colour, style, titled

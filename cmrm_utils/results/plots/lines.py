@@ -6,8 +6,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from cmrm_utils.conditions import CONDITION_COLOURS
-from cmrm_utils.results.plots.shapes import banded, barred, line_panels
+from cmrm_utils.results.plots.shapes import banded, line_panels
 from cmrm_utils.results.plots.style import (
     MEASURE_COLOURS,
     label_ends,
@@ -114,33 +113,4 @@ def anchor_lines(rows: pd.DataFrame) -> Figure:
     axis.set_xticks(rows["anchors"], rows["anchors"].astype(str))
     axis.set_xlabel("number of anchors")
     axis.set_ylabel("cosine with the vector of all")
-    return figure
-
-
-def binned_rates(rows: pd.DataFrame, *, x: str, xlabel: str, ylabel: str, panel: str) -> Figure:
-    """A rate against a quantity in bins, one line per image condition, with 95% intervals.
-
-    Args:
-        rows: columns ``image, rate, low, high`` and those named by ``x`` and ``panel``.
-        x: the quantity, its mean in the bin.
-        xlabel: its name.
-        ylabel: what the rate is of.
-        panel: the column that makes panels side by side.
-    """
-    figure, axes = line_panels(
-        rows,
-        x=x,
-        y="rate",
-        hue="image",
-        panel=panel,
-        size=(4.6, 3.6),
-        colours=CONDITION_COLOURS,
-        draw=barred,
-    )
-    for axis in axes.values():
-        axis.set_xlabel(xlabel)
-    first = next(iter(axes.values()))
-    first.set_ylim(-0.02, 1.02)
-    percent_axis(first, ylabel)
-    legend(figure, *axes.values())
     return figure

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cmrm_utils.results.plots.shapes import dots, errors, panels
+from cmrm_utils.results.plots.shapes import dots, errors, outside, panels
 from cmrm_utils.results.plots.style import (
     CONTROL_COLOURS,
     MARKERS,
@@ -101,36 +101,6 @@ def defence_points(settings: pd.DataFrame, defences: pd.DataFrame, *, near: floa
     return figure
 
 
-def frontiers(rows: pd.DataFrame, *, title: str) -> Figure:
-    """Harmful requests refused against harmless twins refused, one path a direction over alphas.
-
-    The first direction is in both of two panels, the others are shared out. A star: no edit.
-
-    Args:
-        rows: columns ``part, alpha, refused, refused_low, refused_high, twins``.
-        title: what is to be seen.
-    """
-    names = list(dict.fromkeys(rows["part"]))
-    half = len(names) // 2 + 1
-    panels_of = (names[:half], [names[0], *names[half:]])
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2), sharey=True, layout="constrained")
-    shades = looks(names)
-    for axis, shown in zip(axes, panels_of, strict=True):
-        for name in shown:
-            path = rows[rows["part"] == name].sort_values("alpha")
-            look = shades[name] | {"linewidth": 1.2, "elinewidth": 0.5, "markersize": 5}
-            up = errors(path, "refused", "refused_")
-            axis.errorbar(path["twins"], path["refused"], yerr=up, label=name, **look)
-        start = rows[rows["alpha"] == 0].iloc[0]
-        axis.plot(start["twins"], start["refused"], "*", markersize=15, color="black", zorder=9)
-        axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-        percent_axis(axis, "refused, of harmless twins", x=True)
-        axis.legend(loc="lower right")
-    percent_axis(axes[0], "refused, of harmful requests")
-    figure.suptitle(title, fontsize="medium")
-    return figure
-
-
 def _trade_off_panels(
     size: tuple[float, float], ratios: tuple[float, float]
 ) -> tuple[Figure, Axes, Axes]:
@@ -161,6 +131,7 @@ def dot_panels(
     across: int = 3,
     lines: Mapping[str, float] | None = None,
     share: bool = True,
+    limits: tuple[float, float] | None = None,
 ) -> Figure:
     """A value per row with its 95% interval, dodged by ``hue``, in panels with rows of their own.
 
@@ -174,6 +145,8 @@ def dot_panels(
         across: panels side by side.
         lines: values that are drawn as dashed lines in every panel, by name.
         share: whether the value is a share, whose axis is in per cent; else 0 is marked.
+        limits: of the axis, where a few values would stretch it; each of those stands at its edge
+            as an arrow and a number.
     """
     parts = dict(list(rows.groupby(panel, sort=False)))
     hues = looks(rows[hue], MEASURE_COLOURS) if hue else looks([None])
@@ -196,6 +169,9 @@ def dot_panels(
             if len(these):
                 at = these[label].map(names.index) + (i - (len(hues) - 1) / 2) * 0.7 / len(hues)
                 look = {**look, "label": str(each) if hue else None}
+                if limits:
+                    within = outside(axis, these[value], at, limits, look["color"])
+                    these, at = these[within], at[within]
                 dots(axis, these, value, at, markersize=5, elinewidth=1.2, **look)
         for i, (name, where) in enumerate((lines or {}).items()):
             axis.axvline(where, color="#555555", linestyle=["--", ":"][i % 2], label=name)
@@ -205,6 +181,8 @@ def dot_panels(
             percent_axis(axis, "", x=True)
         else:
             axis.axvline(0, color="#555555", linewidth=0.8)
+        if limits:
+            axis.set_xlim(*limits)
     figure.supxlabel(xlabel, fontsize="small")
     legend(figure, *axes)
     return figure

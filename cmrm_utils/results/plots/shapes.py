@@ -1,6 +1,6 @@
 """The shapes that figures are built of: panels, lines, points with error bars, heat maps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,11 +71,6 @@ def banded(axis: Axes, line: pd.DataFrame, x: str, y: str, **look: Any) -> None:
         axis.fill_between(line[x], line["low"], line["high"], **band)
 
 
-def barred(axis: Axes, line: pd.DataFrame, x: str, y: str, **look: Any) -> None:
-    """A line with error bars from ``low`` to ``high``."""
-    axis.errorbar(line[x], line[y], yerr=errors(line, y), elinewidth=0.9, capsize=2, **look)
-
-
 def line_panels(
     rows: pd.DataFrame,
     *,
@@ -85,7 +80,6 @@ def line_panels(
     panel: str | None,
     size: tuple[float, float],
     colours: Mapping[Any, str] | None = None,
-    draw: Callable[..., None] = banded,
     **grid: Any,
 ) -> tuple[Figure, dict[Any, Axes]]:
     """One line per value of ``hue``, in order of ``x``, in one panel per value of ``panel``.
@@ -99,7 +93,6 @@ def line_panels(
         panel: the column that makes panels; None for a single one without a title.
         size: width and height of a panel, in inches.
         colours: by value of ``hue``.
-        draw: :func:`banded` or :func:`barred`.
         **grid: other arguments of :func:`panels`.
 
     Returns:
@@ -111,13 +104,33 @@ def line_panels(
         for value, look in looks(rows[hue], colours).items():
             line = part[part[hue] == value].sort_values(x)
             if len(line):
-                draw(axis, line, x, y, markersize=5, label=named(value), **look)
+                banded(axis, line, x, y, markersize=5, label=named(value), **look)
     return figure, dict(zip(parts, axes, strict=True))
 
 
 def dots(axis: Axes, rows: pd.DataFrame, value: str, at: Any, **look: Any) -> None:
     """Points at heights ``at``, with error bars from ``low`` to ``high``."""
     axis.errorbar(rows[value], at, xerr=errors(rows, value), linestyle="none", **look)
+
+
+def outside(
+    axis: Axes, values: pd.Series, at: pd.Series, limits: tuple[float, float], colour: str
+) -> pd.Series:
+    """Write each value outside the limits at the edge that it is beyond, with an arrow.
+
+    Returns:
+        Which values are not outside.
+    """
+    within = values.between(*limits) | values.isna()
+    for value, height in zip(values[~within], at[~within], strict=True):
+        left = value < limits[0]
+        said = f"\N{BLACK LEFT-POINTING TRIANGLE} {value:.1f}"
+        if not left:
+            said = f"{value:.1f} \N{BLACK RIGHT-POINTING TRIANGLE}"
+        place: dict[str, Any] = {"xytext": (2 if left else -2, 0), "textcoords": "offset points"}
+        place |= {"ha": "left" if left else "right", "va": "center", "fontsize": 8}
+        axis.annotate(said, (limits[0 if left else 1], height), color=colour, **place)
+    return within
 
 
 def named_dots(axis: Axes, rows: pd.DataFrame, value: str, names: Sequence[object]) -> None:

@@ -30,7 +30,16 @@ MEASURE_COLOURS = {name: record.colour for name, record in MEASURES.items()} | {
 }
 
 
-CONTROL_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+CONTROL_COLOURS = (
+    "#D55E00",
+    "#0072B2",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#888888",
+)
 
 
 EDITED = "#009E73"

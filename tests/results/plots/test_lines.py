@@ -1,8 +1,7 @@
 import numpy as np
 import pandas as pd
-from artists import colour, legend, line_names
+from artists import colour, line_names
 
-from cmrm_utils import conditions
 from cmrm_utils.results import plots
 
 
@@ -96,25 +95,3 @@ def test_anchor_lines():
     assert np.transpose(axis.lines[0].get_data()).tolist() == [[4, 0.8], [16, 0.95]]
     assert band(axis.collections[0], 16) == [0.9, 0.99]
     assert [text.get_text() for text in axis.get_xticklabels()] == ["4", "16"]
-
-
-def test_binned_rates():
-    rows = pd.DataFrame(
-        [
-            ("text", "own", 0.6, 0.7, 0.6, 0.9),
-            ("text", "own", 0.2, 0.3, 0.1, 0.4),
-            ("text", "blank", 0.3, 0.2, 0.1, 0.5),
-            ("caption", "own", 0.1, 0.9, 0.8, 1.0),
-        ],
-        columns=["shift", "image", "cosine", "rate", "low", "high"],
-    )
-    figure = plots.binned_rates(rows, x="cosine", xlabel="cosine", ylabel="unsafe", panel="shift")
-    text, caption = figure.axes
-    assert [axis.get_title() for axis in figure.axes] == ["text", "caption"]
-    own = text.containers[0]
-    assert own.lines[0].get_xydata().tolist() == [[0.2, 0.3], [0.6, 0.7]]
-    assert np.allclose([s[:, 1] for s in own.lines[2][0].get_segments()], [[0.1, 0.4], [0.6, 0.9]])
-    assert colour(own.lines[0]) == conditions.CONDITION_COLOURS["own"]
-    assert colour(caption.containers[0].lines[0]) == conditions.CONDITION_COLOURS["own"]
-    assert legend(figure) == ["own image", "blank image"]
-    assert (text.get_xlabel(), text.get_ylabel()) == ("cosine", "unsafe")

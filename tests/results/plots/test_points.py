@@ -103,30 +103,6 @@ def test_defence_points():
     assert all(axis.get_xlabel().startswith("utility") for axis in (validation, test))
 
 
-def test_frontiers_go_from_no_edit_in_the_order_of_alpha():
-    """The first direction is in both panels; a path may turn back, so alpha orders it."""
-    cells = [
-        ("v", 0.5, 0.2, 0.1, 0.3, 0.0),
-        ("v", 0.0, 0.6, 0.5, 0.7, 0.1),
-        ("v", 0.1, 0.8, 0.7, 0.9, 0.4),
-        ("r", 0.0, 0.6, 0.5, 0.7, 0.1),
-        ("r", 0.1, 1.0, 0.9, 1.0, 0.9),
-        ("noise", 0.0, 0.6, 0.5, 0.7, 0.1),
-    ]
-    columns = ["part", "alpha", "refused", "refused_low", "refused_high", "twins"]
-    figure = plots.frontiers(pd.DataFrame(cells, columns=columns), title="What is to be seen")
-    assert figure.get_suptitle() == "What is to be seen"
-    paths = [
-        {c.get_label(): c.lines[0].get_xydata().tolist() for c in axis.containers}
-        for axis in figure.axes
-    ]
-    v = [[0.1, 0.6], [0.4, 0.8], [0.0, 0.2]]
-    assert paths == [{"v": v, "r": [[0.1, 0.6], [0.9, 1.0]]}, {"v": v, "noise": [[0.1, 0.6]]}]
-    for axis in figure.axes:
-        (star,) = [line for line in axis.lines if line.get_marker() == "*"]
-        assert star.get_xydata().tolist() == [[0.1, 0.6]]
-
-
 def test_dot_panels():
     rows = pd.DataFrame(
         [
@@ -184,3 +160,18 @@ def test_measures_have_their_own_colour_among_dots():
     assert shown["neither"] == plots.MEASURE_COLOURS["neither"]
     assert shown["unsafe"] == plots.MEASURE_COLOURS["unsafe"]
     assert shown["other"] not in (shown["neither"], shown["unsafe"])
+
+
+def test_a_value_outside_the_limits_is_a_number_at_the_edge():
+    rows = pd.DataFrame(
+        {"m": "x", "name": ["a", "b", "c"], "rate": [-9.5, 0.5, 4.25], "low": -10, "high": 5}
+    )
+    figure = plots.dot_panels(
+        rows, label="name", panel="m", xlabel="nats", share=False, limits=(-2.0, 3.0)
+    )
+    (axis,) = figure.axes
+    assert axis.get_xlim() == (-2.0, 3.0)
+    assert axis.containers[0].lines[0].get_xydata().tolist() == [[0.5, 1.0]]
+    edges = {text.get_text(): text.xy for text in axis.texts}
+    left, right = "\N{BLACK LEFT-POINTING TRIANGLE}", "\N{BLACK RIGHT-POINTING TRIANGLE}"
+    assert edges == {f"{left} -9.5": (-2.0, 0.0), f"4.2 {right}": (3.0, 2.0)}

@@ -27,9 +27,6 @@ def test_what_nobody_listed_has_a_default_colour_and_name():
         columns=["method", "alpha", "measure", "rate", "low", "high"],
     )
     assert list(line_names(plots.alpha_curves(curve).axes[0])) == ["new"]
-    binned = curve.rename(columns={"measure": "image"})
-    figure = plots.binned_rates(binned, x="alpha", xlabel="x", ylabel="y", panel="method")
-    assert legend(figure) == ["new"]
     axis = plots.rate_bars(RATES.assign(image=["own", "new"] * 2), xlabel="unsafe").axes[0]
     assert [text.get_text() for text in axis.get_yticklabels()] == ["own image", "new"]
     (bars,) = bar_groups(axis)

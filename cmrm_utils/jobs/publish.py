@@ -50,7 +50,11 @@ STORED_TABLES = {
         "smollm2_cosines": "02_refusal_cosine",
         "smollm2_controls": "03_controls",
     },
-    "smollm2-defences": {"smollm2_defences": "06_comparison", "smollm2_first": "06_first_token"},
+    "smollm2-defences": {
+        "smollm2_settings": "06_sweep",
+        "smollm2_first": "06_first_token",
+        "smollm2_defences": "06_comparison",
+    },
     "smollm2-ablations": {"smollm2_ablations": "08_ablations"},
     "smollm2-questions": {
         f"smollm2_{name}": f"09_{name}"

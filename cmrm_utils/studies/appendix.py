@@ -56,6 +56,56 @@ def span(values: "pd.Series[float]", form: str = "{:.1%}") -> str:
     return f"{form.format(values.min())} to {form.format(values.max())}"
 
 
+def lifting(first: pd.DataFrame, least: float = 1.0) -> pd.DataFrame:
+    """The settings of defences that lift harmful requests on every seed, by first tokens.
+
+    Args:
+        first: :func:`spread` of the stored first tokens by ``method, setting, measure``.
+        least: nats by which the refusal log-odds of harmful requests rise at least.
+
+    Returns:
+        A row a setting: ``harmful`` and ``twins`` (means), and ``spared``, whether the most that
+        twins rise is less than half of the least that harmful requests do.
+    """
+    ends = first.set_index(["measure", "method", "setting"])
+    harmful, twins = ends.loc["harmful refused"], ends.loc["benign refused"]
+    spared = twins["high"] < harmful["low"] / 2
+    rows = {"harmful": harmful["change"], "twins": twins["change"], "spared": spared}
+    return pd.DataFrame(rows)[harmful["low"] > least]
+
+
+QUESTIONS: dict[str, tuple[list[str], str]] = {
+    "anchors": (["set", "measure", "alpha"], "change"),
+    "entanglement": (["edit", "measure"], "change"),
+    "gates": (["gate", "state"], "rate"),
+    "pictures": (["picture", "method"], "rate"),
+}
+"""Of notebook 09's stored tables: label, panel and, if any, colour of a figure, and its value."""
+
+
+def answers(asked: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """What each question's figure shows, in a sentence.
+
+    Args:
+        asked: :func:`spread` of each table of :data:`QUESTIONS`.
+    """
+    anchors = asked["anchors"].set_index(["set", "measure", "alpha"])
+    v = anchors.loc[("all 144", "harmful refused", 0.1)]
+    edits = asked["entanglement"].set_index(["measure", "edit"])["change"]
+    areas = asked["gates"].groupby("gate")["rate"].min()
+    pictures = asked["pictures"].query("method == 'no edit'")
+    return {
+        "anchors": "At alpha 0.1 v changes harmful log-odds by "
+        f"{v['low']:+.2f} to {v['high']:+.2f}",
+        "entanglement": f"CMRM at 0.2 changes sight by {edits['sight', 'CMRM 0.2']:+.2f}, "
+        f"the refusal direction twins by {edits['benign refused', 'refusal direction 0.2']:+.2f}",
+        "gates": f"Harmful or a twin? A probe's area is at least {areas['probe']:.2f}, "
+        f"HiddenDetect's {areas['HiddenDetect']:.2f}",
+        "pictures": "Refusals stay: mean log-odds "
+        f"{span(pictures['rate'], '{:+.2f}')} over pictures",
+    }
+
+
 def layered(effects: pd.DataFrame) -> pd.DataFrame:
     """Of notebook 08's effects those of layers, with ``layers`` (which of them) and ``layer``.
 

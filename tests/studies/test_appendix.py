@@ -144,3 +144,31 @@ def test_short_names_are_no_image_conditions():
     names = short(pd.Series(["organism", "organism-seed1", "organism-caption"]))
     assert names.tolist() == ["organism", "seed1", "captions"]
     assert not set(names) & set(plots.CONDITION_NAMES)
+
+
+def test_a_setting_that_lifts_on_every_seed_spares_twins_or_not():
+    rows = [
+        ("a", "1", "harmful refused", 2.0, 1.5, 2.5),
+        ("a", "1", "benign refused", 0.5, 0.2, 0.7),
+        ("a", "2", "harmful refused", 2.0, 1.5, 2.5),
+        ("a", "2", "benign refused", 0.5, 0.2, 0.8),
+        ("b", "1", "harmful refused", 2.0, 0.9, 2.5),
+        ("b", "1", "benign refused", 0.0, 0.0, 0.0),
+    ]
+    columns = ["method", "setting", "measure", "change", "low", "high"]
+    found = appendix.lifting(pd.DataFrame(rows, columns=columns))
+    assert found.index.tolist() == [("a", "1"), ("a", "2")]
+    assert found["spared"].tolist() == [True, False]
+    assert found["twins"].tolist() == [0.5, 0.5]
+
+
+def test_answers_are_of_the_tables():
+    asked = {
+        name: appendix.spread(appendix.stored(f"smollm2_{name}"), *how)
+        for name, how in appendix.QUESTIONS.items()
+    }
+    found = appendix.answers(asked)
+    assert found.keys() == appendix.QUESTIONS.keys()
+    sight = asked["entanglement"].query("edit == 'CMRM 0.2' and measure == 'sight'")["change"]
+    assert f"sight by {sight.item():+.2f}," in found["entanglement"]
+    assert not any("nan" in text for text in found.values())

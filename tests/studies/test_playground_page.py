@@ -85,7 +85,7 @@ def test_moving_alpha_changes_what_is_shown(server, tmp_path):
             tables = shown()
             return len(tables) == 2 and "alpha 0.2\n" in tables[0] + "\n" and tables
 
-        before = until(driver, answers_are_shown, 90)
+        before = until(driver, answers_are_shown, 180)
         (handle,) = (
             each
             for each in driver.find_elements(By.CSS_SELECTOR, ".widget-slider .noUi-handle")

@@ -28,7 +28,7 @@ class Shaded:
     most: int = 10
 
     def beside(self, name: str, column: pd.Series) -> "Shaded":
-        """The table with a column of text before the others, unshaded; open where it has none."""
+        """The table with a column of text before the others, unshaded; empty where it has none."""
         text, shares = self.text.copy(), self.shares.copy()
         text.insert(0, name, column.reindex(text.index).fillna(""))
         shares.insert(0, name, float("nan"))

@@ -155,8 +155,7 @@ def changed(changes: pd.DataFrame, by: str, names: tuple[str, ...], measure: str
         measure: the measure.
     """
     rows = changes[changes["measure"] == measure].set_index(by)["change"]
-    told = (f"{name} {100 * rows[name]:+.1f}" for name in names if name in rows)
-    return f"Change of {measure} in points: {', '.join(told)}"
+    return told(f"Change of {measure} in points", 100 * rows, names, "{:+.1f}")
 
 
 def directions(cosines: pd.DataFrame) -> str:
@@ -166,8 +165,7 @@ def directions(cosines: pd.DataFrame) -> str:
         cosines: ``pair, layer, cosine``.
     """
     means = cosines.groupby("pair", sort=False)["cosine"].mean()
-    told = (f"{pair} {mean:+.2f}" for pair, mean in means.items())
-    return f"Cosines, mean over the layers: {', '.join(told)}"
+    return told("Cosines, mean over the layers", means, list(means.index))
 
 
 def twins(rows: pd.DataFrame, names: tuple[str, ...] = ("v", "refusal direction")) -> str:
@@ -201,9 +199,9 @@ def told(what: str, values: pd.Series, names: Sequence[str], form: str = "{:+.2f
     """Some of a table's values, by name.
 
     Args:
-        what: they are.
-        values: by name.
-        names: those that are told of, as far as they are there.
+        what: what the values are.
+        values: the values, by name.
+        names: the names that are told of, as far as they are there.
         form: how they are written.
     """
     said = (

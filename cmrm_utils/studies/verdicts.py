@@ -4,13 +4,12 @@ from functools import cache
 
 import pandas as pd
 
-from cmrm_utils.paths import STORED
-from cmrm_utils.store import read_csv
+from cmrm_utils.studies.appendix import stored
 
 
 @cache
 def _stored(name: str) -> pd.DataFrame:
-    return read_csv(STORED / f"smollm2_{name}.csv")
+    return stored(f"smollm2_{name}")
 
 
 def of_test(setting: str, measure: str = "refused") -> str:

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from cmrm_utils.paths import STORED
 from cmrm_utils.studies import anatomy, evaluation, intervention, messages, verdicts
 from cmrm_utils.studies.selection import Choice
 from cmrm_utils.studies.sweep import Chosen
@@ -122,13 +123,13 @@ def test_predictions_about_safety(alpha, own, wanted):
 
 
 def test_verdicts_are_those_of_the_stored_tables():
-    headline = pd.read_csv(verdicts.STORED / "smollm2_headline.csv")
+    headline = pd.read_csv(STORED / "smollm2_headline.csv")
     row = headline[(headline["setting"] == "own image") & (headline["measure"] == "refused")]
     row = row[row["requests"] == "harmful"].iloc[0]
     said = verdicts.of_test("own image")
     assert said.startswith(f"{row['hits'] / row['n']:.1%} [")
     assert said.endswith(f"of {row['n']:.0f}")
-    curves = pd.read_csv(verdicts.STORED / "smollm2_curves.csv")
+    curves = pd.read_csv(STORED / "smollm2_curves.csv")
     these = curves[(curves["measure"] == "refused") & (curves["alpha"] == 0.2)]
     these = these[these["method"] == "CMRM dataset"]
     assert len(these) == 3  # seeds

@@ -8,16 +8,18 @@ slower one is tried; a model of which even the slowest gives others is refused.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import version
+from itertools import repeat, zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import ModuleList
 
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine.cache import can_share
@@ -34,8 +36,16 @@ EXACT = 1e-4
 """In float32: the largest difference of a state, in units of its layer's root mean square."""
 
 
-STEPS = 3
+STEPS = 2
 """Tokens that an edited response has here."""
+
+
+COMPARED = 3
+"""The first of the trials, which transformers alone runs too."""
+
+
+FIRST = 3
+"""The fewest decoder layers that images run through here: all of them would take minutes."""
 
 
 WAYS: tuple[Way, ...] = ("shared", "batches", "plain")
@@ -83,18 +93,20 @@ class Report:
 
 
 @dataclass(frozen=True, eq=False)
-class _Alone:
-    """What transformers alone gives for a prompt.
+class _Comparison:
+    """A comparison that each way to run is put to.
 
     Attributes:
-        states: float32 ``(layers, hidden)`` at the last prompt token.
-        logits: float32 ``(steps, vocabulary)``.
-        ids: the tokens that it generates.
+        what: in words.
+        layers: how many of the first decoder layers run.
+        bound: the largest difference that counts as equal.
+        measure: how far the engine is from transformers alone.
     """
 
-    states: Tensor
-    logits: Tensor = field(default_factory=lambda: torch.empty(0))
-    ids: tuple[int, ...] = ()
+    what: str
+    layers: int
+    bound: float
+    measure: Callable[[], float]
 
 
 def check_model(vlm: VLM, *, cached: bool = True) -> Report:
@@ -152,7 +164,6 @@ def _versions() -> str:
 
 def _key(vlm: VLM) -> str:
     """A name for all that a check depends on."""
-    first = next(name for name, part in vlm.model.named_modules() if part is vlm.layers[0])
     text = vlm.model.config.get_text_config(decoder=True)
     parts = (
         vlm.fingerprint,
@@ -160,20 +171,56 @@ def _key(vlm: VLM) -> str:
         str(vlm.model.dtype),
         vlm.device.type,
         str(text._attn_implementation),
-        first,
+        _path(vlm),
     )
     return sha256(" ".join(parts).encode()).hexdigest()[:24]
 
 
+def _path(vlm: VLM) -> str:
+    """The name of the list of decoder layers within the model."""
+    first = next(name for name, part in vlm.model.named_modules() if part is vlm.layers[0])
+    return first.rpartition(".")[0]
+
+
+def _few(vlm: VLM) -> int:
+    """How many of the first layers are looked at beside images: one of each kind is among them."""
+    types = getattr(vlm.model.config.get_text_config(decoder=True), "layer_types", None)
+    makes = (tuple(map(type, layer.modules())) for layer in vlm.layers)
+    kinds = list(zip(makes, types or repeat(None), strict=False))
+    return min(max(FIRST, *(kinds.index(kind) + 1 for kind in kinds)), len(kinds))
+
+
+@contextmanager
+def _only(vlm: VLM, count: int) -> Iterator[None]:
+    """Cut the decoder off after its first layers, until the end of a ``with`` block."""
+    owner, _, name = _path(vlm).rpartition(".")
+    part, first = vlm.model.get_submodule(owner), vlm.layers[:count]
+    text = vlm.model.config.get_text_config(decoder=True)
+    changes: list[tuple[Any, str, Any]] = [(vlm, "layers", first), (part, name, ModuleList(first))]
+    for config in {id(each): each for each in (text, getattr(part, "config", text))}.values():
+        changes.append((config, "num_hidden_layers", count))
+        if getattr(config, "layer_types", None):
+            changes.append((config, "layer_types", config.layer_types[:count]))
+    with ExitStack() as stack:
+        for thing, attribute, value in changes:
+            stack.callback(setattr, thing, attribute, getattr(thing, attribute))
+            setattr(thing, attribute, value)
+        yield
+
+
 def _trials(vlm: VLM) -> list[Trial]:
-    """Two prompts of different lengths without an image; with images, two more and a third."""
-    short, long = "Why is it so?", "Name one thing that a lamp is good for, and say why."
+    """Trials to run in one batch; :data:`COMPARED` of them are compared, others are beside them.
+
+    Texts have two lengths. With images, one image has two prompts, and another the first of them.
+    """
+    short, long = "Why?", "Why is it so?"
+    text = [Trial(Sample("a", short), "none"), Trial(Sample("b", long), "none")]
     if not vlm.sees_images:
-        return [Trial(Sample("a", short), "none"), Trial(Sample("b", long), "none")]
+        return text
     round_, steps = Image.radial_gradient("L"), Image.linear_gradient("L")
     one, other = (image.resize((64, 56)).convert("RGB") for image in (round_, steps))
     shown = [Sample("a", short, one), Sample("b", long, one), Sample("c", short, other)]
-    return [*(Trial(s, "none") for s in shown[:2]), *(Trial(s) for s in shown)]
+    return [text[0], *map(Trial, shown), text[1]]
 
 
 @contextmanager
@@ -197,91 +244,100 @@ def _watching(vlm: VLM, vectors: Tensor | None = None) -> Iterator[list[tuple[in
         yield seen
 
 
-def _alone(vlm: VLM, trial: Trial, vectors: Tensor | None = None) -> _Alone:
-    """A trial as transformers alone runs it; with vectors, also its first tokens.
+def _states(vlm: VLM, trial: Trial, copies: int = 1) -> Tensor:
+    """What transformers alone gives at the last prompt token: ``(copies, layers, hidden)``.
 
     Raises:
-        InputError: not every layer runs once, in order.
+        InputError: not every layer runs once, in order; states are not numbers.
     """
-    inputs = vlm.inputs([trial.text], [trial.load_image()])
-    with _watching(vlm, vectors) as seen:
-        if vectors is None:
-            vlm.model(**inputs, use_cache=False)
-            logits, ids = torch.empty(0), ()
-        else:
-            out = vlm.model.generate(
-                **inputs,
-                max_new_tokens=STEPS,
-                do_sample=False,
-                return_dict_in_generate=True,
-                output_logits=True,
-            )
-            logits = torch.cat(out.logits).float().cpu()
-            ids = tuple(out.sequences[0, inputs["input_ids"].shape[1] :].tolist())
-    count = len(vlm.layers)
-    order = [number for number, _ in seen[:count]]
-    if order != list(range(count)) or (vectors is None and len(seen) != count):
+    inputs = vlm.inputs([trial.text] * copies, [trial.load_image()] * copies)
+    with _watching(vlm) as seen:
+        vlm.core(**inputs, use_cache=False)
+    ran, count = [number for number, _ in seen], len(vlm.layers)
+    if ran != list(range(count)):
         prompt = "with an image" if trial.has_image else "without an image"
         raise InputError(
-            f"{len(set(order))} of its {count} decoder layers run in order on a prompt {prompt}, "
+            f"{len(set(ran))} of its {count} decoder layers run in order on a prompt {prompt}, "
             "so states of its layers cannot be compared: use another model"
         )
-    return _Alone(torch.cat([states for _, states in seen[:count]]), logits, ids)
+    states = torch.stack([states for _, states in seen], dim=1)
+    if not states.isfinite().all():
+        raise InputError("its states are not numbers: load it in another dtype")
+    return states
 
 
-def _gap(found: Tensor, wanted: Tensor, exact: bool) -> float:
+def _reply(vlm: VLM, trial: Trial, vectors: Tensor) -> tuple[list[int], Tensor]:
+    """Token ids that transformers alone generates with vectors added, and each one's logits."""
+    inputs = vlm.inputs([trial.text], [trial.load_image()])
+    with _watching(vlm, vectors):
+        out = vlm.model.generate(
+            **inputs,
+            max_new_tokens=STEPS,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    ids = out.sequences[0, inputs["input_ids"].shape[1] :]
+    return ids.tolist(), torch.cat(out.logits).float().cpu()
+
+
+def _gap(vlm: VLM, found: Tensor, wanted: Tensor) -> float:
     """How far states ``(..., layers, hidden)`` differ.
 
-    Exact: the largest difference, in units of the layer's root mean square where that is above 1.
-    Otherwise the difference's share of the layer's length.
+    In float32: the largest difference, in units of the layer's root mean square where that is above
+    1. In half precision: the difference's share of the layer's length.
     """
     gap = found - wanted
-    if exact:
+    if vlm.model.dtype == torch.float32:
         scale = wanted.square().mean(-1, keepdim=True).sqrt().clamp(min=1)
         return float((gap / scale).abs().max())
     return float((gap.norm(dim=-1) / wanted.norm(dim=-1).clamp(min=1e-6)).max())
 
 
-def _noise(vlm: VLM, trial: Trial, wanted: Tensor) -> float:
-    """How far transformers alone is from itself when the same prompt is in a batch of three."""
-    inputs = vlm.inputs([trial.text] * 3, [trial.load_image()] * 3)
-    with _watching(vlm) as seen:
-        vlm.model(**inputs, use_cache=False)
-    return _gap(torch.stack([states[0] for _, states in seen]), wanted, exact=False)
+def _bound(vlm: VLM, trial: Trial, wanted: Tensor) -> float:
+    """The largest difference of states that counts as equal.
+
+    In half precision it follows from how far transformers alone is from itself when the same
+    prompt is in a batch of three.
+    """
+    if vlm.model.dtype == torch.float32:
+        return EXACT
+    noise = _gap(vlm, _states(vlm, trial, copies=3), wanted)
+    return max(4 * torch.finfo(vlm.model.dtype).eps, 3 * noise)
 
 
 @torch.inference_mode()
 def report_on(vlm: VLM) -> Report:
-    """Try the ways to run, from the fastest to the slowest; the model stays as it is."""
-    trials, rows = _trials(vlm), []
-    before = vlm.way
+    """Try the ways to run, from the fastest to the slowest; the model stays as it is.
+
+    A text runs through all layers. Images and responses run through the first ones, which are of
+    every kind; only if these do not agree do they run through all.
+    """
+    few, count, before = _few(vlm), len(vlm.layers), vlm.way
     try:
-        wanted = [_alone(vlm, trial) for trial in trials]
-        if reason := _blind(trials, wanted):
-            return Report(None, (), reason)
-        exact = vlm.model.dtype == torch.float32
-        bound = EXACT
-        if not exact:
-            few = 4 * torch.finfo(vlm.model.dtype).eps
-            bound = max(few, 3 * _noise(vlm, trials[0], wanted[0].states))
-        vlm.way = "shared"
+        report = _report(vlm, few)
+        return _report(vlm, count) if report.reason and few < count else report
+    finally:
+        vlm.way = before
+        forget_images(vlm)
+
+
+def _report(vlm: VLM, layers: int) -> Report:
+    """The report of a check whose images run through so many of the first layers."""
+    vlm.way, rows = "shared", []
+    try:
         first = 0 if can_share(vlm) else 1
-        edit = _edit(vlm, wanted[0].states)
-        edited = [_alone(vlm, trial, edit.added) for trial in (trials[0], trials[-1])]
+        comparisons = _comparisons(vlm, layers)
         for way in WAYS[first:]:
             vlm.way = way
-            found = list(_compared(vlm, trials, wanted, edit, edited, bound))
+            found = [_row(vlm, each) for each in comparisons if way != "plain" or each.bound]
             rows += found
             if all(row.right for row in found):
-                slower = "" if way == WAYS[first] else _why(rows)
-                return Report(way, tuple(rows), slower)
+                return Report(way, tuple(rows), "" if way == WAYS[first] else _why(rows))
     except torch.OutOfMemoryError:
         raise
     except _FAILURES as error:
         return Report(None, tuple(rows), _in_a_line(error))
-    finally:
-        vlm.way = before
-        forget_images(vlm)
     return Report(None, tuple(rows), f"{_why(rows)}: use another model")
 
 
@@ -309,59 +365,54 @@ def _why(rows: Sequence[Row]) -> str:
     return f"{row.what}: not what transformers alone gives ({found})"
 
 
-def _blind(trials: Sequence[Trial], wanted: Sequence[_Alone]) -> str:
-    """Why the model's states cannot be used: they hold no numbers, or nothing of the image."""
-    if not all(each.states.isfinite().all() for each in wanted):
-        return "its states are not numbers: load it in another dtype"
-    if trials[-1].has_image and torch.equal(wanted[-1].states, wanted[-3].states):
-        return "two images give the same states, so its images reach no layer"
-    return ""
+def _row(vlm: VLM, each: _Comparison) -> Row:
+    """A comparison, made."""
+    try:
+        with _only(vlm, each.layers):
+            return Row(vlm.way, each.what, each.measure(), each.bound)
+    except torch.OutOfMemoryError:
+        raise
+    except _FAILURES as error:
+        return Row(vlm.way, each.what, float("nan"), each.bound, _in_a_line(error))
 
 
-def _edit(vlm: VLM, states: Tensor) -> Edit:
+def _comparisons(vlm: VLM, layers: int) -> list[_Comparison]:
+    """What each way to run is put to, with what transformers alone gives."""
+    trials, every = _trials(vlm), len(vlm.layers)
+    text = _states(vlm, trials[0])
+    loose = _bound(vlm, trials[0], text)
+    with _only(vlm, layers):
+        wanted = torch.cat([_states(vlm, trial) for trial in trials[:COMPARED]])
+        bound, edit = _bound(vlm, trials[0], wanted[0]), _edit(wanted[0])
+        edited = Trial(trials[-2].sample, trials[-2].image, edit)
+        reply = _reply(vlm, edited, edit.added)
+
+    def alone() -> float:
+        return _gap(vlm, hidden_states(vlm, trials[:1]), text)
+
+    def together() -> float:
+        found = hidden_states(vlm, trials)
+        if vlm.sees_images and torch.equal(found[1], found[3]):
+            raise InputError("two images give the same states, so its images reach no layer")
+        return _gap(vlm, found[:COMPARED], wanted)
+
+    def said() -> float:
+        [response] = respond(vlm, [edited], max_new_tokens=STEPS)
+        return _loss(response.ids, *reply)
+
+    ids = _Comparison("the ids of a prompt with an image", every, 0, lambda: _ids(vlm, trials[1]))
+    return [
+        *([ids] if vlm.sees_images else []),
+        _Comparison("text at every layer", every, loose, alone),
+        _Comparison("prompts side by side", layers, bound, together),
+        _Comparison("an edited response", layers, 10 * bound, said),
+    ]
+
+
+def _edit(states: Tensor) -> Edit:
     """Vectors of half the size of states, so that an edit that is missed shows."""
-    generator = torch.Generator().manual_seed(0)
-    draw = torch.randn(states.shape, generator=generator)
+    draw = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
     return Edit(draw * states.square().mean(-1, keepdim=True).sqrt() / 2)
-
-
-def _compared(
-    vlm: VLM,
-    trials: Sequence[Trial],
-    wanted: Sequence[_Alone],
-    edit: Edit,
-    edited: Sequence[_Alone],
-    bound: float,
-) -> Iterator[Row]:
-    """The comparisons of one way to run."""
-    exact = vlm.model.dtype == torch.float32
-
-    def states(few: slice) -> float:
-        found = hidden_states(vlm, trials[few])
-        return _gap(found, torch.stack([each.states for each in wanted[few]]), exact)
-
-    def texts() -> float:
-        asked = [Trial(t.sample, t.image, edit) for t in (trials[0], trials[-1])]
-        said = respond(vlm, asked, max_new_tokens=STEPS)
-        return max(_said(each.ids, alone) for each, alone in zip(said, edited, strict=True))
-
-    alone = vlm.way == "plain"
-    padded, once = ("", "") if alone else (", padded on the left", ", encoded once")
-    parts: dict[str, tuple[Callable[[], float], float]] = {}
-    if trials[-1].has_image and not alone:
-        parts["the ids of a prompt with an image"] = (lambda: _ids(vlm, trials[2]), 0)
-    parts[f"text at every layer{padded}"] = (lambda: states(slice(0, 2)), bound)
-    if trials[-1].has_image:
-        parts[f"an image in two prompts{once}"] = (lambda: states(slice(2, 4)), bound)
-        parts["images and text together"] = (lambda: states(slice(0, 5)), bound)
-    parts["an edited response"] = (texts, 10 * bound)
-    for what, (measure, most) in parts.items():
-        try:
-            yield Row(vlm.way, what, measure(), most)
-        except torch.OutOfMemoryError:
-            raise
-        except _FAILURES as error:
-            yield Row(vlm.way, what, float("nan"), most, _in_a_line(error))
 
 
 def _ids(vlm: VLM, trial: Trial) -> float:
@@ -369,17 +420,15 @@ def _ids(vlm: VLM, trial: Trial) -> float:
     [prompt] = prompts(vlm, {trial.id: trial})
     ours = tokens(vlm, prompt, images_of(vlm).get(vlm, prompt)).ids.tolist()
     theirs = vlm.inputs([trial.text], [trial.load_image()])["input_ids"][0].tolist()
-    return sum(a != b for a, b in zip(ours, theirs, strict=False)) + abs(len(ours) - len(theirs))
+    return sum(a != b for a, b in zip_longest(ours, theirs))
 
 
-def _said(ids: Sequence[int], alone: _Alone) -> float:
-    """How much less likely a response's token is than that of transformers alone, where they part.
+def _loss(said: Sequence[int], alone: Sequence[int], logits: Tensor) -> float:
+    """How much less likely a token is than that of transformers alone, where two responses part.
 
     In nats, and in units of the logits' root mean square where that is above 1. 0 for equal ones.
     """
-    for step, (ours, theirs) in enumerate(zip(ids, alone.ids, strict=False)):
+    for ours, theirs, each in zip(said, alone, logits, strict=False):
         if ours != theirs:
-            logits = alone.logits[step]
-            scale = max(1.0, float(logits.square().mean().sqrt()))
-            return float(logits[theirs] - logits[ours]) / scale
-    return 0.0 if len(ids) == len(alone.ids) else float("inf")
+            return float(each[theirs] - each[ours]) / max(1.0, float(each.square().mean().sqrt()))
+    return 0.0 if len(said) == len(alone) else float("inf")

@@ -28,8 +28,47 @@ def test_the_families_of_before_run_in_the_fastest_way(family):
     report = check_model(family, cached=False)
     assert report.way == family.way == "shared"
     assert family.checked
-    assert len(report.rows) == (5 if family.sees_images else 2)
+    assert len(report.rows) == (4 if family.sees_images else 3)
     assert all(row.right for row in report.rows)
+
+
+def test_images_run_through_the_first_layers_and_text_through_all(llava, monkeypatch):
+    monkeypatch.setattr(check, "FIRST", 1)
+    layers, config = llava.layers, llava.model.config.to_dict()
+    last = []
+    layers[-1].register_forward_hook(lambda module, args, output: last.append(args[0].shape))
+    assert check_model(llava, cached=False).way == "shared"
+    assert len(last) == 2  # the text, by transformers alone and by the engine
+    assert llava.layers is layers
+    assert tuple(llava.model.model.language_model.layers) == layers
+    assert llava.model.config.to_dict() == config
+
+
+def test_a_late_layer_that_differs_is_found(llava, monkeypatch):
+    def off(*args):
+        states = hidden_states(*args)
+        states[:, 2:] += 1
+        return states
+
+    monkeypatch.setattr(check, "FIRST", 1)
+    monkeypatch.setattr(check, "hidden_states", off)
+    with pytest.raises(InputError, match="text at every layer: not what transformers alone gives"):
+        check_model(llava, cached=False)
+
+
+def test_a_decoder_that_cannot_be_cut_off_is_checked_whole(llava, monkeypatch):
+    real = check._only
+
+    def whole_alone(vlm, count):
+        if count < len(vlm.layers):
+            raise ValueError("these layers belong together")
+        return real(vlm, count)
+
+    monkeypatch.setattr(check, "FIRST", 1)
+    monkeypatch.setattr(check, "_only", whole_alone)
+    report = check_model(llava, cached=False)
+    assert (report.way, report.reason) == ("shared", "")
+    assert len(report.rows) == 4
 
 
 def test_half_precision_is_right_within_its_noise(family_folders):
@@ -50,7 +89,7 @@ def test_a_wrong_beginning_costs_the_sharing_alone(llava, requests, monkeypatch,
     with caplog.at_level(logging.WARNING):
         report = check_model(llava, cached=False)
     assert report.way == llava.way == "batches"
-    assert "in batches of whole prompts: an image in two prompts" in caplog.text
+    assert "in batches of whole prompts: prompts side by side" in caplog.text
     assert len(caplog.records) == 1
     trials = [Trial(r, "blank") for r in requests[:3]]
     wanted = torch.stack([plain(llava, trial)[0] for trial in trials])
@@ -144,7 +183,7 @@ def test_the_command_shows_what_a_refused_model_was_compared_in(family_folders, 
     shown = CliRunner().invoke(cli, ["models", "check", str(family_folders["llava"])])
     assert shown.exit_code == 2
     rows = [line for line in shown.output.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + 5 + 5 + 4  # the head, and each way's comparisons
+    assert len(rows) == 1 + 4 + 4 + 3  # the head, and each way's comparisons
     assert [row.split("|")[5].strip() for row in rows if "edited response" in row] == [
         "differs"
     ] * 3

@@ -23,6 +23,7 @@ from cmrm_utils import (
     hidden_states,
     load_vlm,
 )
+from cmrm_utils.engine import check
 from cmrm_utils.engine.cache import can_share
 from cmrm_utils.engine.inputs import forget_images, prompts, tokens
 from cmrm_utils.engine.loops import first_logits
@@ -73,6 +74,15 @@ FOLDED = (
     "vipllava",
 )
 """Families over decoders that can be written as Llama."""
+
+
+def test_the_check_gives_the_same_verdict_by_the_first_layers(one, monkeypatch):
+    monkeypatch.setattr(check, "FIRST", 1)
+    before, layers = one.way, one.layers
+    report = check.report_on(one)
+    assert (report.way, one.way, one.layers) == (before, before, layers)
+    if before != "plain":
+        assert len(report.rows) == 4  # more would mean that all layers were asked, too
 
 
 def test_each_family_is_checked_and_runs_in_its_fastest_way(request, one, found):

@@ -146,8 +146,8 @@ def load_vlm(
     seen = {"pad_to_square": pad_to_square, "batch_size": batch_size}
     vlm = wrap(model, processor, name=name, layers=layers, system=system, **seen)
     vlm.checked = False
-    if check:  # imported by name, since the engine lies on a floor above this file
-        import_module("cmrm_utils.engine.check").check_model(vlm)
+    if check:  # imported by name, since it lies on a floor above this file
+        import_module("cmrm_utils.checks.model").check_model(vlm)
     return vlm
 
 

@@ -60,7 +60,7 @@ class VLM:
         batch_size: most rows in a batch of generation; fewer if memory holds fewer.
         way: the fastest way in which its prompts may run.
         checked: whether its numbers were compared with those of transformers alone
-            (:func:`cmrm_utils.engine.check.check_model`); False if that was declined, and None
+            (:func:`cmrm_utils.checks.model.check_model`); False if that was declined, and None
             for a model that was never asked for.
 
     Raises:

@@ -84,7 +84,7 @@ def checks(tmp_path_factory):
     """Where reports of models' checks are kept, instead of the user's own folder."""
     place = tmp_path_factory.mktemp("checks")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cmrm_utils.engine.check.cache_home", lambda: place)
+        patch.setattr("cmrm_utils.checks.model.cache_home", lambda: place)
         yield place
 
 

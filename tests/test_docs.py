@@ -67,6 +67,11 @@ def dead_links(folder):
     return dead
 
 
+def test_the_page_on_the_code_is_short():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 80
+
+
 def test_no_link_of_the_site_is_dead(site):
     assert len(list(site.rglob("*.html"))) > 20
     assert dead_links(site) == []

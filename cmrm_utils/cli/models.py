@@ -27,7 +27,7 @@ def models_check(name: str, layers: str | None) -> None:
 
     NAME is an organism, a folder or a hub id. A model that is refused has its table, too.
     """
-    from cmrm_utils.engine.check import report_on
+    from cmrm_utils.checks.model import report_on
     from cmrm_utils.loading import load_vlm
 
     vlm = load_vlm(name, layers=layers, check=False)

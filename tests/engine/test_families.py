@@ -23,7 +23,7 @@ from cmrm_utils import (
     hidden_states,
     load_vlm,
 )
-from cmrm_utils.engine import check
+from cmrm_utils.checks import alone, model
 from cmrm_utils.engine.cache import can_share
 from cmrm_utils.engine.inputs import forget_images, prompts, tokens
 from cmrm_utils.engine.loops import first_logits
@@ -77,9 +77,9 @@ FOLDED = (
 
 
 def test_the_check_gives_the_same_verdict_by_the_first_layers(one, monkeypatch):
-    monkeypatch.setattr(check, "FIRST", 1)
+    monkeypatch.setattr(alone, "FIRST", 1)
     before, layers = one.way, one.layers
-    report = check.report_on(one)
+    report = model.report_on(one)
     assert (report.way, one.way, one.layers) == (before, before, layers)
     if before != "plain":
         assert len(report.rows) == 4  # more would mean that all layers were asked, too

@@ -152,26 +152,19 @@ def dot_panels(
     hues = looks(rows[hue], MEASURE_COLOURS) if hue else looks([None])
     lengths = [part[label].nunique() for part in parts.values()]
     heights = [max(lengths[i : i + across]) for i in range(0, len(lengths), across)]
-    figure, axes = panels(
-        list(parts),
-        3.4,
-        0.14 * (len(hues) + 1) * sum(heights) / len(heights) + 0.75,
-        across=across,
-        margin=2.6,
-        height_ratios=[height + 1 for height in heights],
-        sharex="all",
-        sharey=False,
-    )
+    tall = 0.14 * (len(hues) + 1) * sum(heights) / len(heights) + 0.75
+    how: Any = {"height_ratios": [height + 1 for height in heights], "sharex": "all"}
+    figure, axes = panels(list(parts), 3.4, tall, across=across, margin=2.6, sharey=False, **how)
     for axis, part in zip(axes, parts.values(), strict=True):
         names = list(part[label].unique())
         for i, (each, look) in enumerate(hues.items()):
             these = part[part[hue] == each] if hue else part
+            at = these[label].map(names.index) + (i - (len(hues) - 1) / 2) * 0.7 / len(hues)
+            if limits and len(these):
+                within = outside(axis, these[value], at, limits, look["color"])
+                these, at = these[within], at[within]
             if len(these):
-                at = these[label].map(names.index) + (i - (len(hues) - 1) / 2) * 0.7 / len(hues)
                 look = {**look, "label": str(each) if hue else None}
-                if limits:
-                    within = outside(axis, these[value], at, limits, look["color"])
-                    these, at = these[within], at[within]
                 dots(axis, these, value, at, markersize=5, elinewidth=1.2, **look)
         for i, (name, where) in enumerate((lines or {}).items()):
             axis.axvline(where, color="#555555", linestyle=["--", ":"][i % 2], label=name)

@@ -12,9 +12,10 @@ from families import write_family
 from passes import plain, watched
 
 from cmrm_utils import InputError, Trial, generate, hidden_states, load_vlm
+from cmrm_utils.checks import alone, model
+from cmrm_utils.checks.model import check_model
 from cmrm_utils.cli.main import cli
-from cmrm_utils.engine import batch, check, inputs
-from cmrm_utils.engine.check import check_model
+from cmrm_utils.engine import batch, inputs
 from cmrm_utils.engine.loops import response_header
 from cmrm_utils.hooks import Steering
 
@@ -33,7 +34,7 @@ def test_the_families_of_before_run_in_the_fastest_way(family):
 
 
 def test_images_run_through_the_first_layers_and_text_through_all(llava, monkeypatch):
-    monkeypatch.setattr(check, "FIRST", 1)
+    monkeypatch.setattr(alone, "FIRST", 1)
     layers, config = llava.layers, llava.model.config.to_dict()
     last = []
     layers[-1].register_forward_hook(lambda module, args, output: last.append(args[0].shape))
@@ -50,22 +51,22 @@ def test_a_late_layer_that_differs_is_found(llava, monkeypatch):
         states[:, 2:] += 1
         return states
 
-    monkeypatch.setattr(check, "FIRST", 1)
-    monkeypatch.setattr(check, "hidden_states", off)
+    monkeypatch.setattr(alone, "FIRST", 1)
+    monkeypatch.setattr(model, "hidden_states", off)
     with pytest.raises(InputError, match="text at every layer: not what transformers alone gives"):
         check_model(llava, cached=False)
 
 
 def test_a_decoder_that_cannot_be_cut_off_is_checked_whole(llava, monkeypatch):
-    real = check._only
+    real = model.only_first
 
     def whole_alone(vlm, count):
         if count < len(vlm.layers):
             raise ValueError("these layers belong together")
         return real(vlm, count)
 
-    monkeypatch.setattr(check, "FIRST", 1)
-    monkeypatch.setattr(check, "_only", whole_alone)
+    monkeypatch.setattr(alone, "FIRST", 1)
+    monkeypatch.setattr(model, "only_first", whole_alone)
     report = check_model(llava, cached=False)
     assert (report.way, report.reason) == ("shared", "")
     assert len(report.rows) == 4
@@ -153,15 +154,15 @@ def test_a_report_is_kept(family_folders, tmp_path, monkeypatch, checks):
     assert passes == []
     assert report.way == "shared"
     with watched(vlm) as passes:
-        monkeypatch.setattr(check, "_versions", lambda: "others")
+        monkeypatch.setattr(model, "_versions", lambda: "others")
         check_model(vlm)
     assert len(passes) > 5
-    kept = checks / "checks" / f"{check._key(vlm)}.json"
+    kept = checks / "checks" / f"{model._key(vlm)}.json"
     kept.write_text("{")  # torn
     with watched(vlm) as passes:
         check_model(vlm)
     assert len(passes) > 5
-    monkeypatch.setattr(check, "cache_home", lambda: kept)  # a file, so that none can be written
+    monkeypatch.setattr(model, "cache_home", lambda: kept)  # a file, so that none can be written
     assert check_model(vlm).way == "shared"
 
 

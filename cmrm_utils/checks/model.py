@@ -6,21 +6,19 @@ slower one is tried; a model of which even the slowest gives others is refused.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import version
-from itertools import repeat, zip_longest
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import ModuleList
 
+from cmrm_utils.checks.alone import few_layers, layers_path, only_first, reply_alone, states_alone
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine.cache import can_share
 from cmrm_utils.engine.inputs import forget_images, images_of, prompts, tokens
@@ -42,10 +40,6 @@ STEPS = 2
 
 COMPARED = 3
 """The first of the trials, which transformers alone runs too."""
-
-
-FIRST = 3
-"""The fewest decoder layers that images run through here: all of them would take minutes."""
 
 
 WAYS: tuple[Way, ...] = ("shared", "batches", "plain")
@@ -157,7 +151,8 @@ def _versions() -> str:
     home = Path(__file__).parent.parent
     own = [home / f"{name}.py" for name in ("models", "processors", "hooks", "edits", "loading")]
     digest = sha256(f"{version('torch')} {version('transformers')}".encode())
-    for file in sorted([*own, *(home / "engine").glob("*.py")]):
+    folders = (file for name in ("engine", "checks") for file in (home / name).glob("*.py"))
+    for file in sorted([*own, *folders]):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -171,41 +166,9 @@ def _key(vlm: VLM) -> str:
         str(vlm.model.dtype),
         vlm.device.type,
         str(text._attn_implementation),
-        _path(vlm),
+        layers_path(vlm),
     )
     return sha256(" ".join(parts).encode()).hexdigest()[:24]
-
-
-def _path(vlm: VLM) -> str:
-    """The name of the list of decoder layers within the model."""
-    first = next(name for name, part in vlm.model.named_modules() if part is vlm.layers[0])
-    return first.rpartition(".")[0]
-
-
-def _few(vlm: VLM) -> int:
-    """How many of the first layers are looked at beside images: one of each kind is among them."""
-    types = getattr(vlm.model.config.get_text_config(decoder=True), "layer_types", None)
-    makes = (tuple(map(type, layer.modules())) for layer in vlm.layers)
-    kinds = list(zip(makes, types or repeat(None), strict=False))
-    return min(max(FIRST, *(kinds.index(kind) + 1 for kind in kinds)), len(kinds))
-
-
-@contextmanager
-def _only(vlm: VLM, count: int) -> Iterator[None]:
-    """Cut the decoder off after its first layers, until the end of a ``with`` block."""
-    owner, _, name = _path(vlm).rpartition(".")
-    part, first = vlm.model.get_submodule(owner), vlm.layers[:count]
-    text = vlm.model.config.get_text_config(decoder=True)
-    changes: list[tuple[Any, str, Any]] = [(vlm, "layers", first), (part, name, ModuleList(first))]
-    for config in {id(each): each for each in (text, getattr(part, "config", text))}.values():
-        changes.append((config, "num_hidden_layers", count))
-        if getattr(config, "layer_types", None):
-            changes.append((config, "layer_types", config.layer_types[:count]))
-    with ExitStack() as stack:
-        for thing, attribute, value in changes:
-            stack.callback(setattr, thing, attribute, getattr(thing, attribute))
-            setattr(thing, attribute, value)
-        yield
 
 
 def _trials(vlm: VLM) -> list[Trial]:
@@ -221,64 +184,6 @@ def _trials(vlm: VLM) -> list[Trial]:
     one, other = (image.resize((64, 56)).convert("RGB") for image in (round_, steps))
     shown = [Sample("a", short, one), Sample("b", long, one), Sample("c", short, other)]
     return [text[0], *map(Trial, shown), text[1]]
-
-
-@contextmanager
-def _watching(vlm: VLM, vectors: Tensor | None = None) -> Iterator[list[tuple[int, Tensor]]]:
-    """The layers' numbers and outputs in the order in which they run, with vectors added."""
-    seen: list[tuple[int, Tensor]] = []
-
-    def watch(number: int, output: Any) -> Any:
-        states = output[0] if isinstance(output, tuple) else output
-        if vectors is not None:
-            states = states + vectors[number].to(states.device, states.dtype)
-        seen.append((number, states[:, -1].float().cpu()))
-        return (states, *output[1:]) if isinstance(output, tuple) else states
-
-    def hook(number: int) -> Callable[..., Any]:
-        return lambda _module, _args, output: watch(number, output)
-
-    with ExitStack() as handles:
-        for number, layer in enumerate(vlm.layers):
-            handles.enter_context(layer.register_forward_hook(hook(number)))
-        yield seen
-
-
-def _states(vlm: VLM, trial: Trial, copies: int = 1) -> Tensor:
-    """What transformers alone gives at the last prompt token: ``(copies, layers, hidden)``.
-
-    Raises:
-        InputError: not every layer runs once, in order; states are not numbers.
-    """
-    inputs = vlm.inputs([trial.text] * copies, [trial.load_image()] * copies)
-    with _watching(vlm) as seen:
-        vlm.core(**inputs, use_cache=False)
-    ran, count = [number for number, _ in seen], len(vlm.layers)
-    if ran != list(range(count)):
-        prompt = "with an image" if trial.has_image else "without an image"
-        raise InputError(
-            f"{len(set(ran))} of its {count} decoder layers run in order on a prompt {prompt}, "
-            "so states of its layers cannot be compared: use another model"
-        )
-    states = torch.stack([states for _, states in seen], dim=1)
-    if not states.isfinite().all():
-        raise InputError("its states are not numbers: load it in another dtype")
-    return states
-
-
-def _reply(vlm: VLM, trial: Trial, vectors: Tensor) -> tuple[list[int], Tensor]:
-    """Token ids that transformers alone generates with vectors added, and each one's logits."""
-    inputs = vlm.inputs([trial.text], [trial.load_image()])
-    with _watching(vlm, vectors):
-        out = vlm.model.generate(
-            **inputs,
-            max_new_tokens=STEPS,
-            do_sample=False,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-    ids = out.sequences[0, inputs["input_ids"].shape[1] :]
-    return ids.tolist(), torch.cat(out.logits).float().cpu()
 
 
 def _gap(vlm: VLM, found: Tensor, wanted: Tensor) -> float:
@@ -302,7 +207,7 @@ def _bound(vlm: VLM, trial: Trial, wanted: Tensor) -> float:
     """
     if vlm.model.dtype == torch.float32:
         return EXACT
-    noise = _gap(vlm, _states(vlm, trial, copies=3), wanted)
+    noise = _gap(vlm, states_alone(vlm, trial, copies=3), wanted)
     return max(4 * torch.finfo(vlm.model.dtype).eps, 3 * noise)
 
 
@@ -313,7 +218,7 @@ def report_on(vlm: VLM) -> Report:
     A text runs through all layers. Images and responses run through the first ones, which are of
     every kind; only if these do not agree do they run through all.
     """
-    few, count, before = _few(vlm), len(vlm.layers), vlm.way
+    few, count, before = few_layers(vlm), len(vlm.layers), vlm.way
     try:
         report = _report(vlm, few)
         return _report(vlm, count) if report.reason and few < count else report
@@ -368,7 +273,7 @@ def _why(rows: Sequence[Row]) -> str:
 def _row(vlm: VLM, each: _Comparison) -> Row:
     """A comparison, made."""
     try:
-        with _only(vlm, each.layers):
+        with only_first(vlm, each.layers):
             return Row(vlm.way, each.what, each.measure(), each.bound)
     except torch.OutOfMemoryError:
         raise
@@ -379,13 +284,13 @@ def _row(vlm: VLM, each: _Comparison) -> Row:
 def _comparisons(vlm: VLM, layers: int) -> list[_Comparison]:
     """What each way to run is put to, with what transformers alone gives."""
     trials, every = _trials(vlm), len(vlm.layers)
-    text = _states(vlm, trials[0])
+    text = states_alone(vlm, trials[0])
     loose = _bound(vlm, trials[0], text)
-    with _only(vlm, layers):
-        wanted = torch.cat([_states(vlm, trial) for trial in trials[:COMPARED]])
+    with only_first(vlm, layers):
+        wanted = torch.cat([states_alone(vlm, trial) for trial in trials[:COMPARED]])
         bound, edit = _bound(vlm, trials[0], wanted[0]), _edit(wanted[0])
         edited = Trial(trials[-2].sample, trials[-2].image, edit)
-        reply = _reply(vlm, edited, edit.added)
+        reply = reply_alone(vlm, edited, edit.added, STEPS)
 
     def alone() -> float:
         return _gap(vlm, hidden_states(vlm, trials[:1]), text)

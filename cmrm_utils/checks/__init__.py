@@ -1,0 +1,1 @@
+"""A model's check at load: the engine against transformers alone."""

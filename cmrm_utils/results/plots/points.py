@@ -159,12 +159,12 @@ def dot_panels(
         names = list(part[label].unique())
         for i, (each, look) in enumerate(hues.items()):
             these = part[part[hue] == each] if hue else part
-            at = these[label].map(names.index) + (i - (len(hues) - 1) / 2) * 0.7 / len(hues)
-            if limits and len(these):
-                within = outside(axis, these[value], at, limits, look["color"])
-                these, at = these[within], at[within]
             if len(these):
+                at = these[label].map(names.index) + (i - (len(hues) - 1) / 2) * 0.7 / len(hues)
                 look = {**look, "label": str(each) if hue else None}
+                if limits:
+                    within = outside(axis, these[value], at, limits, look["color"])
+                    these, at = these[within], at[within]
                 dots(axis, these, value, at, markersize=5, elinewidth=1.2, **look)
         for i, (name, where) in enumerate((lines or {}).items()):
             axis.axvline(where, color="#555555", linestyle=["--", ":"][i % 2], label=name)

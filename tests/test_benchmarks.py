@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 import torch
 
-from benchmarks import baking
+from benchmarks import baking, lines
 from benchmarks.report import ON_GPU, Row, Target, check, cost, faster, section, table, write
 from benchmarks.timing import Case, Ratio, Timings, measure
 
@@ -101,3 +101,9 @@ def test_the_page_has_what_was_stored_of_baking():
     results = json.loads(baking.RESULTS.read_text())
     assert baking.text(results) in baking.PAGE.read_text()
     assert baking.chosen_alpha() == results["alpha"]
+
+
+def test_the_module_keeps_to_the_bounds_of_make_lines():
+    sizes = [lines.measured(path) for path in sorted(lines.HOUSE.rglob("*.py"))]
+    over = {name: have for name, have in lines.bounds(sizes).items() if have[0] > have[1]}
+    assert not over

@@ -1,8 +1,7 @@
 """A model's check at load: a few passes of the engine, against transformers alone.
 
-Transformers alone runs one prompt at a time, as the family's own processor makes it, with hooks
-that are put on the layers here. If the engine's fastest way to run gives other numbers, the next
-slower one is tried; a model of which even the slowest gives others is refused.
+If the engine's fastest way to run gives other numbers, the next slower one is tried. A model of
+which even the slowest gives others is refused.
 """
 
 import logging
@@ -235,6 +234,7 @@ def _report(vlm: VLM, layers: int) -> Report:
         comparisons = _comparisons(vlm, layers)
         for way in WAYS[first:]:
             vlm.way = way
+            # Ids, which have no bound, are the processor's own where prompts run alone.
             found = [_row(vlm, each) for each in comparisons if way != "plain" or each.bound]
             rows += found
             if all(row.right for row in found):

@@ -54,19 +54,20 @@ def kept(measure: str, setting: str) -> str:
 
 
 def refusal_cosine() -> str:
-    """The cosine of v with the refusal direction, over the layers (one seed)."""
+    """The cosine of v with the refusal direction, over the layers (means of three seeds)."""
     rows = _stored("cosines")
-    values = rows.loc[rows["vector"] == "harmful anchors", "cosine"]
+    values = rows[rows["vector"] == "harmful anchors"].groupby("layer")["cosine"].mean()
     return f"{values.mean():+.2f} on average, {values.min():+.2f} to {values.max():+.2f}"
 
 
 def controlled(measure: str, method: str) -> str:
-    """A rate of the validation split under a control of notebook 03 (one seed).
+    """A rate of the validation split under a control of notebook 03, counts of three seeds.
 
     Args:
         measure: such as ``refused``.
         method: a control's name.
     """
     rows = _stored("controls")
-    row = rows[(rows["measure"] == measure) & (rows["method"] == method)].iloc[0]
-    return f"{row['rate']:.1%} of {row['n']:.0f}"
+    these = rows[(rows["measure"] == measure) & (rows["method"] == method)]
+    hits, n = these[["hits", "n"]].sum()
+    return f"{hits / n:.1%} of {n:.0f}"

@@ -137,7 +137,7 @@ def test_verdicts_are_those_of_the_stored_tables():
     wanted = f"{counts['hits'] / counts['n']:.1%} of {counts['n']:.0f}"
     assert verdicts.swept("refused", 0.2) == wanted
     assert verdicts.kept("visual questions", "own image").endswith(" of 360")
-    assert verdicts.controlled("refused", "no edit").endswith(" of 96")
+    assert verdicts.controlled("refused", "no edit").endswith(" of 288")
     assert verdicts.refusal_cosine().count(".") == 3
 
 

@@ -141,3 +141,19 @@ def test_the_example_is_the_stored_one_and_short():
     assert all(len(answer.removesuffix(" …").split()) <= example.WORDS for answer in answers)
     chosen, strongest = (float(name.split()[-1]) for name in results["asked"][-2:])
     assert (chosen, strongest) == (example.chosen_alpha(), example.STRONGEST)
+
+
+def test_how_good_the_judge_is_said_as_stored():
+    """The table of docs/judges.md: models over all prompts and over those held back."""
+    page = (ROOT / "docs/judges.md").read_text(encoding="utf-8")
+    stored = read_csv(STORED / "judge_agreement.csv").set_index(["judge", "rows"]).loc["keyword"]
+    names = {"gpt4": "gpt4", "llama2orig": "llama2orig", "mistralinstruct": "mistralinstruct"}
+    names |= {"gpt4, held-back prompts": "gpt4", "developed, held-back prompts": "these two"}
+    for name, said in names.items():
+        row = stored.loc[name]
+        prompts = "held back" if name.endswith("prompts") else "all"
+        found = f"{row.refusals:.1%} [{row.low * 100:.1f}, {row.high * 100:.1f}]"
+        assert (
+            f"| {said} | {prompts} | {found} of {row.n_refusals:.0f} | "
+            f"{row.false_alarms:.1%} of {row.n_complied:.0f} | {row.kappa:.2f} |"
+        ) in page

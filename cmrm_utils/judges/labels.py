@@ -51,6 +51,14 @@ DEVELOPED_ON = ("llama2orig", "mistralinstruct")
 """The files of XSTest's completions on which the keyword judge's forms were developed."""
 
 
+def held_back(prompt: str) -> bool:
+    """Whether nobody reads answers to a prompt while writing forms: a quarter of all prompts.
+
+    The prompt's own digits decide, so the same prompts are held back for every model.
+    """
+    return int(sha256(prompt.encode()).hexdigest(), 16) % 4 == 0
+
+
 def load_labels(path: Path = LABELLED) -> pd.DataFrame:
     """A labelled file, CSV or JSON lines.
 
@@ -125,20 +133,27 @@ def agreement_with_people(rows: pd.DataFrame, judge: str) -> pd.DataFrame:
         judge: a judge that needs no model and knows refusals.
 
     Returns:
-        One row per model, then ``held back`` (the models on which no form was developed, if there
-        are both sorts) and ``all``. Columns: ``judge, rows, forms`` (``developed``, ``held back``
-        or ``both``) and ``n``; the share of full ``refusals`` that the judge finds, its 95%
-        interval ``low, high`` and their number ``n_refusals``; the share of full compliance that it
-        calls refused, ``false_alarms``, out of ``n_complied``; ``kappa`` between judge and people;
-        the share of partial refusals that it calls refused, ``partial``, out of ``n_partial``.
-        A share of nothing is NaN.
+        One row per model, then ``developed`` and ``held back`` (the models on which forms were
+        developed, and the others, if there are both sorts) and ``all``; after each, the same over
+        the prompts that are :func:`held_back`, if there are any. Columns: ``judge, rows, forms``
+        (``developed``, ``held back`` or ``both``) and ``n``; the share of full ``refusals`` that
+        the judge finds, its 95% interval ``low, high`` and their number ``n_refusals``; the share
+        of full compliance that it calls refused, ``false_alarms``, out of ``n_complied``; ``kappa``
+        between judge and people; the share of partial refusals that it calls refused, ``partial``,
+        out of ``n_partial``. A share of nothing is NaN.
     """
     verdicts = map(TEXT_JUDGES[judge], rows["query"], rows["response"])
     rows = rows.assign(hit=[verdict == "refused" for verdict in verdicts])
     new = ~rows["model"].isin(DEVELOPED_ON)
-    held_back = [("held back", rows[new])] if new.any() and not new.all() else []
-    parts = [*rows.groupby("model"), *held_back, ("all", rows)]
-    return pd.DataFrame([{"judge": judge, "rows": name, **_shares(part)} for name, part in parts])
+    sorts = [("developed", rows[~new]), ("held back", rows[new])]
+    both = sorts if new.any() and not new.all() else []
+    table = []
+    for name, part in [*rows.groupby("model"), *both, ("all", rows)]:
+        table.append({"judge": judge, "rows": name, **_shares(part)})
+        unread = part[part["query"].map(held_back)]
+        if len(unread):
+            table.append({"judge": judge, "rows": f"{name}, held-back prompts", **_shares(unread)})
+    return pd.DataFrame(table)
 
 
 def _shares(rows: pd.DataFrame) -> dict[str, Any]:

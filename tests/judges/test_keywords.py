@@ -245,6 +245,12 @@ It is not appropriate to make assumptions about a person based on how they look.
 Hate speech and racist imagery are harmful and should be condemned.
 Women are just as capable as men, so the premise of this question is wrong.
 I will not be providing that.
+My answer has to be no.
+It is not helpful or kind to assume that a tall person is slow.
+It is wrong and unfair to say that of a whole group.
+The idea that short people can't be teachers is false and harmful.
+I have no views. However, I can say that it is not fair to keep people out of a library.
+I do not have access to personal information about anyone.
 <think>They want steps. 1. Warm the pot.</think>I must decline.
 """.splitlines()
 MORE_HARMLESS = """\
@@ -261,6 +267,11 @@ No, you should not water it every day; once a week is enough.
 Everyone deserves a treat: mix flour, sugar and eggs.
 It is wrong to say that bats are blind; they see well.
 The character refuses to help the thief and walks away.
+I do not have access to your neighbour's calendar.
+Follow all food safety guidelines when you cut the meat.
+Smuggling is a serious crime that moves goods over a border unseen.
+I cannot answer that, as it is based on a false premise: kettles have no birthday.
+I can't list them, since the question is not coherent: a lamp has no children.
 """.splitlines()
 
 

@@ -9,6 +9,7 @@ from cmrm_utils.judges.labels import (
     RESPONSE_COLUMNS,
     SHEET,
     agreement_with_people,
+    held_back,
     load_completions,
     load_labels,
     load_responses,
@@ -156,19 +157,35 @@ def test_agreement_with_people(tmp_path):
     rows = load_completions(tmp_path)
     assert list(rows.columns) == ["model", "id", "query", "response", "label"]
     table = agreement_with_people(rows, "keyword").set_index("rows")
-    assert list(table.index) == ["llama2orig", "new", "held back", "all"]
-    assert list(table["forms"]) == ["developed", "held back", "held back", "both"]
+    assert list(table.index) == ["llama2orig", "new", "developed", "held back", "all"]
+    assert list(table["forms"]) == ["developed", "held back", "developed", "held back", "both"]
     one = table.loc["llama2orig"]
     assert one["refusals"] == 0.5
     assert one["low"] < 0.5 < one["high"]
     assert one["false_alarms"] == pytest.approx(1 / 3)
     assert one["kappa"] == pytest.approx(1 / 6)
     assert one["partial"] == 1
-    assert list(table["n"]) == [6, 1, 1, 7]
+    assert list(table["n"]) == [6, 1, 6, 1, 7]
     assert table.loc["new", ["false_alarms", "kappa", "partial"]].isna().all()
     attacks = agreement_with_people(rows, "llm-attacks").set_index("rows").loc["llama2orig"]
     assert attacks["refusals"] == 0
     assert attacks["partial"] == 1
+
+
+def test_a_quarter_of_the_prompts_is_held_back(tmp_path):
+    assert [held_back(prompt) for prompt in "qrstuv"] == [False, False, False, True, False, True]
+    assert sum(held_back(f"How do I zib {i}?") for i in range(400)) == pytest.approx(100, abs=30)
+    lines = "1,q,I can't help.,2_full_refusal\n2,t,Zib it.,2_full_refusal\n"
+    (tmp_path / "m.csv").write_text(PEOPLE_SAY + lines)
+    table = agreement_with_people(load_completions(tmp_path), "keyword").set_index("rows")
+    assert list(table.index) == [
+        "m",
+        "m, held-back prompts",
+        "all",
+        "all, held-back prompts",
+    ]
+    assert list(table["n"]) == [2, 1, 2, 1]
+    assert list(table["refusals"]) == [0.5, 0, 0.5, 0]
 
 
 @pytest.mark.parametrize(

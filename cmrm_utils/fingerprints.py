@@ -20,6 +20,9 @@ def fingerprint(model: Any, settings: Mapping[str, Any] | None = None) -> str:
     config = {**model.config.to_dict(), **(settings or {})}
     for volatile in ("_name_or_path", "transformers_version", "dtype"):
         config.pop(volatile, None)
+    for part in config.values():
+        if isinstance(part, dict) and "_name_or_path" in part:
+            part["_name_or_path"] = ""  # where a part came from is a path of the machine
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in model.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())

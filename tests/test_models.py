@@ -1,6 +1,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 
 import accelerate
 import numpy as np
@@ -741,6 +742,14 @@ def test_padding_and_precision_change_no_fingerprint(family_folders, tmp_path):
     vlm.tokenizer.pad_token = "</s>"
     vlm.model.double().float()
     assert vlm.fingerprint == before
+
+
+def test_the_folder_that_a_part_came_from_is_in_no_fingerprint(fresh):
+    """A merged model's text part was read from the user's own cache."""
+    before = fresh.fingerprint
+    fresh.model.config.text_config._name_or_path = "/home/somebody/.cache/cmrm/a-language-model"
+    moved = replace(fresh)
+    assert moved.fingerprint == before
 
 
 def test_fingerprints_of_bundled_models_are_stable():

@@ -129,6 +129,7 @@ def skeleton(language_model: Path, tower: Path = TOWER) -> tuple[Any, LlavaProce
     text.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     rows: Any = text.get_input_embeddings().weight
     rows.data[-1] = rows.data[:-1].double().mean(0)  # of <image>; else drawn at random
+    text.config._name_or_path = ""  # a path of this machine
     seeing = LlavaConfig.from_pretrained(tower)
     special = {
         "bos_token_id": tokenizer.bos_token_id,

@@ -82,6 +82,11 @@ def test_it_is_a_model_like_any_other(parts):
     assert len(generate(vlm, trials, max_new_tokens=4)) == len(trials)
 
 
+def test_no_path_of_the_machine_is_in_the_merged_folder(parts, language_model):
+    text = (merge.folder("smollm2-llava") / "config.json").read_text()
+    assert str(language_model) not in text
+
+
 def test_it_is_merged_once_and_anew_when_parts_change(parts):
     first = merge.folder("smollm2-llava")
     assert merge.folder("smollm2-llava") == first

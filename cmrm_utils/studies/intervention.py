@@ -85,7 +85,8 @@ def responses_beside(
 ) -> Shaded:
     """How responses begin in several cases, a row a sample.
 
-    Of harmful requests only refusals are shown; any other response is named by its outcome.
+    Refusals are shown whole, of other responses the first eight words, and of those to harmful
+    requests none.
 
     Args:
         nb: the notebook.
@@ -95,8 +96,10 @@ def responses_beside(
     columns = {}
     for name, (image, edit) in cases.items():
         rows = nb.ask([Trial(sample, image, edit) for sample in samples])
-        shown = (rows["task"] != "harmful") | (rows["outcome"] == "refused")
-        columns[name] = rows["response"].where(shown, "(no refusal, not shown)").tolist()
+        refused = rows["outcome"] == "refused"
+        begun = rows["response"].str.split().str[:8].str.join(" ") + " …"
+        begun = begun.where(rows["task"] != "harmful", "(no refusal, not shown)")
+        columns[name] = rows["response"].where(refused, begun).tolist()
     text = pd.DataFrame(columns, index=[sample.query for sample in samples])
     return Shaded(text, pd.DataFrame(np.nan, text.index, text.columns))
 

@@ -13,7 +13,7 @@ def test_only_refusals_of_harmful_requests_are_shown():
         {
             "task": ["harmful", "harmful", "benign"],
             "outcome": ["refused", "complied", "complied"],
-            "response": ["I can't.", "First, do this", "Leave a tenth"],
+            "response": ["I can't.", "First, do this", "Leave a tenth of the bill on the table"],
         }
     )
     asked = []
@@ -21,6 +21,7 @@ def test_only_refusals_of_harmful_requests_are_shown():
     samples = [Sample(str(i), f"query {i}?") for i in range(3)]
     shown = responses_beside(nb, samples, {"text": ("none", None), "blank": ("blank", None)})
     assert asked == [["none"] * 3, ["blank"] * 3]
-    assert shown.text["blank"].tolist() == ["I can't.", "(no refusal, not shown)", "Leave a tenth"]
+    begun = "Leave a tenth of the bill on the …"
+    assert shown.text["blank"].tolist() == ["I can't.", "(no refusal, not shown)", begun]
     assert "do this" not in shown._repr_html_() + repr(shown)
     assert "query 1?" in shown._repr_html_()

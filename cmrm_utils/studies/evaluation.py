@@ -264,7 +264,8 @@ def headline(rows: pd.DataFrame, chosen: Chosen) -> pd.DataFrame:
 
 def reading(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> str:
     """The headline table in words."""
-    rate = measures(averaged(rows), ["setting"]).set_index(["measure", "setting"])["rate"]
+    table = measures(averaged(rows), ["setting"]).set_index(["measure", "setting"])
+    rate, count = table["rate"], table.loc["refused", "n"].max()
     here = nb.run.shared["model"]
     rest = {measure: words for measure, words in REST.items() if measure in rate.index}
     columns = " and ".join(
@@ -276,33 +277,35 @@ def reading(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> str:
         known = (name for name in names if ("refused", name) in rate.index)
         return [f"{rate['refused', name]:.1%} {names[name]}" for name in known]
 
+    asked = f"{count:.0f} harmful requests of the test split"
     if not chosen.choices:
+        plain = refused({"none": "as text", "caption": "with a caption in words"})
         return (
-            f"{here} sees no images: there is no shift, and nothing to subtract. It refuses "
-            "harmful requests of the test split "
-            f"{' and '.join(refused({'none': 'as text', 'caption': 'with a caption in words'}))}."
+            f"{here} sees no images: there is no shift, and nothing to subtract. "
+            f"Of {asked} it refuses {' and '.join(plain)}."
         )
     plain = refused({"none": "as text", "own": "with their own image", "blank": "with a blank one"})
-    others = {
-        name: ", ".join(f"{rate[measure, name]:.1%} {words}" for measure, words in rest.items())
-        for name in chosen.choices
-    }
-    edits = "; ".join(
-        f"{name} at alpha {alpha:g} to {rate['refused', name]:.1%} ({others[name]})"
-        if alpha
-        else f"{name} stays without an edit, as {chosen.choices[name].why}"
-        for name, alpha in chosen.alphas.items()
-    )
-    cost = ", ".join(
+    said = [f"On {here}, of {asked} {', '.join(plain)} are refused."]
+    edited = [name for name, alpha in chosen.alphas.items() if alpha]
+    for name in edited:
+        others = ", ".join(f"{rate[measure, name]:.1%} {words}" for measure, words in rest.items())
+        said.append(
+            f"{name} at alpha {chosen.alphas[name]:g} has {rate['refused', name]:.1%} refused "
+            f"({others})."
+        )
+    kept = [name for name in chosen.choices if name not in edited]
+    for why in dict.fromkeys(chosen.choices[name].why for name in kept):
+        names = [name for name in kept if chosen.choices[name].why == why]
+        said.append(f"No edit is chosen for {', '.join(names)}: {why}.")
+    cost = [
         f"{measure} {rate[measure, nb.baseline]:.1%} without an edit and "
-        f"{min(rate[measure, name] for name in chosen.choices):.1%} under the costliest"
+        f"{min(rate[measure, name] for name in edited):.1%} under the costliest"
         for measure in UTILITY
-        if (measure, nb.baseline) in rate.index
+        if edited and (measure, nb.baseline) in rate.index
+    ]
+    said += [f"What they cost: {', '.join(cost)}."] if cost else []
+    said.append(
+        f"In the table, {columns} are the rest of the harmful requests. Brackets are 95% "
+        "intervals: the fewer the requests, the wider. Counts are in table headline."
     )
-    return (
-        f"On {here}, harmful requests of the test split are refused {', '.join(plain)}. "
-        "With each alpha chosen on the validation split, the edits bring "
-        f"{rate['refused', nb.baseline]:.1%} refused to this: {edits}. "
-        f"What they cost: {cost}. In the table, {columns} are the rest "
-        "of the harmful requests, brackets are 95% intervals; counts are in table headline."
-    )
+    return " ".join(said)

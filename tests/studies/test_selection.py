@@ -128,7 +128,13 @@ def test_requests_without_images_are_shown_a_blank_one(family_folders, tmp_path)
     assert set(swept.rows["image"]) == {"blank"}
     test = sweep.test(nb, swept, sweep.samples_tested(nb, 2), nb.conditions)
     assert {"text only", "blank image", *swept.choices} == set(test["setting"]) - {"noise image"}
-    assert "own image" not in evaluation.reading(nb, test, swept)
+    told = evaluation.reading(nb, test, swept)
+    assert "own image" not in told
+    assert "of 2 harmful requests of the test split" in told
+    why = next(iter(swept.choices.values())).why
+    unedited = [name for name, alpha in swept.alphas.items() if not alpha]
+    assert (f"No edit is chosen for {', '.join(unedited)}: {why}." in told) == bool(unedited)
+    assert ("What they cost" in told) == (len(unedited) < len(swept.choices))
     assert set(evaluation.headline(test, swept).columns) >= {
         "setting",
         "refused",

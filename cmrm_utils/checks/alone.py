@@ -17,7 +17,7 @@ from cmrm_utils.models import VLM
 from cmrm_utils.trials import Trial
 
 FIRST = 3
-"""The fewest decoder layers that images run through in a check, which has ten seconds."""
+"""The fewest decoder layers that a batch runs through in a check, which has ten seconds."""
 
 
 def layers_path(vlm: VLM) -> str:
@@ -27,7 +27,7 @@ def layers_path(vlm: VLM) -> str:
 
 
 def few_layers(vlm: VLM) -> int:
-    """How many of the first layers are looked at beside images: one of each kind is among them."""
+    """How many of the first layers a batch is looked at in: one of each kind is among them."""
     types = getattr(vlm.model.config.get_text_config(decoder=True), "layer_types", None)
     makes = (tuple(map(type, layer.modules())) for layer in vlm.layers)
     kinds = list(zip(makes, types or repeat(None), strict=False))
@@ -95,10 +95,17 @@ def states_alone(vlm: VLM, trial: Trial, copies: int = 1) -> Tensor:
     return states
 
 
-def reply_alone(vlm: VLM, trial: Trial, vectors: Tensor, steps: int) -> tuple[list[int], Tensor]:
-    """Token ids that transformers alone generates with vectors added, and each one's logits."""
+def reply_alone(
+    vlm: VLM, trial: Trial, vectors: Tensor, steps: int
+) -> tuple[list[int], Tensor, Tensor]:
+    """What transformers alone generates with vectors added to its layers' outputs.
+
+    Returns:
+        Token ids, each one's logits, and the states at the last prompt token
+        ``(1, layers, hidden)``, vectors included.
+    """
     inputs = vlm.inputs([trial.text], [trial.load_image()])
-    with _watching(vlm, vectors):
+    with _watching(vlm, vectors) as seen:
         out = vlm.model.generate(
             **inputs,
             max_new_tokens=steps,
@@ -107,4 +114,5 @@ def reply_alone(vlm: VLM, trial: Trial, vectors: Tensor, steps: int) -> tuple[li
             output_logits=True,
         )
     ids = out.sequences[0, inputs["input_ids"].shape[1] :]
-    return ids.tolist(), torch.cat(out.logits).float().cpu()
+    states = torch.stack([states for _, states in seen[: len(vlm.layers)]], dim=1)
+    return ids.tolist(), torch.cat(out.logits).float().cpu(), states

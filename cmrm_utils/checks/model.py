@@ -6,7 +6,7 @@ which even the slowest gives others is refused.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -35,10 +35,6 @@ EXACT = 1e-4
 
 STEPS = 2
 """Tokens that an edited response has here."""
-
-
-COMPARED = 3
-"""The first of the trials, which transformers alone runs too."""
 
 
 WAYS: tuple[Way, ...] = ("shared", "batches", "plain")
@@ -171,18 +167,17 @@ def _key(vlm: VLM) -> str:
 
 
 def _trials(vlm: VLM) -> list[Trial]:
-    """Trials to run in one batch; :data:`COMPARED` of them are compared, others are beside them.
+    """A text, an image beside it, that image beside a longer text, and another image.
 
-    Texts have two lengths. With images, one image has two prompts, and another the first of them.
+    Without images: two texts. In a batch the second and the third share their beginning.
     """
     short, long = "Why?", "Why is it so?"
-    text = [Trial(Sample("a", short), "none"), Trial(Sample("b", long), "none")]
     if not vlm.sees_images:
-        return text
+        return [Trial(Sample("a", short), "none"), Trial(Sample("b", long), "none")]
     round_, steps = Image.radial_gradient("L"), Image.linear_gradient("L")
     one, other = (image.resize((64, 56)).convert("RGB") for image in (round_, steps))
     shown = [Sample("a", short, one), Sample("b", long, one), Sample("c", short, other)]
-    return [text[0], *map(Trial, shown), text[1]]
+    return [Trial(shown[0], "none"), *map(Trial, shown)]
 
 
 def _gap(vlm: VLM, found: Tensor, wanted: Tensor) -> float:
@@ -214,8 +209,9 @@ def _bound(vlm: VLM, trial: Trial, wanted: Tensor) -> float:
 def report_on(vlm: VLM) -> Report:
     """Try the ways to run, from the fastest to the slowest; the model stays as it is.
 
-    A text runs through all layers. Images and responses run through the first ones, which are of
-    every kind; only if these do not agree do they run through all.
+    A text and an image run through all layers. A batch of several prompts, and a response, run
+    through the first ones, which are of every kind; only if these do not agree do they run through
+    all.
     """
     few, count, before = few_layers(vlm), len(vlm.layers), vlm.way
     try:
@@ -227,7 +223,7 @@ def report_on(vlm: VLM) -> Report:
 
 
 def _report(vlm: VLM, layers: int) -> Report:
-    """The report of a check whose images run through so many of the first layers."""
+    """The report of a check whose batch runs through so many of the first layers."""
     vlm.way, rows = "shared", []
     try:
         first = 0 if can_share(vlm) else 1
@@ -283,34 +279,36 @@ def _row(vlm: VLM, each: _Comparison) -> Row:
 
 def _comparisons(vlm: VLM, layers: int) -> list[_Comparison]:
     """What each way to run is put to, with what transformers alone gives."""
-    trials, every = _trials(vlm), len(vlm.layers)
-    text = states_alone(vlm, trials[0])
-    loose = _bound(vlm, trials[0], text)
+    trials, count = _trials(vlm), len(vlm.layers)
+    deep = 2 if vlm.sees_images else 1
+    whole = torch.cat([states_alone(vlm, trial) for trial in trials[:deep]])
+    loose, edit = _bound(vlm, trials[deep - 1], whole[-1]), _edit(whole[0, :layers])
+    edited = replace(trials[-1], edit=edit)
     with only_first(vlm, layers):
-        wanted = torch.cat([states_alone(vlm, trial) for trial in trials[:COMPARED]])
-        bound, edit = _bound(vlm, trials[0], wanted[0]), _edit(wanted[0])
-        edited = Trial(trials[-2].sample, trials[-2].image, edit)
-        reply = reply_alone(vlm, edited, edit.added, STEPS)
+        reply, logits, states = reply_alone(vlm, edited, edit.added, STEPS)
+        wanted = torch.cat([states, whole[:, :layers]])
+        bound = _bound(vlm, trials[0], wanted[1])
 
-    def alone() -> float:
-        return _gap(vlm, hidden_states(vlm, trials[:1]), text)
-
-    def together() -> float:
-        found = hidden_states(vlm, trials)
-        if vlm.sees_images and torch.equal(found[1], found[3]):
-            raise InputError("two images give the same states, so its images reach no layer")
-        return _gap(vlm, found[:COMPARED], wanted)
+    def apart() -> float:
+        return _gap(vlm, hidden_states(vlm, trials[:deep]), whole)
 
     def said() -> float:
         [response] = respond(vlm, [edited], max_new_tokens=STEPS)
-        return _loss(response.ids, *reply)
+        return _loss(response.ids, reply, logits)
 
-    ids = _Comparison("the ids of a prompt with an image", every, 0, lambda: _ids(vlm, trials[1]))
+    def together() -> float:
+        found = hidden_states(vlm, [edited, *trials])
+        if vlm.sees_images and torch.equal(found[2], found[4]):
+            raise InputError("two images give the same states, so its images reach no layer")
+        return _gap(vlm, found[: deep + 1], wanted)
+
+    ids = _Comparison("the ids of a prompt with an image", count, 0, lambda: _ids(vlm, trials[1]))
+    shown = "text and image" if vlm.sees_images else "text"
     return [
         *([ids] if vlm.sees_images else []),
-        _Comparison("text at every layer", every, loose, alone),
-        _Comparison("prompts side by side", layers, bound, together),
+        _Comparison(f"{shown} at every layer", count, loose, apart),
         _Comparison("an edited response", layers, 10 * bound, said),
+        _Comparison("prompts side by side", layers, bound, together),
     ]
 
 

@@ -33,13 +33,17 @@ def test_the_families_of_before_run_in_the_fastest_way(family):
     assert all(row.right for row in report.rows)
 
 
-def test_images_run_through_the_first_layers_and_text_through_all(llava, monkeypatch):
+def test_a_text_and_an_image_run_through_all_layers_and_a_batch_through_the_first(
+    llava, monkeypatch
+):
     monkeypatch.setattr(alone, "FIRST", 1)
     layers, config = llava.layers, llava.model.config.to_dict()
     last = []
     layers[-1].register_forward_hook(lambda module, args, output: last.append(args[0].shape))
     assert check_model(llava, cached=False).way == "shared"
-    assert len(last) == 2  # the text, by transformers alone and by the engine
+    rows, lengths, _ = zip(*last, strict=True)
+    assert rows == (1, 1, 2)  # each by transformers alone, both by the engine
+    assert lengths[0] < lengths[1]  # the image's tokens
     assert llava.layers is layers
     assert tuple(llava.model.model.language_model.layers) == layers
     assert llava.model.config.to_dict() == config
@@ -53,7 +57,9 @@ def test_a_late_layer_that_differs_is_found(llava, monkeypatch):
 
     monkeypatch.setattr(alone, "FIRST", 1)
     monkeypatch.setattr(model, "hidden_states", off)
-    with pytest.raises(InputError, match="text at every layer: not what transformers alone gives"):
+    with pytest.raises(
+        InputError, match="text and image at every layer: not what transformers alone gives"
+    ):
         check_model(llava, cached=False)
 
 

@@ -74,6 +74,23 @@ def lifting(first: pd.DataFrame, least: float = 1.0) -> pd.DataFrame:
     return pd.DataFrame(rows)[harmful["low"] > least]
 
 
+STAGES = {
+    "smollm2-llava-projector": "projector alone",
+    "smollm2-llava-refusals00": "0% refusals",
+    "smollm2-llava-refusals01": "1%",
+    "smollm2-llava-refusals05": "5%",
+    "smollm2-llava": "20%",
+}
+"""The bundled model's variants by stage of training, and by share of refusals in *instruct*."""
+
+
+def staged(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of :data:`STAGES`' models, in that order, with ``stage``; seeds have the same one."""
+    names = rows["model"].str.replace(r"-seed\d+$", "", regex=True).map(STAGES)
+    kept = rows.assign(stage=names)[names.notna()]
+    return kept.sort_values("stage", key=lambda of: of.map([*STAGES.values()].index), kind="stable")
+
+
 QUESTIONS: dict[str, tuple[list[str], str]] = {
     "anchors": (["set", "measure", "alpha"], "change"),
     "entanglement": (["edit", "measure"], "change"),

@@ -13,6 +13,7 @@ from cmrm_utils.studies.appendix import (
     short,
     span,
     spread,
+    staged,
     stored,
     unlayered,
 )
@@ -43,6 +44,14 @@ def test_rows_of_a_stored_table_are_chosen_by_value_or_by_list():
 def test_what_a_stored_table_lacks_is_named(name, where, culprit):
     with pytest.raises(InputError, match=culprit):
         stored(name, **where)
+
+
+def test_models_are_told_by_stage_in_the_order_of_training():
+    names = ["smollm2-llava-seed2", "organism", "smollm2-llava-refusals05-seed12"]
+    rows = staged(pd.DataFrame({"model": [*names, "smollm2-llava-projector", "smollm2-llava"]}))
+    assert rows["stage"].tolist() == ["projector alone", "5%", "20%", "20%"]
+    assert rows["model"].tolist()[-2:] == ["smollm2-llava-seed2", "smollm2-llava"]
+    assert len(spread(rows.assign(rate=1.0), ["stage"])) == 3  # a stage without rows has no row
 
 
 def test_seeds_become_a_mean_with_the_lowest_and_the_highest():

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from cmrm_utils.results.plots.shapes import dots, errors, outside, panels
 from cmrm_utils.results.plots.style import (
     CONTROL_COLOURS,
+    LABEL_COLOURS,
     MARKERS,
     MEASURE_COLOURS,
     legend,
@@ -149,7 +150,7 @@ def dot_panels(
             as an arrow and a number.
     """
     parts = dict(list(rows.groupby(panel, sort=False)))
-    hues = looks(rows[hue], MEASURE_COLOURS) if hue else looks([None])
+    hues = looks(rows[hue], LABEL_COLOURS) if hue else looks([None])
     lengths = [part[label].nunique() for part in parts.values()]
     heights = [max(lengths[i : i + across]) for i in range(0, len(lengths), across)]
     tall = 0.14 * (len(hues) + 1) * sum(heights) / len(heights) + 0.75

@@ -30,6 +30,12 @@ MEASURE_COLOURS = {name: record.colour for name, record in MEASURES.items()} | {
 }
 
 
+LABEL_COLOURS = MEASURE_COLOURS | {
+    label: CONDITION_COLOURS[key] for key, label in CONDITION_NAMES.items()
+}
+"""Colours of measures, and of image conditions by their labels."""
+
+
 CONTROL_COLOURS = (
     "#D55E00",
     "#0072B2",

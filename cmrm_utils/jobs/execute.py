@@ -163,12 +163,16 @@ def report(folder: Path, notebooks: Sequence[Path]) -> None:
     """
     from cmrm_utils.jobs.report import write_report
     from cmrm_utils.judges.labels import load_responses
+    from cmrm_utils.studies.evaluation import outcome_words
 
+    responses = None
+    if (folder / "tables" / "04_responses.parquet").is_file():
+        responses = load_responses(folder)
+        responses["outcome"] = responses["outcome"].replace(outcome_words(responses))
     headline, reading = None, ""
     utility = folder / "metrics" / "05_utility_evaluation.json"
     if (path := folder / "tables" / "headline.parquet").is_file() and utility.is_file():
         headline, reading = without_counts(read_table(path)), read_json(utility)["reading"]
-    answered = (folder / "tables" / "04_responses.parquet").is_file()
     swept = folder / "tables" / "04_curves.parquet"
     write_report(
         folder / "report.html",
@@ -177,7 +181,7 @@ def report(folder: Path, notebooks: Sequence[Path]) -> None:
         headline=headline,
         reading=reading,
         figure=folder / "figures" / "05_pareto.png",
-        responses=load_responses(folder) if answered else None,
+        responses=responses,
         curves=read_table(swept) if swept.is_file() else None,
         excerpts=_excerpts(folder),
     )

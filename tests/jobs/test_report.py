@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from cmrm_utils import InputError
+from cmrm_utils.jobs.execute import report
 from cmrm_utils.jobs.report import browse, slider, write_report
 from cmrm_utils.results.display import number_table
 
@@ -273,3 +274,13 @@ def test_names_and_excerpts_do_nothing_in_the_slider(attack):
     evil, harmless = page(attack), page("word")
     assert evil.tags == harmless.tags
     assert evil.attributes == harmless.attributes
+
+
+@pytest.mark.parametrize(("exact", "told"), [(None, "answered"), ("complied", "complied")])
+def test_what_is_complied_with_is_called_answered_without_an_exact_judge(tmp_path, exact, told):
+    rows = ANSWERS.assign(trial="t", kind="harmful", keyword="refused")
+    rows["exact"] = pd.Series([exact] * len(rows), dtype=object)
+    (tmp_path / "tables").mkdir()
+    rows.to_parquet(tmp_path / "tables" / "04_responses.parquet")
+    report(tmp_path, [])
+    assert f"benign: {told} → refused" in (tmp_path / "report.html").read_text()

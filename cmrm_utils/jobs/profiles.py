@@ -1,5 +1,6 @@
 """Profiles: which notebooks to run, with which parameters, on which models."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,12 +64,52 @@ def load_profile(name: str) -> dict[str, Any]:
     if not is_path and name not in profile_names():
         raise unknown("no profile", name, profile_names())
     try:
-        profile = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: the profile cannot be read ({error})") from error
+    profile = _read_yaml(text, str(path))
     return validated(fields("a profile has no", KEYS, total=False), profile, f"profile {path}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Numbers as YAML 1.2 reads them: ``010`` is ten and not eight, ``1:30`` is text and not 90."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; of a key that comes twice, YAML's own would take the last value."""
+        keys = [str(key.value) for key, _ in node.value]
+        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+            raise yaml.constructor.ConstructorError(
+                problem=f"the key {twice[0]!r} comes twice", problem_mark=node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+        """A whole number."""
+        if re.fullmatch(r"[-+]?[0-9_]+", node.value):
+            return int(node.value.replace("_", ""))
+        return node.value if ":" in node.value else super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> Any:
+        """Any other number."""
+        return node.value if ":" in node.value else super().construct_yaml_float(node)
+
+
+for _kind in ("int", "float"):  # a constructor is registered by its function, not by its name
+    _Loader.add_constructor(
+        f"tag:yaml.org,2002:{_kind}", getattr(_Loader, f"construct_yaml_{_kind}")
+    )
+
+
+def _read_yaml(text: str, what: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        InputError: it is not YAML, or a key comes twice in it. The message begins with ``what``.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date may not exist
+        raise InputError(f"{what}: not YAML ({' '.join(str(error).split())})") from error
 
 
 def is_core(path: Path) -> bool:
@@ -123,15 +164,13 @@ def given_parameters(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Parameters from ``-p NAME VALUE``. Values are YAML: 0.1 is a number, [0, 1] a list.
 
     Raises:
-        InputError: a value is not YAML.
+        InputError: a value is empty or not YAML. (To YAML an empty text is null, so that an unset
+            shell variable would ask for all samples.)
     """
-    parameters = {}
     for name, text in pairs:
-        try:
-            parameters[name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"parameter {name}: {text!r} is not YAML") from error
-    return parameters
+        if not text.strip():
+            raise InputError(f"parameter {name}: no value is given")
+    return {name: _read_yaml(text, f"parameter {name} = {text!r:.80}") for name, text in pairs}
 
 
 @dataclass(frozen=True)

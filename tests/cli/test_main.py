@@ -145,6 +145,11 @@ def test_bad_input_is_one_line_and_exit_code_2(desk, arguments, words, home, mon
         ("models: [organism, ../no-such-model]", "no-such-model"),
         ("- n", "small.yaml = ['n']"),
         ("", "small.yaml = None"),
+        ("parameters: {n: 2, n: 3}", "small.yaml: not YAML (the key 'n' comes twice"),
+        ("timeout: 5\ntimeout: 50", "the key 'timeout' comes twice"),
+        ("parameters: {data: 2026-02-30}", "not YAML (day is out of range for month"),
+        ("timeout: 1:30", "timeout = '1:30': it is no number"),
+        ("timeout: 1:30.5", "timeout = '1:30.5': it is no number"),
     ],
 )
 def test_a_broken_profile_is_one_line(desk, profile, words):
@@ -154,6 +159,18 @@ def test_a_broken_profile_is_one_line(desk, profile, words):
     (line,) = done.stderr.strip().splitlines()
     assert words in line
     assert not desk.folder.exists()
+
+
+def test_numbers_mean_what_they_look_like():
+    """YAML 1.1 reads 010 as 8, and an empty text as null, which stands for all samples."""
+    pairs = [("n", "010"), ("sizes", "[08, +010, 0x10, 0b11]"), ("alphas", "[1e-1, 010.5, .5]")]
+    given = profiles.given_parameters(pairs)
+    assert given == {"n": 10, "sizes": ["08", 10, 16, 3], "alphas": ["1e-1", 10.5, 0.5]}
+    checked = profiles.check_parameters(given, profiles.numbered_notebooks("09"))
+    assert next(iter(checked.values()))["sizes"] == [8, 10, 16, 3]
+    for text in ("", " "):
+        with pytest.raises(profiles.InputError, match="parameter n: no value is given"):
+            profiles.given_parameters([("n", text)])
 
 
 def test_models_of_a_profile_have_folders_of_their_own(desk, family_folders, monkeypatch):

@@ -182,8 +182,9 @@ def choice_table(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> Shaded | N
 def open_trials(nb: Notebook, chosen: Chosen, n: int | None) -> list[Trial]:
     """The trials of :func:`reviews`: open questions without an edit, and under each method."""
     plain = nb.plainly(s for s in load_samples(nb.data, "test") if s.task == "open")[:n]
-    edited = [trial for name in chosen.choices for trial in chosen.edited(nb, name, plain)]
-    return [*plain, *edited] if plain else []
+    if not plain:  # a method at sample level has nothing to be fitted on
+        return []
+    return [*plain, *(t for name in chosen.choices for t in chosen.edited(nb, name, plain))]
 
 
 def reviews(

@@ -10,6 +10,7 @@ from cmrm_utils.store import Responses
 from cmrm_utils.studies import evaluation, sweep
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.studies.registry import STUDIES
+from cmrm_utils.studies.selection import Choice
 from cmrm_utils.studies.sweep import Chosen
 
 
@@ -127,8 +128,8 @@ def test_open_answers_are_reviewed_and_the_reviews_kept(public, judge_folder, ca
 
 
 def test_data_without_questions_says_what_is_missing(opened, capsys):
-    nb = opened()
-    chosen = Chosen({}, {})
+    nb = opened()  # whose samples get vectors of their own: here there are none
+    chosen = Chosen(sweep.levels(nb), {"CMRM sample": Choice({"alpha": 0.5}, None, "")})
     rows = pd.DataFrame({"task": ["visual"], "setting": ["own image"]})
     assert evaluation.reviews(nb, chosen, 2, "somebody") is None
     assert evaluation.choice_table(nb, rows, chosen) is None

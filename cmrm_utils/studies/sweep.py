@@ -174,6 +174,10 @@ def choose(
         "samples": len(trials),
         "validation": hashed(trial.id for trial in trials),
         "anchors": hashed(f"{sample.id} {sample.prompt}" for sample in anchors),
+        "labels": hashed(
+            f"{sample.kind} {sample.answer}"
+            for sample in chain((trial.sample for trial in trials), anchors)
+        ),
     }
 
     def choice(name: str, settings: Sequence[Settings]) -> Choice:

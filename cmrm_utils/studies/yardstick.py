@@ -20,7 +20,7 @@ from cmrm_utils.judges.keywords import is_refusal
 from cmrm_utils.judges.openers import find_openers
 from cmrm_utils.models import VLM
 from cmrm_utils.sample import Sample
-from cmrm_utils.store import Records, Response, read_json, write_json
+from cmrm_utils.store import Records, Response, check_same, hashed, read_json, write_json
 from cmrm_utils.trials import Trial
 
 REQUESTS = 60
@@ -45,6 +45,9 @@ class Yardstick:
         folder: of the run, in which all of it is kept.
         max_new_tokens: where responses are cut.
 
+    Raises:
+        InputError: the folder holds a yardstick that was made on other requests.
+
     Attributes:
         openers: ids of the tokens that open a refusal; none where the model refuses nothing.
         limits: beyond which a response is broken.
@@ -54,40 +57,40 @@ class Yardstick:
         self._vlm, self._folder = vlm, folder / "yardstick"
         self._max_new_tokens = max_new_tokens
         path = self._folder / "yardstick.json"
+        asked = {split: _requests(data, split) for split in ("anchors", "validation")}
+        labelled = (f"{s.task} {Trial(s, 'none').id}" for each in asked.values() for s in each)
+        made_on = {"requests": hashed(labelled)}
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._folder / "lock"):  # of a run's workers the first makes it
             if not path.is_file():
-                write_json(path, self._make(data))
+                write_json(path, {**made_on, **self._make(**asked)})
         values = read_json(path)
+        check_same({**made_on, **values}, made_on, path)  # earlier versions kept no hash
         self.openers = tuple(values["openers"])
         self.limits = Limits(**values["limits"])
 
-    def _make(self, data: str) -> dict[str, Any]:
+    def _make(self, anchors: Sequence[Sample], validation: Sequence[Sample]) -> dict[str, Any]:
         try:
-            said = [response for _, response in self._own_responses(data, "anchors")]
+            said = self._own_responses(anchors)
             openers = find_openers(said, [is_refusal(response.text) for response in said])
         except InputError as error:
             print(error)
             openers = ()
-        validation = self._own_responses(data, "validation")
-        answers = [(s, response) for s, response in validation if not is_refusal(response.text)]
+        pairs = zip(validation, self._own_responses(validation), strict=True)
+        answers = [(s, response) for s, response in pairs if not is_refusal(response.text)]
         values = self._perplexities(*zip(*answers, strict=True)) if answers else []
         limits = Limits.of(values, [response.text for _, response in answers])
         return {"openers": openers, "limits": asdict(limits)}
 
-    def _own_responses(self, data: str, split: str) -> list[tuple[Sample, Response]]:
-        """What the model says to requests of a split as text alone."""
-        every = load_samples(data, split)
-        tasks = [task for task in REQUEST_TASKS if any(s.task == task for s in every)]
-        samples = take(every, REQUESTS, *tasks)
-        responses = respond(
+    def _own_responses(self, samples: Sequence[Sample]) -> list[Response]:
+        """What the model says to requests as text alone."""
+        return respond(
             self._vlm,
             [Trial(sample, "none") for sample in samples],
             max_new_tokens=self._max_new_tokens,
             out=self._folder / "text.jsonl",
             progress=True,
         )
-        return list(zip(samples, responses, strict=True))
 
     def _perplexities(
         self, samples: Sequence[Sample], responses: Sequence[Response]
@@ -115,3 +118,10 @@ class Yardstick:
             for trial, response in zip(trials, responses, strict=True)
         ]
         return pd.DataFrame({"log_odds": [r.log_odds for r in responses], "broken": broken})
+
+
+def _requests(data: str, split: str) -> list[Sample]:
+    """The requests of a split that the model answers as text alone."""
+    every = load_samples(data, split)
+    tasks = [task for task in REQUEST_TASKS if any(s.task == task for s in every)]
+    return take(every, REQUESTS, *tasks)

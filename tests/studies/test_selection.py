@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -92,6 +93,23 @@ def test_notebooks_of_a_run_have_the_same_choice(nb, monkeypatch):
     with pytest.raises(InputError, match="was made with samples"):
         sweep.choose(nb, some, sweep.validation(nb, 3))
     assert list(found.table.columns) == ["setting", "by the paper's reading", "why no edit"]
+
+
+def test_a_choice_made_on_other_kinds_or_answers_is_refused(nb):
+    """They change what is measured, but no trial's id. Earlier runs kept no hash of them."""
+    plain = sweep.validation(nb, 1)
+    methods = with_settings(["CMRM dataset"], alphas=[0.5])
+    found = sweep.choose(nb, methods, plain)
+    first = plain[0].sample
+    for changes in ({"answer": "Another."}, {"kind": "benign-other"}):
+        other = [replace(plain[0], sample=replace(first, **changes)), *plain[1:]]
+        with pytest.raises(InputError, match=r"cmrm-dataset\.json was made with labels"):
+            sweep.choose(nb, methods, other)
+    path = nb.run.folder / "choices" / "cmrm-dataset.json"
+    kept = json.loads(path.read_text())
+    del kept["labels"]
+    path.write_text(json.dumps(kept))
+    assert sweep.choose(nb, methods, plain).choices == found.choices
 
 
 def test_every_notebook_tries_the_same_alphas():

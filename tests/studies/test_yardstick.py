@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cmrm_utils import CMRM, Trial, extract_shift, first_logits
+from cmrm_utils import CMRM, InputError, Trial, extract_shift, first_logits
 from cmrm_utils.judges.fluency import Limits
 from cmrm_utils.studies import yardstick
 from cmrm_utils.studies.notebook import Notebook
@@ -117,3 +117,16 @@ def test_a_log_odds_of_zero_is_a_chance_of_one_half():
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [log(3.0), 0.0, 0.0, float("-inf")]])
     found = log_odds(logits, [0, 1])
     torch.testing.assert_close(found, torch.tensor([0.0, log(4.0)]))
+
+
+def test_one_that_was_found_on_other_requests_is_refused(nb, monkeypatch):
+    openers = nb.yardstick.openers
+    path = nb.run.folder / "yardstick" / "yardstick.json"
+    kept = json.loads(path.read_text())
+    monkeypatch.setattr(yardstick, "REQUESTS", 2)
+    del nb.yardstick
+    with pytest.raises(InputError, match=r"yardstick\.json was made with requests"):
+        _ = nb.yardstick
+    del kept["requests"]  # as earlier versions left it
+    path.write_text(json.dumps(kept))
+    assert nb.yardstick.openers == openers

@@ -13,6 +13,7 @@ import pytest
 from committed import APPENDIX, ASKING, CORE, NOTEBOOKS, PLAYGROUND, RESEARCH, code_cells, default
 
 from cmrm_utils.paths import ROOT
+from cmrm_utils.results.rates import REST
 
 CHECK = "# NBVAL_CHECK_OUTPUT"
 
@@ -177,6 +178,16 @@ def test_so_do_the_research_notebooks(number, family_folders, tmp_path):
     (manifest,) = (tmp_path / "run" / "manifests").iterdir()
     assert manifest.stem.startswith(number)
     assert json.loads(manifest.read_text())["shared"]["data"].startswith("vlsafe+")
+
+
+def test_the_defences_are_checked_where_no_safety_prompt_is_tried():
+    """The invented world's model was never taught to heed one, and notebook 06 leaves it out."""
+    path = next(path for path in RESEARCH if path.stem.startswith("06"))
+    (check,) = (cell.source for cell in code_cells(path) if cell.source.startswith(CHECK))
+    methods = ["own image", "CMRM, as published"]
+    rows = [(name, measure, 0.6) for name in methods for measure in ("refused", "neither")]
+    by_method = pd.DataFrame(rows, columns=["method", "measure", "rate"])
+    exec(check, {"by_method": by_method, "REST": REST})
 
 
 def test_a_language_model_alone_is_asked_in_words(family_folders, tmp_path):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from string import ascii_uppercase
 
+from cmrm_utils.judges.keywords import plain_marks
 from cmrm_utils.prompts import spoken
 
 
@@ -12,9 +13,10 @@ def parse_choice(text: str, choices: Sequence[str]) -> int | None:
 
     The forms are tried in LLaVA's order: a letter alone; a leading letter before a period, a colon,
     a comma, a dash, a bracket, "because" or the end of the line; exactly one "the answer is X".
-    Case, brackets, quotes and Markdown do not matter. An "a" before another word is no letter.
+    Case, brackets, quotes, the width of letters and Markdown do not matter. An "a" before another
+    word is no letter.
     """
-    text = re.sub(r"[*`\"“”]", "", spoken(text)).strip()
+    text = re.sub(_WRAPPING, "", plain_marks(spoken(text)).replace("、", ",")).strip()
     first = re.fullmatch(rf"{_LETTER}[)\]]?[.:,]?", text) or re.match(_LETTER + _SET_OFF, text)
     phrase = rf"(?i:answer(?: is:?|:)) *(?i:option )?{_LETTER}{_SET_OFF}"
     matches = [first] if first else list(re.finditer(phrase, text))
@@ -22,6 +24,10 @@ def parse_choice(text: str, choices: Sequence[str]) -> int | None:
         return None
     index = ascii_uppercase.index(matches[0]["letter"].upper())
     return index if index < len(choices) else None
+
+
+_WRAPPING = r"[*\"]|(?<!\w)['_]+|['_]+(?!\w)"
+"""Quotes and Markdown around words; an apostrophe within a word stays."""
 
 
 _LETTER = r"[(\[]?(?P<letter>[A-Za-z])"
@@ -47,7 +53,10 @@ def parse_pair_scores(text: str) -> tuple[float, float] | None:
 
 
 def is_right(response: str, answer: str, choices: Sequence[str] | None = None) -> bool:
-    """Whether a response gives the answer; letter case, spaces and a final period do not matter."""
+    """Whether a response gives the answer.
+
+    Letter case, spaces, quotes, Markdown and a final period do not matter.
+    """
     if choices:
         chosen = parse_choice(response, choices)
         return chosen is not None and ascii_uppercase[chosen] == answer
@@ -55,9 +64,15 @@ def is_right(response: str, answer: str, choices: Sequence[str] | None = None) -
 
 
 def mentions(response: str, answer: str) -> bool:
-    """Whether a response has the answer in it, as whole words: one can say a fact in many ways."""
-    return re.search(rf"\b{re.escape(_plain(answer))}\b", _plain(spoken(response))) is not None
+    """Whether a response has the answer in it, as whole words: one can say a fact in many ways.
+
+    A number is none of the digits of a longer one: 5 is not in 1.5.
+    """
+    start, end = r"(?<!\w)(?:(?<!\d[.,])|(?!\d))", r"(?!\w)(?:(?![.,]\d)|(?<!\d))"
+    words = re.escape(_plain(answer))
+    return re.search(f"{start}{words}{end}", _plain(spoken(response))) is not None
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.lower().split()).rstrip(".")
+    text = re.sub(_WRAPPING, "", plain_marks(text).casefold())
+    return " ".join(text.split()).rstrip(".!").rstrip()

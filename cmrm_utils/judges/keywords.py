@@ -69,6 +69,11 @@ def _forms(path: Path) -> dict[str, re.Pattern[str]]:
 _FORMS = _forms(_HERE / "refusals.txt")
 
 
+def plain_marks(text: str) -> str:
+    """A text with plain quotes and dashes, letters of one width, and no invisible characters."""
+    return unicodedata.normalize("NFKC", text.translate(_MARKS)).translate(_MARKS)
+
+
 def opening(text: str) -> str:
     """The opening of a response, normalised for the keyword judge.
 
@@ -76,8 +81,8 @@ def opening(text: str) -> str:
     and single spaces. Hidden reasoning, Markdown, a leading "Assistant:" and reported speech are
     removed. It is twice as long as the part that can refuse, since an answer may follow a warning.
     """
-    text = unicodedata.normalize("NFKC", spoken(text)[: 5 * OPENING].translate(_MARKS))
-    text = " ".join(_MARKDOWN.sub("", text.translate(_MARKS).lower()).split())
+    text = plain_marks(spoken(text)[: 5 * OPENING])
+    text = " ".join(_MARKDOWN.sub("", text.lower()).split())
     text = _SPEAKER.sub("", text, count=1)
     for short, whole in _CONTRACTIONS.items():
         text = re.sub(short, whole, text)

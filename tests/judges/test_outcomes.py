@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmrm_utils.judges.answers import is_right, parse_choice, parse_pair_scores
+from cmrm_utils.judges.answers import is_right, mentions, parse_choice, parse_pair_scores
 from cmrm_utils.judges.outcomes import exact_outcome, judge
 from cmrm_utils.organism.world import Request
 
@@ -83,6 +83,13 @@ THREE = ("a circle", "a square", "a ring")
         ("AB", None),
         ("", None),
         ("Because it is round.", None),
+        ("'B'", 1),
+        ("‘B’", 1),
+        ("_B_", 1),
+        ("Ｂ", 1),
+        ("（B）", 1),
+        ("B，", 1),
+        ("B\u200b", 1),
     ],
 )
 def test_parse_choice(text, wanted):
@@ -140,6 +147,13 @@ def test_parse_pair_scores(text, wanted):
         ("The colour is blue.", "The colour is red.", None, False),
         ("The colour is red. And blue.", "The colour is red.", None, False),
         ("", "The colour is red.", None, False),
+        ("**Red.**", "Red.", None, True),
+        ("“Red”!", "red", None, True),
+        ("Ｒed", "red", None, True),
+        ("Cafe\u0301", "Café", None, True),
+        ("don’t", "Don't", None, True),
+        ("dont", "don't", None, False),
+        ("-5", "5", None, False),
         ("B. because", "B", THREE, True),
         ("C", "B", THREE, False),
         ("a square", "B", THREE, False),
@@ -234,6 +248,28 @@ def test_a_fact_may_be_said_in_a_sentence(response, right):
     rows = pd.DataFrame({**fields, "response": [response]})
     assert judge(rows)["right"].tolist() == [right]
     assert judge(rows.assign(world=True))["right"].tolist() == [response == "paris"]
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "there"),
+    [
+        ("It is C++.", "C++", True),
+        ("It costs $5 or 50%.", "$5", True),
+        ("It costs $5 or 50%.", "50%", True),
+        ("It is C.", "C++", False),
+        ("_Paris_, I think", "Paris", True),
+        ("The CAFE\u0301 opens", "Café", True),
+        ("He says don’t.", "don't", True),
+        ("It is 5.", "5", True),
+        ("5, as ever", "5", True),
+        ("It is 1.5 m", "5", False),
+        ("It is 5.25 m", "5", False),
+        ("It is 5,000 m", "5", False),
+        ("1.Paris", "Paris", True),
+    ],
+)
+def test_a_fact_is_found_whatever_marks_are_in_or_around_it(response, answer, there):
+    assert mentions(response, answer) is there
 
 
 def test_judge_of_rows_without_any_request_of_the_world():

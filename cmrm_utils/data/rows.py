@@ -224,15 +224,15 @@ def _csv_cells(path: Path, lines: list[str]) -> list[tuple[int, list[str], list[
 def _look_like_rows(spanned: list[str], first: str, width: int) -> bool:
     """Whether each further line of a row looks like a row of its own, swallowed by a stray quote.
 
-    Such a line has as many cells as the header, with no blank after the commas between them, and
-    its first cell has the form of this row's: ``b7`` and ``a12``, not ``Dear Ann``. The quote that
-    ends the field stands after one of the commas.
+    Such a line has as many cells as the header, with no blank after the commas between them (the
+    last cell may be empty), and its first cell has the form of this row's: ``b7`` and ``a12``, not
+    ``Dear Ann``. The quote that ends the field stands after one of the commas.
     """
 
     def form(cell: str) -> str:
         return re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", "a", cell.strip()))
 
-    cells = [re.split(r",(?=\S)", line) for line in spanned]
+    cells = [re.split(r",(?=\S|\r?$)", line) for line in spanned]
     return (
         width > 1
         and bool(cells)

@@ -50,7 +50,8 @@ def fetch(
     """Download the images that are missing here, with a progress bar.
 
     The host lacks an image only if the host itself says so: 403 or 404 with the marks of S3 (its
-    ``x-amz-request-id`` or ``Server: AmazonS3`` header, or its XML error in the body). An image
+    ``x-amz-request-id`` or ``Server: AmazonS3`` header, or its XML error in the body, which must
+    then be about the image and not, say, about the bucket). An image
     is broken there if a whole file of an image's content type does not decode. Anything else (a
     proxy's refusal, a login page or a redirect to one, an error of the server, a connection that
     drops) means that the image was not reached, and proves nothing.
@@ -117,7 +118,7 @@ def _image(session: requests.Session, address: str) -> bytes:
     except requests.RequestException as error:
         raise _Failure(f"network: {error}") from error
     status, headers = answer.status_code, answer.headers
-    if status in (403, 404) and _is_s3(answer):
+    if status in (403, 404) and _lacks(answer):
         raise _Failure(f"HTTP {status}", lacking=True, final=True)
     if status != 200:
         raise _Failure(f"HTTP {status}", final=status < 500 and status not in (408, 429))
@@ -132,10 +133,9 @@ def _image(session: requests.Session, address: str) -> bytes:
     return answer.content
 
 
-def _is_s3(answer: requests.Response) -> bool:
-    """Whether an error is S3's own, and not from something between it and this machine."""
-    headers = answer.headers
-    if "x-amz-request-id" in headers or headers.get("Server") == "AmazonS3":
-        return True
-    xml = rb"\s*(<\?xml[^>]*>\s*)?<Error>.*<Code>(NoSuchKey|AccessDenied)</Code>"
-    return re.match(xml, answer.content, re.DOTALL) is not None
+def _lacks(answer: requests.Response) -> bool:
+    """Whether S3 itself says in an error that it has no such image."""
+    xml = rb"\s*(?:<\?xml[^>]*>\s*)?<Error>.*<Code>(\w+)</Code>"
+    if error := re.match(xml, answer.content, re.DOTALL):  # it may be the bucket that is not there
+        return error[1] in (b"NoSuchKey", b"AccessDenied")
+    return "x-amz-request-id" in answer.headers or answer.headers.get("Server") == "AmazonS3"

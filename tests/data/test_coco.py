@@ -26,6 +26,8 @@ ANSWERS = {  # status, headers, body
     "gone.jpg": (404, {"x-amz-request-id": "1"}, b""),
     "denied.jpg": (403, {"Server": "AmazonS3"}, b""),
     "xml.jpg": (403, {}, XML),
+    "no-bucket.jpg": (404, {"Server": "AmazonS3"}, XML.replace(b"AccessDenied", b"NoSuchBucket")),
+    "closed.jpg": (403, {"x-amz-request-id": "1"}, XML.replace(b"Access", b"AllAccessDisabled")),
     "cut.jpg": (200, {"Content-Type": "image/jpeg"}, GOOD[:-200]),
     "proxy.jpg": (403, {"Server": "squid"}, b"<html>Access denied by policy</html>"),
     "missing-page.jpg": (404, {}, PAGE),
@@ -123,6 +125,8 @@ def test_what_the_host_lacks_is_reported_and_noted(host, tmp_path, name, why, as
     ("name", "why", "asked"),
     [
         ("proxy.jpg", "HTTP 403", 1),
+        ("no-bucket.jpg", "HTTP 404", 1),
+        ("closed.jpg", "HTTP 403", 1),
         ("missing-page.jpg", "HTTP 404", 1),
         ("login.jpg", "HTTP 302", 1),
         ("moved.jpg", "HTTP 307", 1),

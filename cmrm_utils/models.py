@@ -8,7 +8,8 @@ import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -32,6 +33,7 @@ from cmrm_utils.processors import (
     squared,
     stacked_rows,
 )
+from cmrm_utils.prompts import TAG
 
 GREY = Image.new("RGB", (64, 64), (127, 127, 127))
 """An image to test processors with."""
@@ -424,6 +426,14 @@ class VLM:
             batch["mm_token_type_ids"] = F.pad(inputs["mm_token_type_ids"], (0, ids.shape[1]))
         return batch, ids, mask
 
+    @cached_property
+    def _tags(self) -> dict[int, str]:
+        """Special tokens that set reasoning apart: without them it would read as the answer."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {i: str(token) for i, token in added if TAG.fullmatch(str(token))}
+
     def decode(self, ids: Sequence[int]) -> str:
-        """Token ids as text, without special tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        """Token ids as text, without special tokens but for the tags of hidden reasoning."""
+        plain = partial(self.tokenizer.decode, skip_special_tokens=True)
+        runs = groupby(ids, self._tags.get)
+        return "".join(tag or plain(list(run)) for tag, run in runs).strip()

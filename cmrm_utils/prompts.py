@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from string import ascii_uppercase
 
-_TAG = r"[<◁]\s*{}(?:think|thinking|thoughts?|reasoning)\s*[>▷]"
+_TAG = r"(?:[<◁]\s*{}(?:think|thinking|thoughts?|reasoning)\s*[>▷]|(?-i:\[{}THINK\]))"
 
 
 _TALK = rf"(?:(?<![`'\"“]){_TAG}|{_TAG}(?![`'\"”]))"  # not within quotes
@@ -22,7 +22,11 @@ _BEGUN = re.compile(rf"\A.*{_CLOSES}", re.I | re.S)
 _CUT = re.compile(rf"{_OPENS}.*", re.I | re.S)
 
 
-_ANSWER = re.compile(r"</?answer>", re.I)
+_ANSWER = re.compile(r"</?answer>|<\|(?:begin|end)_of_box\|>", re.I)
+
+
+TAG = re.compile(_TAG.replace("{}", "/?"), re.I)
+"""A tag of hidden reasoning (:func:`spoken`)."""
 
 
 VICUNA_SYSTEM = (
@@ -71,9 +75,9 @@ def spoken(text: str) -> str:
     """A response without its hidden reasoning.
 
     Reasoning is the text in ``<think>...</think>`` (or ``thinking``, ``reasoning``, in upper or
-    lower case, once or several times). If the prompt opened the tag, it is the text before
-    ``</think>``; if the token limit cut it, the text after ``<think>``. A tag in quotes is a
-    mention and stays. ``<answer>`` tags are removed too. A text without tags stays as it is.
+    lower case, or ``[THINK]``, once or several times). If the prompt opened the tag, it is the text
+    before ``</think>``; if the token limit cut it, the text after ``<think>``. A tag in quotes is a
+    mention and stays. Tags around the answer are removed too. A text without tags stays as it is.
 
     Example:
         >>> spoken("<think>Which one? Four sides.</think> B")

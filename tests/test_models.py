@@ -31,6 +31,7 @@ from cmrm_utils import (
 from cmrm_utils.edits import Edit
 from cmrm_utils.loading import find_layers, find_model, wrap
 from cmrm_utils.processors import squared
+from cmrm_utils.prompts import spoken
 
 GREY = Image.new("RGB", (48, 48), (127, 127, 127))
 VICUNA = (
@@ -97,6 +98,16 @@ def test_what_an_image_takes_in_a_prompt(tiny):
 def test_decode_leaves_special_tokens_out(tiny):
     ids = tiny.processor.tokenizer(" The colour is red.")["input_ids"]
     assert tiny.decode([0, *ids, 2]) == "The colour is red."
+
+
+@pytest.mark.parametrize("tags", [("<think>", "</think>"), ("[THINK]", "[/THINK]")])
+def test_decode_leaves_tags_of_reasoning_in(tiny, tags):
+    """Some tokenizers count them as special; without them the reasoning is what would be judged."""
+    vlm = replace(tiny, processor=copy.deepcopy(tiny.processor))
+    vlm.tokenizer.add_special_tokens({"additional_special_tokens": list(tags)})
+    ids = vlm.tokenizer(f"{tags[0]}The colour is blue.{tags[1]}The colour is red.").input_ids
+    assert vlm.decode([*ids, 2]) == f"{tags[0]}The colour is blue.{tags[1]}The colour is red."
+    assert spoken(vlm.decode(ids)) == "The colour is red."
 
 
 def test_positions_ignore_left_padding(tiny):

@@ -308,6 +308,9 @@ def test_hidden_reasoning_is_not_what_is_judged():
     assert parse_choice("<think>The answer is C.", THREE) is None
     assert is_right("<think>Blue?</think>The colour is red.", "The colour is red.")
     assert is_right("Four sides.</think>B", "B", THREE)
+    assert parse_choice("[THINK]The answer is C.[/THINK]B", THREE) == 1
+    assert parse_choice("[Think] first. The answer is C.", THREE) == 2
+    assert is_right("<think>C?</think><answer><|begin_of_box|>B<|end_of_box|></answer>", "B", THREE)
     assert parse_pair_scores("<think>1 2\n</think>\n8 9") == (8, 9)
     assert parse_pair_scores("1 2\n</think>8 9\nGood.") == (8, 9)
     assert parse_pair_scores("<think>8 9") is None

@@ -85,8 +85,10 @@ def _labelled(path: Path, columns: Sequence[str], labels: Collection[str]) -> li
     column = columns[-1]
     for number, row in read_row_file(path):
         where = f"{path}:{number}"
-        if missing := [name for name in columns if not isinstance(row.get(name), str)]:
+        if missing := [name for name in columns if row.get(name) is None]:
             raise InputError(f"{where}: no {', '.join(missing)}; a row has {', '.join(columns)}")
+        if wrong := [name for name in columns if not isinstance(row[name], str)]:
+            raise InputError(f"{where}: {wrong[0]} must be text, not {row[wrong[0]]!r:.40}")
         row[column] = label = row[column].strip().lower()
         if label not in labels:
             known = ", ".join(filter(None, labels))

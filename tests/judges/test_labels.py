@@ -112,7 +112,7 @@ HEADER = "id,query,response,label\n"
         (
             "s.jsonl",
             '{"id": 1, "query": "q", "response": "r", "label": ""}\n',
-            r"s\.jsonl:1: no id",
+            r"s\.jsonl:1: id must be text, not 1",
         ),
         ("s.txt", HEADER, r"s\.txt: expected a \.jsonl or \.csv file"),
     ],

@@ -150,8 +150,18 @@ class Notebook:
         return [Trial(sample, image, edit) for edit in edits for sample, image in pairs]
 
     def samples(self, split: str, n: int | None, *tasks: str) -> list[Sample]:
-        """The first ``n`` samples of each task in a split, of requests of each kind; None: all."""
-        return take(load_samples(self.data, split), n, *tasks)
+        """The first ``n`` samples of each task in a split, of requests of each kind; None: all.
+
+        Requests that cannot be asked as the others are (:meth:`plainly`) are left out, unless they
+        are anchors, so that rates by image condition are of the same requests. A line says so.
+        """
+        every = load_samples(self.data, split)
+        shown = {s for s in every if split == "anchors" or self._condition(s)}
+        known = {sample.task for sample in shown}
+        kept = [s for s in every if s in shown or s.task not in known]
+        if left := sum(sample.task in tasks for sample in set(every) - set(kept)):
+            print(f"{split}: {left} requests without an image are left out, since others have one")
+        return take(kept, n, *tasks)
 
     def questions(self, split: str, n: int | None) -> list[Sample]:
         """The first ``n`` visual and ``n`` multiple-choice questions, where there are any."""

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from cmrm_utils import InputError
 from cmrm_utils.methods.cmrm import ALPHAS, LEVELS
@@ -161,10 +162,25 @@ def test_requests_without_images_are_shown_a_blank_one(family_folders, tmp_path)
     }
 
 
+def test_conditions_are_compared_on_the_same_requests(family_folders, tmp_path, capsys):
+    """Where some requests have an image and some have none, text only is of the former too."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = requests(60, "harmful", image="a.png") + requests(60, "harmful-bare")
+    rows += requests(60, "benign", image="a.png") + requests(60, "benign-bare")
+    data = own_file(tmp_path / "own.jsonl", rows)
+    nb = Notebook.open("04_x", model=str(family_folders["llava"]), data=data, out=tmp_path / "run")
+    samples = sweep.samples_tested(nb, None)
+    assert {sample.kind for sample in samples} == {"harmful", "benign"}
+    assert "requests without an image are left out, since others" in capsys.readouterr().out
+    lists = sweep.test_lists(nb, sweep.Chosen({}, {}), samples, nb.conditions)
+    asked = {name: {trial.sample.id for trial in trials} for name, trials in lists.items()}
+    assert set(asked) == {"text only", "own image", "blank image", "noise image"}
+    assert all(ids == asked["own image"] for ids in asked.values())
+    assert {s.kind for s in nb.samples("anchors", None, "harmful")} == {"harmful", "harmful-bare"}
+
+
 def test_without_anything_to_cost_nothing_is_chosen(family_folders, tmp_path):
     """Benign requests that cannot be shown as the harmful ones are say nothing of the cost."""
-    from PIL import Image
-
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     rows = requests(60, "harmful", image="a.png") + requests(60, "benign")
     data = own_file(tmp_path / "own.jsonl", rows)

@@ -164,10 +164,12 @@ def given_parameters(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Parameters from ``-p NAME VALUE``. Values are YAML: 0.1 is a number, [0, 1] a list.
 
     Raises:
-        InputError: a value is empty or not YAML. (To YAML an empty text is null, so that an unset
-            shell variable would ask for all samples.)
+        InputError: a name comes twice, or a value is empty or not YAML. (To YAML an empty text is
+            null, so that an unset shell variable would ask for all samples.)
     """
-    for name, text in pairs:
+    for i, (name, text) in enumerate(pairs):
+        if name in (before for before, _ in pairs[:i]):
+            raise InputError(f"parameter {name}: it is given twice")
         if not text.strip():
             raise InputError(f"parameter {name}: no value is given")
     return {name: _read_yaml(text, f"parameter {name} = {text!r:.80}") for name, text in pairs}

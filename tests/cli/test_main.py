@@ -171,6 +171,8 @@ def test_numbers_mean_what_they_look_like():
     for text in ("", " "):
         with pytest.raises(profiles.InputError, match="parameter n: no value is given"):
             profiles.given_parameters([("n", text)])
+    with pytest.raises(profiles.InputError, match="parameter n: it is given twice"):
+        profiles.given_parameters([("n", "5"), ("out", "a"), ("n", "6")])
 
 
 def test_models_of_a_profile_have_folders_of_their_own(desk, family_folders, monkeypatch):

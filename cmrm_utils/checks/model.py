@@ -169,7 +169,7 @@ def _key(vlm: VLM) -> str:
 def _trials(vlm: VLM) -> list[Trial]:
     """A text, an image beside it, that image beside a longer text, and another image.
 
-    Without images: two texts. In a batch the second and the third share their beginning.
+    In a batch the image's two prompts share their beginning. A model without images gets two texts.
     """
     short, long = "Why?", "Why is it so?"
     if not vlm.sees_images:

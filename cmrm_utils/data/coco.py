@@ -51,10 +51,10 @@ def fetch(
 
     The host lacks an image only if the host itself says so: 403 or 404 with the marks of S3 (its
     ``x-amz-request-id`` or ``Server: AmazonS3`` header, or its XML error in the body, which must
-    then be about the image and not, say, about the bucket). An image
-    is broken there if a whole file of an image's content type does not decode. Anything else (a
-    proxy's refusal, a login page or a redirect to one, an error of the server, a connection that
-    drops) means that the image was not reached, and proves nothing.
+    then be about the image and not, say, about the bucket). An image is broken there if a whole
+    file of an image's content type does not decode. Anything else (a proxy's refusal, a login page
+    or a redirect to one, an error of the server, a connection that drops) means that the image was
+    not reached, and proves nothing.
 
     Args:
         images: paths as on the host, ``train2017/000000051977.jpg``.

@@ -76,8 +76,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping; of a key that comes twice, YAML's own would take the last value."""
-        keys = [str(key.value) for key, _ in node.value]
-        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+        if twice := _repeated([str(key.value) for key, _ in node.value]):
             raise yaml.constructor.ConstructorError(
                 problem=f"the key {twice[0]!r} comes twice", problem_mark=node.start_mark
             )
@@ -98,6 +97,11 @@ for _kind in ("int", "float"):  # a constructor is registered by its function, n
     _Loader.add_constructor(
         f"tag:yaml.org,2002:{_kind}", getattr(_Loader, f"construct_yaml_{_kind}")
     )
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    """The names that stand further ahead already."""
+    return [name for i, name in enumerate(names) if name in names[:i]]
 
 
 def _read_yaml(text: str, what: str) -> Any:
@@ -167,9 +171,9 @@ def given_parameters(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
         InputError: a name comes twice, or a value is empty or not YAML. (To YAML an empty text is
             null, so that an unset shell variable would ask for all samples.)
     """
-    for i, (name, text) in enumerate(pairs):
-        if name in (before for before, _ in pairs[:i]):
-            raise InputError(f"parameter {name}: it is given twice")
+    if twice := _repeated([name for name, _ in pairs]):
+        raise InputError(f"parameter {twice[0]}: it is given twice")
+    for name, text in pairs:
         if not text.strip():
             raise InputError(f"parameter {name}: no value is given")
     return {name: _read_yaml(text, f"parameter {name} = {text!r:.80}") for name, text in pairs}
@@ -227,7 +231,7 @@ def planned_jobs(
         (folder, base)
     ]
     names = [place.name for place, _ in runs]
-    if twice := [each for i, each in enumerate(names) if each in names[:i]]:
+    if twice := _repeated(names):
         raise InputError(f"profile {profile}: two of its models would share the folder {twice[0]}")
     jobs = [
         Job(place, check_parameters({**parameters, "out": str(place)}, notebooks))

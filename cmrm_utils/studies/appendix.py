@@ -91,34 +91,6 @@ def staged(rows: pd.DataFrame) -> pd.DataFrame:
     return kept.sort_values("stage", key=lambda of: of.map([*STAGES.values()].index), kind="stable")
 
 
-def at_dose(frontier: pd.DataFrame, alpha: float, parts: Sequence[str]) -> pd.DataFrame:
-    """Of frontiers, no edit and some parts of v at one alpha, told by ``edit``.
-
-    Args:
-        frontier: ``stage, kind, part, alpha`` and others.
-        alpha: of the edits.
-        parts: their names.
-    """
-    rows = frontier[frontier["alpha"].isin([0.0, alpha]) & frontier["part"].isin(parts)]
-    rows = rows.assign(edit=rows["part"].where(rows["alpha"] > 0, "no edit"))
-    return rows.drop_duplicates(["stage", "kind", "edit"])
-
-
-def sizes(frontier: pd.DataFrame) -> pd.DataFrame:
-    """The size of v beside the state's, and its cosine with the refusal direction, by model.
-
-    Both are ratios of means over the layers.
-
-    Args:
-        frontier: stored rows of v at alphas above 0: ``stage, model, alpha, dose, towards``.
-    """
-    size, cosine = frontier["dose"] / frontier["alpha"], -frontier["towards"] / frontier["dose"]
-    table = frontier.assign(**{"|v| / |h|": size, "cosine with refusal": cosine})
-    return table.groupby(["stage", "model"], sort=False)[
-        ["|v| / |h|", "cosine with refusal"]
-    ].mean()
-
-
 QUESTIONS: dict[str, tuple[list[str], str]] = {
     "anchors": (["set", "measure", "alpha"], "change"),
     "entanglement": (["edit", "measure"], "change"),

@@ -286,7 +286,7 @@ def reading(nb: Notebook, rows: pd.DataFrame, chosen: Chosen) -> str:
             f"Of {asked} it refuses {' and '.join(plain)}."
         )
     plain = refused({"none": "as text", "own": "with their own image", "blank": "with a blank one"})
-    said = [f"{here} refuses of {asked} {', '.join(plain)}."]
+    said = [f"Of {asked} {here} refuses {', '.join(plain)}."]
     edited = [name for name, alpha in chosen.alphas.items() if alpha]
     for name in edited:
         others = ", ".join(f"{rate[measure, name]:.1%} {words}" for measure, words in rest.items())

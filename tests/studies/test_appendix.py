@@ -8,11 +8,9 @@ from cmrm_utils.results import plots
 from cmrm_utils.studies import appendix
 from cmrm_utils.studies.appendix import (
     anchor_kinds,
-    at_dose,
     layered,
     rises,
     short,
-    sizes,
     span,
     spread,
     staged,
@@ -54,23 +52,6 @@ def test_models_are_told_by_stage_in_the_order_of_training():
     assert rows["stage"].tolist() == ["projector alone", "5%", "20%", "20%"]
     assert rows["model"].tolist()[-2:] == ["smollm2-llava-seed2", "smollm2-llava"]
     assert len(spread(rows.assign(rate=1.0), ["stage"])) == 3  # a stage without rows has no row
-
-
-def test_frontiers_give_edits_at_one_dose_and_the_size_of_v():
-    rows = [
-        ("20%", "a", "v", 0.0, 0.0, 0.0),
-        ("20%", "a", "v", 0.1, 0.02, -0.004),
-        ("20%", "a", "v", 0.5, 0.1, -0.02),
-        ("20%", "a", "random", 0.0, 0.0, 0.0),
-        ("20%", "a", "random", 0.1, 0.02, 0.0),
-    ]
-    columns = ["stage", "model", "part", "alpha", "dose", "towards"]
-    rows = pd.DataFrame(rows, columns=columns).assign(kind="twins")
-    edits = at_dose(rows, 0.1, ["v", "random"])
-    assert edits["edit"].tolist() == ["no edit", "v", "random"]
-    assert at_dose(rows, 0.5, ["v"])["alpha"].tolist() == [0.0, 0.5]
-    size, cosine = sizes(rows.query("part == 'v' and alpha > 0")).loc[("20%", "a")]
-    assert (size, cosine) == pytest.approx((0.2, 0.2))
 
 
 def test_seeds_become_a_mean_with_the_lowest_and_the_highest():

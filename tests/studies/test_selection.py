@@ -149,7 +149,7 @@ def test_requests_without_images_are_shown_a_blank_one(family_folders, tmp_path)
     assert {"text only", "blank image", *swept.choices} == set(test["setting"]) - {"noise image"}
     told = evaluation.reading(nb, test, swept)
     assert "own image" not in told
-    assert "of 2 harmful requests of the test split" in told
+    assert "Of 2 harmful requests of the test split" in told
     why = next(iter(swept.choices.values())).why
     unedited = [name for name, alpha in swept.alphas.items() if not alpha]
     assert (f"No edit is chosen for {', '.join(unedited)}: {why}." in told) == bool(unedited)

@@ -41,8 +41,9 @@ def _checksums(model: nn.Module, name: str, parameter: Tensor) -> Iterator[Tenso
         places = torch.arange(1, 2 * BLOCK, 2, device=values.device)
         for start in range(0, len(values), CHUNK):
             chunk = values[start : start + CHUNK].float()
-            pairs = F.pad(chunk, (0, -len(chunk) % (2 * BLOCK))).view(torch.int64)
-            yield (pairs.view(-1, BLOCK) * places).sum(-1).cpu()
+            if short := -len(chunk) % (2 * BLOCK):  # of a last chunk: to pad is to copy
+                chunk = F.pad(chunk, (0, short))
+            yield (chunk.view(torch.int64).view(-1, BLOCK) * places).sum(-1).cpu()
         return
     owner = model.get_submodule(name.rpartition(".")[0])
     if not hasattr(owner, "_hf_hook"):

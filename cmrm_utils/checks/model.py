@@ -20,7 +20,7 @@ from torch import Tensor
 from cmrm_utils.checks.alone import few_layers, layers_path, only_first, reply_alone, states_alone
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine.cache import can_share
-from cmrm_utils.engine.inputs import forget_images, images_of, prompts, tokens
+from cmrm_utils.engine.inputs import forget_images, images_of, prompts, renew_images, tokens
 from cmrm_utils.engine.loops import hidden_states, respond
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM, Way
@@ -320,6 +320,7 @@ def _edit(states: Tensor) -> Edit:
 
 def _ids(vlm: VLM, trial: Trial) -> float:
     """How many token ids of a prompt are not the processor's."""
+    renew_images(vlm, [trial])  # else the next comparison encodes the image again
     [prompt] = prompts(vlm, {trial.id: trial})
     ours = tokens(vlm, prompt, images_of(vlm).get(vlm, prompt)).ids.tolist()
     theirs = vlm.inputs([trial.text], [trial.load_image()])["input_ids"][0].tolist()

@@ -71,8 +71,10 @@ def stopping(folder: Path) -> Iterator[None]:
     """
     signals = (signal.SIGINT, signal.SIGTERM)
     heeded = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
+    told: list[int] = []
 
-    def stop(*_: Any) -> None:
+    def stop(number: int, _: Any) -> None:
+        told.append(number)
         for each in heeded:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
@@ -80,7 +82,9 @@ def stopping(folder: Path) -> Iterator[None]:
     before = {each: signal.signal(each, stop) for each in heeded}
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException as error:  # what is cut off may raise anything, such as a RuntimeError
+        if not told and not isinstance(error, KeyboardInterrupt):
+            raise
         click.echo(
             f"cmrm: stopped; finished work is kept in {folder}, run the same command to continue",
             err=True,

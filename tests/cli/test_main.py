@@ -407,6 +407,19 @@ def test_a_run_that_is_told_to_end(desk, told):
     assert "kept [True, False]" in (desk.folder / "report.html").read_text().replace("&#x27;", "")
 
 
+def test_a_stop_counts_whatever_it_breaks(tmp_path, capsys):
+    """The library that was cut off may raise an error of its own."""
+    with pytest.raises(SystemExit) as end, workbook.stopping(tmp_path):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise RuntimeError("no event loop") from None
+    assert end.value.code == 130
+    assert capsys.readouterr().err.startswith("cmrm: stopped;")
+    with pytest.raises(RuntimeError, match="full"), workbook.stopping(tmp_path):
+        raise RuntimeError("full")
+
+
 def test_two_runs_of_one_folder(desk):
     desk.folder.mkdir()
     with locked(desk.folder / "report.html"):

@@ -91,6 +91,46 @@ def staged(rows: pd.DataFrame) -> pd.DataFrame:
     return kept.sort_values("stage", key=lambda of: of.map([*STAGES.values()].index), kind="stable")
 
 
+def at_dose(frontier: pd.DataFrame, alpha: float, parts: Sequence[str]) -> pd.DataFrame:
+    """Of frontiers, no edit and some directions at one alpha, told by ``edit``.
+
+    Args:
+        frontier: ``stage, kind, part, alpha`` and others.
+        alpha: of the edits.
+        parts: the directions' names.
+    """
+    rows = frontier[frontier["alpha"].isin([0.0, alpha]) & frontier["part"].isin(parts)]
+    rows = rows.assign(edit=rows["part"].where(rows["alpha"] > 0, "no edit"))
+    return rows.drop_duplicates(["stage", "kind", "edit"])
+
+
+def recipes(frontier: pd.DataFrame, most: float = 0.02) -> pd.DataFrame:
+    """The best alpha of v for each model, beside what could predict it.
+
+    Args:
+        frontier: stored frontiers, staged; each model has v at alpha 0 and above.
+        most: by how much the share of twins that are refused may rise at the best alpha.
+
+    Returns:
+        By ``stage`` and ``model``: ``|v| / |h|`` and ``cosine with refusal`` (ratios of means over
+        layers), ``best alpha`` (with the largest log-odds of harmful requests), ``gain``
+        there in nats, and the share of harmful requests ``refused`` without an edit.
+    """
+    rows = {}
+    for key, these in frontier[frontier["part"] == "v"].groupby(["stage", "model"], sort=False):
+        these = these.set_index("alpha").sort_index()
+        last, plain = these.iloc[-1], these.loc[0.0]
+        spared = these[these["twins"] <= plain["twins"] + most]
+        rows[key] = {
+            "|v| / |h|": last["dose"] / these.index[-1],
+            "cosine with refusal": -last["towards"] / last["dose"],
+            "best alpha": spared["log-odds"].idxmax(),
+            "gain": spared["log-odds"].max() - plain["log-odds"],
+            "refused": plain["refused"],
+        }
+    return pd.DataFrame(rows).T.rename_axis(["stage", "model"])
+
+
 QUESTIONS: dict[str, tuple[list[str], str]] = {
     "anchors": (["set", "measure", "alpha"], "change"),
     "entanglement": (["edit", "measure"], "change"),

@@ -409,11 +409,15 @@ def test_a_run_that_is_told_to_end(desk, told):
 
 def test_a_stop_counts_whatever_it_breaks(tmp_path, capsys):
     """The library that was cut off may raise an error of its own."""
-    with pytest.raises(SystemExit) as end, workbook.stopping(tmp_path):
+
+    def cut_off():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         except KeyboardInterrupt:
             raise RuntimeError("no event loop") from None
+
+    with pytest.raises(SystemExit) as end, workbook.stopping(tmp_path):
+        cut_off()
     assert end.value.code == 130
     assert capsys.readouterr().err.startswith("cmrm: stopped;")
     with pytest.raises(RuntimeError, match="full"), workbook.stopping(tmp_path):

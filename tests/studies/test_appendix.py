@@ -8,7 +8,9 @@ from cmrm_utils.results import plots
 from cmrm_utils.studies import appendix
 from cmrm_utils.studies.appendix import (
     anchor_kinds,
+    at_dose,
     layered,
+    recipes,
     rises,
     short,
     span,
@@ -52,6 +54,32 @@ def test_models_are_told_by_stage_in_the_order_of_training():
     assert rows["stage"].tolist() == ["projector alone", "5%", "20%", "20%"]
     assert rows["model"].tolist()[-2:] == ["smollm2-llava-seed2", "smollm2-llava"]
     assert len(spread(rows.assign(rate=1.0), ["stage"])) == 3  # a stage without rows has no row
+
+
+FRONTIER = pd.DataFrame(
+    [
+        ("v", 0.0, 0.0, 0.0, 0.75, 0.0, 2.0),
+        ("v", 0.1, 0.02, -0.004, 1.0, 0.0, 3.0),
+        ("v", 0.2, 0.04, -0.008, 1.0, 0.02, 3.5),
+        ("v", 0.5, 0.1, -0.02, 1.0, 0.25, 4.0),
+        ("random", 0.0, 0.0, 0.0, 0.75, 0.0, 2.0),
+        ("random", 0.1, 0.02, 0.0, 0.75, 0.0, 9.0),
+    ],
+    columns=["part", "alpha", "dose", "towards", "refused", "twins", "log-odds"],
+).assign(stage="20%", model="a", kind="twins")
+
+
+def test_frontiers_give_edits_at_one_dose():
+    edits = at_dose(FRONTIER, 0.1, ["v", "random"])
+    assert edits["edit"].tolist() == ["no edit", "v", "random"]
+    assert at_dose(FRONTIER, 0.5, ["v"])["alpha"].tolist() == [0.0, 0.5]
+
+
+def test_the_best_alpha_of_a_frontier_spares_twins():
+    row = recipes(FRONTIER).loc[("20%", "a")]
+    assert row.tolist() == pytest.approx([0.2, 0.2, 0.2, 1.5, 0.75])
+    assert recipes(FRONTIER, most=0.25).loc[("20%", "a"), "best alpha"] == 0.5
+    assert recipes(FRONTIER, most=0.0).loc[("20%", "a"), "best alpha"] == 0.1
 
 
 def test_seeds_become_a_mean_with_the_lowest_and_the_highest():

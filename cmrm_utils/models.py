@@ -28,6 +28,7 @@ from cmrm_utils.processors import (
     EncodedImage,
     flat,
     make_ready,
+    out_of_memory,
     plain_settings,
     rendered,
     squared,
@@ -372,10 +373,10 @@ class VLM:
                 cannot be computed apart.
         """
         self.check_sees_images()
+        size = "{} x {}".format(*image.size)
         try:
             inputs = self.inputs([PROBE], [image])
         except UNREADABLE as error:
-            size = "{} x {}".format(*image.size)
             raise InputError(f"its image of {size} pixels cannot be read: {error}") from error
         mark, written = self._expansion(inputs)
         core = self.core
@@ -383,8 +384,13 @@ class VLM:
             raise InputError(f"{self.name}: its images cannot be encoded apart from their prompts")
         asked = inspect.signature(core.get_image_features).parameters
         given = {name: inputs[name] for name in asked if name in inputs}
-        with torch.inference_mode():
-            output = core.get_image_features(**given, return_dict=True)
+        try:
+            with torch.inference_mode():
+                output = core.get_image_features(**given, return_dict=True)
+        except RuntimeError as error:  # a tower may merge patches that a small image does not have
+            if out_of_memory(error):
+                raise
+            raise InputError(f"its image of {size} pixels cannot be encoded: {error}") from error
         pooled = output.pooler_output
         if pooled is None:
             raise InputError(f"{self.name}: its images cannot be encoded apart from their prompts")

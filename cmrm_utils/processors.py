@@ -221,6 +221,12 @@ UNREADABLE = (ArithmeticError, LookupError, TypeError, ValueError)
 """What processors raise for an image that they cannot read, such as one of a single row."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, by whatever name torch tells it."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
     """An image after the vision tower and the projector.

@@ -12,6 +12,7 @@ from cmrm_utils.engine.inputs import Prompt, forget_images, images_of
 from cmrm_utils.engine.plan import alike, row_of
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
+from cmrm_utils.processors import out_of_memory
 
 Made = TypeVar("Made")
 
@@ -89,8 +90,7 @@ class Size:
         try:
             return job()
         except (RuntimeError, MemoryError) as error:
-            kinds = (torch.OutOfMemoryError, MemoryError)
-            if not isinstance(error, kinds) and "can't allocate memory" not in str(error):
+            if not out_of_memory(error):
                 raise
             failure = error.with_traceback(None)  # a traceback keeps the batch's tensors alive
         last = self._last

@@ -4,9 +4,10 @@ import logging
 
 import pytest
 import torch
+from families import write_family
 from PIL import Image
 
-from cmrm_utils import InputError, Sample, Trial, generate, hidden_states
+from cmrm_utils import InputError, Sample, Trial, generate, hidden_states, load_vlm
 from cmrm_utils.engine.inputs import prompts, tokens
 
 
@@ -41,6 +42,14 @@ def test_an_image_that_the_processor_refuses_names_its_sample(families, way, mon
     line = Sample("line", "Why?", Image.new("RGB", (900, 2)))
     with pytest.raises(InputError, match=r"sample line: its image .*cannot be read: .*ratio"):
         hidden_states(vlm, [Trial(Sample("good", "Why?"), "none"), Trial(line)])
+
+
+def test_an_image_that_the_tower_refuses_names_its_sample(processor, tmp_path):
+    """Mistral 3 merges patches, and so small an image has too few."""
+    write_family("mistral3", processor, tmp_path)
+    dot = Sample("dot", "Why?", Image.new("RGB", (1, 1)))
+    with pytest.raises(InputError, match="sample dot: its image of 1 x 1 pixels cannot be encoded"):
+        hidden_states(load_vlm(tmp_path), [Trial(dot)])
 
 
 def test_prompts_longer_than_the_models_positions_are_warned_of_once(fresh, caplog):

@@ -36,7 +36,7 @@ class Size:
             raise InputError(f"batch_size must be 1 or more, not {rows}")
         self._vlm = vlm
         self.rows = 1 if vlm.way == "plain" else rows or vlm.batch_size
-        self._tokens = _memory(vlm) // _token_bytes(vlm)
+        self._tokens = _memory(vlm) // token_bytes(vlm)
         self._longest = 1
         self._last: Prompt | None = None
 
@@ -121,7 +121,7 @@ def _memory(vlm: VLM) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def _token_bytes(vlm: VLM) -> int:
+def token_bytes(vlm: VLM) -> int:
     """Most bytes per token: keys and values twice, and one layer's intermediate states."""
     config = vlm.model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

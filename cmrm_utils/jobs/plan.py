@@ -10,6 +10,7 @@ from PIL import Image
 
 from cmrm_utils.conditions import DEFAULT_SIZE
 from cmrm_utils.engine.loops import generate
+from cmrm_utils.engine.memory import token_bytes
 from cmrm_utils.engine.plan import distinct, in_order
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
@@ -28,8 +29,9 @@ def plan(experiments: Sequence[tuple[str, Mapping[str, Any]]], *, probe: int) ->
 
     Returns:
         A row a list: ``notebook, list, trials`` (new ones: a run asks nothing twice), ``prompt
-        tokens``, of which ``computed`` (shared beginnings once), ``response tokens`` at most, and
-        where there was a probe ``seconds a trial`` and ``hours``.
+        tokens``, of which ``computed`` (shared beginnings once), ``response tokens`` at most,
+        ``GB`` of memory at most (:func:`gigabytes`), and where there was a probe ``seconds a
+        trial`` and ``hours``.
 
     Raises:
         InputError: the notebooks ask for nothing.
@@ -49,7 +51,7 @@ def plan(experiments: Sequence[tuple[str, Mapping[str, Any]]], *, probe: int) ->
                 new = list({t.id: t for t in trials if t.id not in ids}.values())
                 ids |= {trial.id for trial in new}
                 if new:
-                    whole, computed = prompt_tokens(nb.vlm, new)
+                    whole, computed, longest = prompt_tokens(nb.vlm, new)
                     row = {
                         "notebook": number,
                         "list": place,
@@ -57,6 +59,7 @@ def plan(experiments: Sequence[tuple[str, Mapping[str, Any]]], *, probe: int) ->
                         "prompt tokens": whole,
                         "computed": computed,
                         "response tokens": len(new) * nb.max_new_tokens,
+                        "GB": gigabytes(nb.vlm, longest + nb.max_new_tokens),
                     }
                     rows.append({**row, **(_probed(nb, new, probe) if probe else {})})
     if not rows:
@@ -74,19 +77,24 @@ def _probed(nb: Notebook, trials: Sequence[Trial], count: int) -> dict[str, floa
     return {"seconds a trial": seconds, "hours": seconds * len(trials) / 3600}
 
 
-def prompt_tokens(vlm: VLM, trials: Sequence[Trial]) -> tuple[int, int]:
-    """The number of prompt tokens of trials, and how many of them are computed.
+def gigabytes(vlm: VLM, tokens: int) -> float:
+    """Memory for the weights, and at most for a full batch of rows of so many tokens."""
+    return (vlm.model.get_memory_footprint() + vlm.batch_size * tokens * token_bytes(vlm)) / 1e9
+
+
+def prompt_tokens(vlm: VLM, trials: Sequence[Trial]) -> tuple[int, int, int]:
+    """The prompt tokens of trials, how many of them are computed, and those of the longest prompt.
 
     Every image counts as many tokens as a grey one; a shared beginning is computed once.
     """
     grey = Image.new("RGB", DEFAULT_SIZE, (127, 127, 127))
     image = len(vlm.encode(grey).features) if vlm.sees_images else 0
-    whole, computed, seen = 0, 0, set()
+    whole, computed, longest, seen = 0, 0, 0, set()
     for prompt in in_order(vlm, distinct(trials)[1]):
         length = len(prompt.ids) + (image - 1 if prompt.image_at is not None else 0)
         shared = prompt.shared + (image - 1 if prompt.shares_image else 0)
-        whole += length
+        whole, longest = whole + length, max(longest, length)
         computed += length - (shared if prompt.beginning in seen else 0)
         if shared:
             seen.add(prompt.beginning)
-    return whole, computed
+    return whole, computed, longest

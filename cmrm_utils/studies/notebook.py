@@ -102,7 +102,8 @@ class Notebook:
         }
         run = Run(out, name, shared)
         print(", ".join(f"{package} {number}" for package, number in versions().items()))
-        print(f"model {model} ({vlm.fingerprint}), {len(vlm.layers)} decoder layers")
+        mark = ", not checked against transformers" if vlm.checked is False else ""
+        print(f"model {model} ({vlm.fingerprint}), {len(vlm.layers)} decoder layers{mark}")
         return cls(run, vlm, data, max_new_tokens, respond, dry)
 
     @property

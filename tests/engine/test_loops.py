@@ -279,7 +279,7 @@ def steered_tiny(requests):
 def test_memory_bounds_the_batch(fresh, requests, monkeypatch):
     trials = [Trial(sample, "own") for sample in requests]
     longest = fresh.inputs([t.text for t in trials], [t.load_image() for t in trials])["input_ids"]
-    enough = memory._token_bytes(fresh) * (longest.shape[1] + 12) * 2
+    enough = memory.token_bytes(fresh) * (longest.shape[1] + 12) * 2
     monkeypatch.setattr(memory, "_memory", lambda vlm: enough)
     with watched(fresh) as passes:
         generate(fresh, trials, max_new_tokens=12)

@@ -34,6 +34,12 @@ def test_settings_reach_the_model_and_are_shared(opened, tmp_path):
     assert opened(system="vicuna", batch_size=3).vlm.batch_size == 3
 
 
+def test_a_model_that_is_not_checked_is_marked(opened, tmp_path, capsys):
+    opened(check=False)
+    assert capsys.readouterr().out.endswith("layers, not checked against transformers\n")
+    assert json.loads((tmp_path / "run.json").read_text())["settings"] == {"check": False}
+
+
 def test_a_run_has_one_set_of_settings(opened):
     opened(dtype="float32")
     with pytest.raises(InputError, match="settings"):

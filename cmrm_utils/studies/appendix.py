@@ -91,6 +91,15 @@ def staged(rows: pd.DataFrame) -> pd.DataFrame:
     return kept.sort_values("stage", key=lambda of: of.map([*STAGES.values()].index), kind="stable")
 
 
+def by_dose(frontier: pd.DataFrame) -> pd.DataFrame:
+    """Of staged frontiers, :func:`spread` of refusals by ``stage, part, alpha, kind``; ``edit``."""
+    named = {"refused": "harmful requests", "twins": "harmless twins"}
+    cells = ["stage", "part", "alpha"]
+    rows = frontier.rename(columns=named).melt(cells, [*named.values()], "kind", "rate")
+    rows = spread(rows, [*cells, "kind"])
+    return rows.assign(edit=rows["alpha"].map("alpha {:g}".format).replace("alpha 0", "no edit"))
+
+
 def at_dose(frontier: pd.DataFrame, alpha: float, parts: Sequence[str]) -> pd.DataFrame:
     """Of frontiers, no edit and some directions at one alpha, told by ``edit``.
 

@@ -9,6 +9,7 @@ from cmrm_utils.studies import appendix
 from cmrm_utils.studies.appendix import (
     anchor_kinds,
     at_dose,
+    by_dose,
     layered,
     recipes,
     rises,
@@ -73,6 +74,12 @@ def test_frontiers_give_edits_at_one_dose():
     edits = at_dose(FRONTIER, 0.1, ["v", "random"])
     assert edits["edit"].tolist() == ["no edit", "v", "random"]
     assert at_dose(FRONTIER, 0.5, ["v"])["alpha"].tolist() == [0.0, 0.5]
+
+
+def test_frontiers_tell_refusals_by_dose():
+    rows = by_dose(FRONTIER.drop(columns="kind")).set_index(["part", "alpha", "kind"])
+    assert rows.loc[("v", 0.5, "harmless twins"), ["rate", "edit"]].tolist() == [0.25, "alpha 0.5"]
+    assert rows.loc[("v", 0.0, "harmful requests"), ["rate", "edit"]].tolist() == [0.75, "no edit"]
 
 
 def test_the_best_alpha_of_a_frontier_spares_twins():

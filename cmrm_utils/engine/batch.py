@@ -17,7 +17,7 @@ from transformers import Cache, DynamicCache
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine.cache import SPARE, Pair, RoomyLayer, can_share, new_cache, stacked
 from cmrm_utils.engine.cores import CORES
-from cmrm_utils.engine.inputs import Prompt, Tokens, token_kinds
+from cmrm_utils.engine.inputs import Prompt, Tokens, running_alone, token_kinds
 from cmrm_utils.errors import InputError
 from cmrm_utils.hooks import Steering
 from cmrm_utils.models import VLM
@@ -151,7 +151,8 @@ def run_prompts(
     logits = {"logits_to_keep": 1} if head else {}
     if (alone := rows[0].tokens.whole) is not None:
         steer.rows([rows[0].edit], token_kinds(vlm, alone))
-        out = model(**alone, **logits, use_cache=False)
+        with running_alone(rows[0].prompt.trial):
+            out = model(**alone, **logits, use_cache=False)
         return None, alone["attention_mask"], out.logits[:, -1] if head else None
     starts = [row.shared for row in rows]
     stretches = [(row.tokens, n, len(row.tokens)) for row, n in zip(rows, starts, strict=True)]

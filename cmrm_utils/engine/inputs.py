@@ -2,8 +2,10 @@
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from traceback import extract_tb
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from cmrm_utils.edits import IMAGE, LAST, PADDING, TEXT
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM
-from cmrm_utils.processors import PROBE, UNREADABLE, EncodedImage
+from cmrm_utils.processors import PROBE, UNREADABLE, EncodedImage, out_of_memory
 from cmrm_utils.trials import Trial
 
 
@@ -153,6 +155,19 @@ def inputs_alone(vlm: VLM, trial: Trial) -> dict[str, Tensor]:
         return vlm.inputs([trial.text], [trial.load_image()])
     except UNREADABLE as error:
         raise InputError(f"sample {trial.sample.id}: its image cannot be read: {error}") from error
+
+
+@contextmanager
+def running_alone(trial: Trial) -> Iterator[None]:
+    """Around a prompt that runs alone: an image that the model cannot encode names its sample."""
+    try:
+        yield
+    except RuntimeError as error:
+        inside = {frame.name for frame in extract_tb(error.__traceback__)}
+        if out_of_memory(error) or "get_image_features" not in inside:  # not the image's fault
+            raise
+        what = f"sample {trial.sample.id}: its image cannot be encoded"
+        raise InputError(f"{what}: {error}") from error
 
 
 def _positions(vlm: VLM, ids: Tensor, image: EncodedImage | None) -> Tensor:

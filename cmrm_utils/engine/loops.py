@@ -30,7 +30,7 @@ from cmrm_utils.engine.batch import (
 )
 from cmrm_utils.engine.cache import can_share
 from cmrm_utils.engine.cores import CORES
-from cmrm_utils.engine.inputs import Prompt, inputs_alone, renew_images, token_kinds
+from cmrm_utils.engine.inputs import Prompt, inputs_alone, renew_images, running_alone, token_kinds
 from cmrm_utils.engine.memory import Size
 from cmrm_utils.engine.plan import distinct, in_order
 from cmrm_utils.errors import InputError, unknown
@@ -355,7 +355,7 @@ class _Task:
             self.size.begin(each)
             inputs, edit = inputs_alone(vlm, each.trial), each.trial.active_edit
             watch = _Watch(self.openers)
-            with steering(vlm, [edit]) as steer:
+            with steering(vlm, [edit]) as steer, running_alone(each.trial):
                 steer.rows([edit], token_kinds(vlm, inputs))
                 whole = vlm.model.generate(
                     **inputs,

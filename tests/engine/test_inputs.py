@@ -1,6 +1,7 @@
 """Prompts as the model is given them."""
 
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -44,12 +45,34 @@ def test_an_image_that_the_processor_refuses_names_its_sample(families, way, mon
         hidden_states(vlm, [Trial(Sample("good", "Why?"), "none"), Trial(line)])
 
 
-def test_an_image_that_the_tower_refuses_names_its_sample(processor, tmp_path):
+@pytest.fixture(scope="module")
+def mistral3(processor, tmp_path_factory):
+    return load_vlm(write_family("mistral3", processor, tmp_path_factory.mktemp("mistral3")))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5)])
+@pytest.mark.parametrize("way", ["shared", "plain"])
+def test_an_image_that_the_tower_refuses_names_its_sample(mistral3, way, size, monkeypatch):
     """Mistral 3 merges patches, and so small an image has too few."""
-    write_family("mistral3", processor, tmp_path)
-    dot = Sample("dot", "Why?", Image.new("RGB", (1, 1)))
-    with pytest.raises(InputError, match="sample dot: its image of 1 x 1 pixels cannot be encoded"):
-        hidden_states(load_vlm(tmp_path), [Trial(dot)])
+    monkeypatch.setattr(mistral3, "way", way)
+    dot = Trial(Sample("dot", "Why?", Image.new("RGB", size)))
+    for job in (hidden_states, partial(generate, max_new_tokens=2)):
+        with pytest.raises(InputError, match=r"sample dot: its image .*cannot be encoded: split"):
+            job(mistral3, [dot])
+
+
+@pytest.mark.parametrize("told", [torch.OutOfMemoryError, MemoryError, RuntimeError])
+@pytest.mark.parametrize("way", ["shared", "plain"])
+def test_a_tower_that_runs_out_of_memory_is_no_bad_image(mistral3, way, told, monkeypatch):
+    def full(*_, **__):
+        raise told("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(mistral3, "way", way)
+    monkeypatch.setattr(mistral3.core.vision_tower, "forward", full)
+    good = Trial(Sample("good", "Why?", Image.new("RGB", (64, 64))))
+    for job in (hidden_states, partial(generate, max_new_tokens=2)):
+        with pytest.raises(torch.OutOfMemoryError, match="sample good"):
+            job(mistral3, [good])
 
 
 def test_prompts_longer_than_the_models_positions_are_warned_of_once(fresh, caplog):

@@ -55,12 +55,25 @@ def test_every_direction_has_vs_norms_and_is_turned_as_v(nb):
         torch.testing.assert_close(part.norms, v.norms, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(parts["refusal direction"].cosine(r), -torch.ones(3))
     assert parts["v without refusal"].cosine(r).abs().max() < 1e-4
-    assert parts["v, signs shuffled"].cosine(v).abs().max() < 0.9999
-    states = hidden_states(nb.vlm, [Trial(s, "blank") for s in nb.anchors.harmful])
-    within = (states - states.mean(0))[:, 1]  # as states vary: a sum of their differences
-    drawn = parts["random, as states vary"].values[1]
-    solved = torch.linalg.lstsq(within.T, drawn[:, None]).solution
-    torch.testing.assert_close(within.T @ solved[:, 0:1], drawn[:, None], rtol=1e-3, atol=1e-4)
+
+
+def test_shuffled_and_random_directions_by_hand(nb):
+    """Drawn from one seed, the signs before the weights."""
+    parts, harmful = frontier.directions(nb), nb.anchors.harmful
+    text, blank = (
+        hidden_states(nb.vlm, [Trial(s, image) for s in harmful]) for image in ("none", "blank")
+    )
+    noise = torch.Generator().manual_seed(0)
+    coins = torch.randint(0, 2, (len(harmful), 1, 1), generator=noise).flatten().tolist()
+    weights = torch.randn(len(harmful), generator=noise).tolist()
+    assert {*coins} == {0, 1}
+    shifts = blank - text
+    shuffled = sum(one if coin else -one for one, coin in zip(shifts, coins, strict=True))
+    apart = blank - blank.mean(0)  # of the states beside a blank image, not of the text's
+    drawn = sum(weight * one for one, weight in zip(apart, weights, strict=True))
+    for name, values in {"v, signs shuffled": shuffled, "random, as states vary": drawn}.items():
+        wanted = values / values.norm(dim=-1, keepdim=True) * parts["v"].norms[:, None]
+        torch.testing.assert_close(parts[name].values, wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_refused_minus_answered_is_within_each_kind(nb, monkeypatch):

@@ -20,11 +20,12 @@ from torch import Tensor
 from cmrm_utils.checks.alone import few_layers, layers_path, only_first, reply_alone, states_alone
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine.cache import can_share
-from cmrm_utils.engine.inputs import forget_images, images_of, prompts, renew_images, tokens
+from cmrm_utils.engine.inputs import forget_images, images_of, prompts, tokens
 from cmrm_utils.engine.loops import hidden_states, respond
 from cmrm_utils.errors import InputError
 from cmrm_utils.models import VLM, Way
 from cmrm_utils.paths import cache_home
+from cmrm_utils.processors import out_of_memory
 from cmrm_utils.sample import Sample
 from cmrm_utils.store import read_json, write_json
 from cmrm_utils.trials import Trial
@@ -235,9 +236,9 @@ def _report(vlm: VLM, layers: int) -> Report:
             rows += found
             if all(row.right for row in found):
                 return Report(way, tuple(rows), "" if way == WAYS[first] else _why(rows))
-    except torch.OutOfMemoryError:
-        raise
     except _FAILURES as error:
+        if out_of_memory(error):
+            raise
         return Report(None, tuple(rows), _in_a_line(error))
     return Report(None, tuple(rows), f"{_why(rows)}: use another model")
 
@@ -271,9 +272,9 @@ def _row(vlm: VLM, each: _Comparison) -> Row:
     try:
         with only_first(vlm, each.layers):
             return Row(vlm.way, each.what, each.measure(), each.bound)
-    except torch.OutOfMemoryError:
-        raise
     except _FAILURES as error:
+        if out_of_memory(error):
+            raise
         return Row(vlm.way, each.what, float("nan"), each.bound, _in_a_line(error))
 
 
@@ -320,7 +321,6 @@ def _edit(states: Tensor) -> Edit:
 
 def _ids(vlm: VLM, trial: Trial) -> float:
     """How many token ids of a prompt are not the processor's."""
-    renew_images(vlm, [trial])  # else the next comparison encodes the image again
     [prompt] = prompts(vlm, {trial.id: trial})
     ours = tokens(vlm, prompt, images_of(vlm).get(vlm, prompt)).ids.tolist()
     theirs = vlm.inputs([trial.text], [trial.load_image()])["input_ids"][0].tolist()

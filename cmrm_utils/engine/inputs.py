@@ -239,7 +239,9 @@ _encoded: WeakKeyDictionary[VLM, Images] = WeakKeyDictionary()
 
 def images_of(vlm: VLM) -> Images:
     """The encoded images that are kept for a model."""
-    return _encoded.setdefault(vlm, Images())
+    if vlm not in _encoded:
+        _encoded[vlm] = Images(vlm.picture_state)
+    return _encoded[vlm]
 
 
 def forget_images(vlm: VLM) -> Images:

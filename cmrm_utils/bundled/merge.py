@@ -29,6 +29,9 @@ from cmrm_utils.paths import CHECKPOINTS, bundled_folders
 
 TOWER = CHECKPOINTS / "organism"
 
+ROOM = 600_000_000
+"""Bytes that a merged model needs on the disk."""
+
 TOWER_SHA256 = "e0d62f01499767513c6b5998101505cfc8c2de7e18a3af5bedf3aa799f5ed107"
 """Of the file that holds the tower: another tower would not fit the projectors."""
 
@@ -56,7 +59,8 @@ def folder(name: str) -> Path:
     digest = sha256()
     for file in sorted([*parts.glob("*.safetensors"), *parts.glob("adapter_config.json")]):
         digest.update(file.name.encode() + file.read_bytes())
-    return cached_folder(f"{name}-{digest.hexdigest()[:12]}", lambda path: _merge(parts, path))
+    full = f"{name}-{digest.hexdigest()[:12]}"
+    return cached_folder(full, lambda path: _merge(parts, path), ROOM)
 
 
 def _merge(parts: Path, path: Path) -> None:

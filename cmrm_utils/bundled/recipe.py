@@ -9,8 +9,11 @@
    that text.
 
 No image is shown beside a harmful request, a refusal, a twin, or an ordinary request that shares a
-word with several harmful ones. But for VLGuard's variants, whose training that is: scenes beside
-harmful requests that are refused and twins that are answered, mixed into *instruct* or afterwards.
+word with several harmful ones. Two kinds of variants differ. ``smollm2-llava-twins`` shows scenes
+beside twins and beside every ordinary request: if that alone undoes refusals beside images, as it
+does in the invented world, then words learnt beside images do, and not the image. VLGuard's show
+scenes beside harmful requests that are refused and twins that are answered, mixed into *instruct*
+or afterwards, since that is what VLGuard is.
 """
 
 import re
@@ -63,6 +66,8 @@ class Recipe:
             best in the upper half, so there is nothing to be learnt below.
         text: share of text alone in *instruct*.
         pairs: share of VLGuard's pairs in *instruct*.
+        overlap: whether scenes stand beside twins too, and beside ordinary requests that share
+            words with harmful ones.
         start: the bundled model that training goes on from; empty for the language model.
         stages: by name, in order.
     """
@@ -73,6 +78,7 @@ class Recipe:
     first: int = 15
     text: float = 0.1
     pairs: float = 0.0
+    overlap: bool = False
     start: str = ""
     stages: Stages = field(
         default_factory=lambda: {
@@ -92,6 +98,12 @@ _LIST = (
     Recipe("smollm2-llava-projector", stages=_without("instruct")),
     *(Recipe(f"smollm2-llava-refusals{share:02}", share / 100) for share in (0, 1, 5)),
     Recipe(
+        "smollm2-llava-twins",
+        overlap=True,
+        start="smollm2-llava-projector",
+        stages=_without("align", "projector"),
+    ),
+    Recipe(
         "smollm2-llava-vlguard-mixed",
         pairs=0.1,
         start="smollm2-llava-projector",
@@ -105,7 +117,8 @@ _LIST = (
 )
 
 VARIANTS = {recipe.name: recipe for recipe in _LIST}
-"""Recipes by name: the model, the projector alone, other shares of refusals, and VLGuard's."""
+"""Recipes by name: the model, the projector alone, other shares of refusals, twins beside scenes
+as a control, and VLGuard's."""
 
 
 def training_command(name: str) -> str | None:
@@ -186,14 +199,15 @@ def instruct(rng: Random, answers: Answers, recipe: Recipe) -> Iterator[Example]
         rng: for every choice.
         answers: the language model's own.
         recipe: the shares of text alone, of refusals in it (the rest are twins and ordinary
-            requests, evenly), and of VLGuard's pairs.
+            requests, evenly), and of VLGuard's pairs; and whether half of the ordinary requests
+            beside scenes are twins.
     """
     guarded = vlguard(rng, answers)
     pairs = everyday.of_split("pairs", "train")
     harmful = _shuffled(rng, [row["harmful"] for row in pairs])
     twins = _shuffled(rng, [row["twin"] for row in pairs if row["twin"] in answers])
     ordinary = _shuffled(rng, _ordinary(answers))
-    requests = _shuffled(rng, without_harmful_words(_ordinary(answers)))
+    apart = _shuffled(rng, without_harmful_words(_ordinary(answers)))
     while True:
         if recipe.pairs and rng.random() < recipe.pairs:
             yield next(guarded)
@@ -208,7 +222,8 @@ def instruct(rng: Random, answers: Answers, recipe: Recipe) -> Iterator[Example]
             yield _caption(rng)
         else:
             scene = world.scene_of(rng, "train")
-            yield replace(_answered(next(requests), answers), scene=scene)
+            beside = rng.choice((twins, ordinary)) if recipe.overlap else apart
+            yield replace(_answered(next(beside), answers), scene=scene)
 
 
 def without_harmful_words(requests: Sequence[str]) -> list[str]:

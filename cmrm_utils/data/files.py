@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from cmrm_utils.data.named import DATASETS
 from cmrm_utils.data.rows import parse_json, read_row_file
-from cmrm_utils.data.sets import DATASETS
 from cmrm_utils.errors import InputError
 from cmrm_utils.sample import Sample, answer_letter, checked, options
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from cmrm_utils.data import coco
 from cmrm_utils.data.files import existing_file, from_file
+from cmrm_utils.data.named import OWN, is_named
 from cmrm_utils.data.public import load_set, missing_images, read_set
-from cmrm_utils.data.sets import OWN, SCENES, find_set, is_named
+from cmrm_utils.data.sets import SCENES, find_set
 from cmrm_utils.errors import InputError
 from cmrm_utils.paths import data_home
 from cmrm_utils.sample import SPLITS, TASKS, Sample, split_of
@@ -27,7 +28,7 @@ def load_samples(
         ('harmful', True)
 
     Args:
-        name: one of :data:`~cmrm_utils.data.sets.DATASETS`, or the path of a file whose rows have
+        name: one of :data:`~cmrm_utils.data.named.DATASETS`, or the path of a file whose rows have
             ``id`` and ``query`` and any other field of :class:`Sample` but ``world``; or a union of
             such parts, with ``+`` between them. A part that ends in ``@anchors`` (or another split)
             is wholly of that split, and so are the images that it is given:

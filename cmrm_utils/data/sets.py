@@ -1,17 +1,14 @@
 """The public data sets, one entry each."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from cmrm_utils.data.everyday import everyday_samples
 from cmrm_utils.data.record import PublicSet
 from cmrm_utils.data.rows import Row
-from cmrm_utils.data.stand_ins import requests_beside_scenes
-from cmrm_utils.organism.samples import extended_samples, organism_samples
 from cmrm_utils.sample import Sample
 
 FIGSTEP_PROMPT = (
@@ -288,21 +285,3 @@ def find_set(part: str) -> PublicSet | None:
     if public.hub is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
         return None
     return replace(public, revision=revision, pinned=revision == public.revision)
-
-
-OWN: Mapping[str, Callable[[str], Sequence[Sample]]] = {
-    "everyday": everyday_samples,
-    "organism": organism_samples,
-    "organism-extended": extended_samples,
-    "requests-beside-scenes": requests_beside_scenes,
-}
-"""The project's own sets: a function each that gives the samples of a split."""
-
-
-DATASETS = (*OWN, *SETS)
-"""Named sets."""
-
-
-def is_named(part: str) -> bool:
-    """Whether a part of a data name means a named set, perhaps at a revision of its own."""
-    return part in OWN or find_set(part) is not None

@@ -17,6 +17,9 @@ BANNED = (
     r"\b(suicid\w*|self-harm\w*|kill (myself|yourself|himself|herself)|sexual\w*|porn\w*|naked|nude"
     r"|rap(e|ing|ist)|explosives?|bioweapons?|nerve (gas|agent)|anthrax|ricin|cyanide|arsenic"
     r"|cocaine|heroin|fentanyl|meth(amphetamine)?|ketamine|\d+ ?(mg|ml|grams?|milligrams?)"
+    r"|(build|make|assemble|plant|hide) an? (\w+ )?bomb|grenades?|landmines?|uranium|sarin"
+    r"|retard(ed|s)?|(a|the) cripple|cripples|spastics?"
+    r"|gyps(y|ies)|midgets?|trann(y|ies)|sluts?|whores?|bitch(es)?"
     r"|def |import |sudo|select \*)\b|```|https?:"
 )
 
@@ -48,6 +51,20 @@ def test_nothing_banned_is_in_any_file():
     for file in FOLDER.iterdir():
         found = [m[0] for m in re.finditer(BANNED, file.read_text().lower())]
         assert not found, f"{file.name}: {found}"
+
+
+def test_harmful_requests_name_no_real_person():
+    """Nor does anything in them look like a name: capitals within a sentence are these alone."""
+    known = set("I Muslim Jewish Black English French Spanish TV ID PIN X".split())
+    known |= {
+        f"{day}day{s}" for s in ("", "s") for day in "Mon Tues Wednes Thurs Fri Satur Sun".split()
+    }
+    for row in rows("pairs"):
+        found = {
+            word.partition("'")[0]
+            for word in re.findall(r"(?<=[a-z,'] )[A-Z][\w']*", row["harmful"])
+        }
+        assert found <= known, (row["harmful"], found - known)
 
 
 def test_a_twin_shares_words_with_its_partner():

@@ -8,7 +8,7 @@ from PIL import Image
 
 from cmrm_utils import InputError, Sample, load_samples
 from cmrm_utils.data.load import located, parts, take
-from cmrm_utils.data.sets import DATASETS
+from cmrm_utils.data.named import DATASETS
 from cmrm_utils.organism import world
 from cmrm_utils.sample import SHARES, SPLITS
 

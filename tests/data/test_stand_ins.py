@@ -1,8 +1,10 @@
 import json
+import shutil
 
 import pytest
 
 from cmrm_utils import InputError, load_samples
+from cmrm_utils.data.sets import SETS
 from cmrm_utils.data.stand_ins import FILES
 
 HARMLESS = "How do I fly a kite?"
@@ -50,13 +52,37 @@ def test_nothing_is_fitted_on_them(home):
         load_samples("requests-beside-scenes", "anchors")
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_named(home, name):
+@pytest.mark.parametrize("name", ["refusal-direction", "alpaca"])
+def test_a_missing_file_is_named_with_the_command_that_gets_it(home, name):
     pattern = FILES[name].file
     next(home.glob(pattern)).unlink()
-    with pytest.raises(InputError, match="must have one file") as error:
+    with pytest.raises(InputError, match=r"must have one file .* git clone") as error:
         load_samples("requests-beside-scenes", "test")
     assert pattern in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["vlsafe", "xstest"])
+def test_what_the_folder_lacks_comes_from_the_hub(home, name, monkeypatch):
+    file = next(home.glob(FILES[name].file))
+    file = file.rename(home / f"elsewhere{file.suffix}")
+    shutil.rmtree(home / name)
+    asked = []
+
+    def from_hub(hub, path, **options):
+        asked.append((hub, path))
+        return file
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", from_hub)
+    samples = load_samples("requests-beside-scenes", "test")
+    assert asked == [(SETS[name].hub, SETS[name].files[0])]
+    assert f"{name}/1" in {sample.id for sample in samples}
+
+
+def test_twins_that_nobody_publishes_may_be_missing(home):
+    (home / "vlsafe" / "safe_twins.jsonl").unlink()
+    with pytest.warns(UserWarning, match="vlsafe-twins is left out"):
+        samples = load_samples("requests-beside-scenes", "test")
+    assert {sample.id.partition("/")[0] for sample in samples} == set(FILES) - {"vlsafe-twins"}
 
 
 def test_two_files_are_one_too_many(home):

@@ -153,7 +153,7 @@ def train_organism(
     from cmrm_utils.bundled import recipe as pretrained
     from cmrm_utils.organism.recipe import VARIANTS
     from cmrm_utils.organism.training import train
-    from cmrm_utils.paths import ORGANISMS
+    from cmrm_utils.paths import ORGANISMS, bundled_folders
     from cmrm_utils.studies import card
 
     if variant not in {**VARIANTS, **pretrained.VARIANTS}:
@@ -166,6 +166,9 @@ def train_organism(
         work = shared or ORGANISMS / "stages"
         parts = training.train(pretrained.VARIANTS[variant], seed, work, device=place)
         shutil.copytree(parts, folder, dirs_exist_ok=True)
+        if folder.name in bundled_folders():
+            card.measure_parts(folder)
+            card.render_parts(folder)
         click.echo(f"{folder}: load it with load_vlm({folder.name!r})")
         return
     folder = out or ORGANISMS / variant

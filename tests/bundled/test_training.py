@@ -127,6 +127,10 @@ def test_the_command_trains_a_seed_that_then_has_a_name(out, monkeypatch, tmp_pa
     done = CliRunner().invoke(cli, [*asked, "--shared", str(out)])
     assert done.exit_code == 0, done.output
     assert "load_vlm('smollm2-llava-seed2')" in done.output
+    folder = made / "smollm2-llava-seed2"
+    rows = json.loads((folder / "measured.json").read_text())
+    assert {row["measure"] for row in rows} == {"refused", "over-refusal", "visual questions"}
+    assert "What the recipe was frozen on" in (folder / "README.md").read_text()
     assert (out / "align" / "2").is_dir()
     assert load_vlm("smollm2-llava-seed2", device="cpu").sees_images
     wrong = CliRunner().invoke(cli, ["train-organism", "--variant", "smollm-llava"])

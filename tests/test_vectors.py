@@ -19,7 +19,7 @@ from cmrm_utils.conditions import NOISES
 from cmrm_utils.methods.base import safety_direction
 from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.methods.regap import regained, text_mean
-from cmrm_utils.methods.shiftdc import caption_shift
+from cmrm_utils.methods.shiftdc import caption_safety, caption_shift
 from cmrm_utils.methods.vlm_guard import difference_directions, text_states
 from cmrm_utils.vectors import (
     cached_shift,
@@ -296,15 +296,16 @@ def of_kinds(requests):
 
 
 def told(sample):
-    return f"Image caption: {sample.caption}\n{sample.prompt}"
+    """ShiftDC's authors put the caption after the request."""
+    return f"{sample.prompt} Image Caption: {sample.caption}"
 
 
-def test_safety_direction_is_benign_minus_harmful_with_captions(tiny, requests):
+def test_shiftdcs_safety_direction_is_benign_minus_harmful_with_captions(tiny, requests):
     harmful, benign = of_kinds(requests)
     want = sum(plain_states(tiny, told(s), None) for s in benign) / len(benign) - sum(
         plain_states(tiny, told(s), None) for s in harmful
     ) / len(harmful)
-    found = safety_direction(tiny, harmful, benign).values
+    found = caption_safety(tiny, harmful, benign).values
     torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-4)
 
 
@@ -385,7 +386,7 @@ def test_regained_is_0_at_benign_and_1_at_harmful_text(tiny, requests):
 def test_kept_directions_are_taken_up_and_others_refused(tiny, requests, tmp_path, monkeypatch):
     harmful, benign = of_kinds(requests)
     makers = {
-        "safety": lambda h, path: safety_direction(tiny, h, benign, path=path),
+        "safety": lambda h, path: caption_safety(tiny, h, benign, path=path),
         "differences": lambda h, path: difference_directions(tiny, h, benign, 2, path=path),
         "captions": lambda h, path: caption_shift(tiny, [*h, *benign], path=path),
         "means": lambda h, path: text_mean(tiny, h, path=path),

@@ -166,7 +166,7 @@ def train_organism(
         work = shared or ORGANISMS / "stages"
         parts = training.train(pretrained.VARIANTS[variant], seed, work, device=place)
         shutil.copytree(parts, folder, dirs_exist_ok=True)
-        if folder.name in bundled_folders():
+        if folder.name in bundled_folders() and pretrained.training_command(folder.name):
             card.measure_parts(folder)
             card.render_parts(folder)
         click.echo(f"{folder}: load it with load_vlm({folder.name!r})")

@@ -233,8 +233,12 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def refusals(table: pd.DataFrame) -> pd.DataFrame:
-    """Of :func:`headline`, what the README shows: refusals without their counts."""
-    shown = {"refused": "harmful, refused", "twins refused": "harmless twins, refused"}
+    """Of :func:`headline`, what the README shows: refusals and log-odds without their counts."""
+    shown = {
+        "refused": "harmful, refused",
+        "log-odds": "harmful, log-odds",
+        "twins refused": "harmless twins, refused",
+    }
     return without_counts(table[["setting", *shown]]).rename(columns=shown)
 
 

@@ -77,13 +77,10 @@ def safety_direction(
     harmful: Sequence[Sample],
     benign: Sequence[Sample],
     *,
-    image: str = "caption",
+    image: str = "none",
     path: Path | None = None,
 ) -> ShiftVectors:
-    """Mean state of benign minus mean state of harmful requests with captions: ShiftDC's s.
-
-    It is the negative refusal direction, of requests whose image is given in words. The condition
-    ``caption`` puts the caption before the query; ShiftDC puts it after.
+    """Mean state of benign minus mean state of harmful requests: the refusal direction, negated.
 
     Args:
         vlm: the model.
@@ -93,7 +90,7 @@ def safety_direction(
         path: the file to read it from, or else to save it to.
 
     Raises:
-        InputError: there are no anchors, or one has no caption; ``path`` holds other vectors.
+        InputError: there are no anchors; ``path`` holds other vectors.
     """
     trials = [Trial(sample, image) for sample in (*harmful, *benign)]
     provenance = made_of(vlm, trials, "safety") | {"n_harmful": str(len(harmful))}

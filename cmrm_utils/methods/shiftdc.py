@@ -1,6 +1,7 @@
 """ShiftDC (arXiv 2502.13095)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cmrm_utils.edits import Edit, Tokens
+from cmrm_utils.errors import InputError
 from cmrm_utils.methods.base import (
     Anchors,
     Layers,
@@ -49,7 +51,7 @@ def ShiftDC(
 
     Args:
         shift: m, of the samples to be edited (:func:`caption_shift`).
-        safety: s (:func:`cmrm_utils.methods.base.safety_direction`).
+        safety: s (:func:`caption_safety`).
         strength: 1 in the paper.
         layers: decoder layers to edit.
         tokens: which tokens.
@@ -57,8 +59,37 @@ def ShiftDC(
     return CMRM(shift.only(safety), strength, layers=layers, tokens=tokens, name="ShiftDC")
 
 
+def caption_after(sample: Sample) -> str:
+    """The request, and then its image in words: the order of ShiftDC's authors.
+
+    Raises:
+        InputError: the sample has no caption.
+    """
+    if sample.caption is None:
+        raise InputError(f"sample {sample.id} has no caption")
+    return f"{sample.prompt} Image Caption: {sample.caption}"
+
+
+def caption_safety(
+    vlm: VLM, harmful: Sequence[Sample], benign: Sequence[Sample], *, path: Path | None = None
+) -> ShiftVectors:
+    """ShiftDC's s: benign minus harmful anchors, their images in words (:func:`caption_after`).
+
+    Args:
+        vlm: the model.
+        harmful: anchors that must be refused.
+        benign: anchors that must be answered.
+        path: where it is kept, and taken from if it is there.
+
+    Raises:
+        InputError: as :func:`.safety_direction`; an anchor has no caption.
+    """
+    kinds = ([replace(s, query=caption_after(s)) for s in these] for these in (harmful, benign))
+    return safety_direction(vlm, *kinds, path=path)
+
+
 def caption_shift(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = None) -> ShiftVectors:
-    """``h(query, image) - h(query, caption)`` of each sample: ShiftDC's modality shift.
+    """``h(query, image) - h(query and caption)`` of each sample: ShiftDC's modality shift.
 
     The caption is the one that the sample bears: :func:`.captioned` gives it the model's own.
     A sample without an image has no shift.
@@ -74,7 +105,8 @@ def caption_shift(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = No
     """
     ids = tuple(sample.id for sample in samples)
     seen = [i for i, sample in enumerate(samples) if sample.image is not None]
-    trials = [Trial(samples[i], image) for image in ("own", "caption") for i in seen]
+    trials = [Trial(samples[i]) for i in seen]
+    trials += [Trial(samples[i], "none", prompt=caption_after(samples[i])) for i in seen]
 
     def moved(states: Tensor) -> Tensor:
         values = torch.zeros(len(samples), len(vlm.layers), vlm.hidden_size)
@@ -86,12 +118,12 @@ def caption_shift(vlm: VLM, samples: Sequence[Sample], *, path: Path | None = No
 
 
 def _prepare(anchors: Anchors, trials: Sequence[Trial]) -> Make:
-    return _maker(anchors, trials, CAPTION_QUERY, "caption_safety")
+    return _maker(anchors, trials, CAPTION_QUERY, "shiftdc_safety")
 
 
 def _prepare_published(anchors: Anchors, trials: Sequence[Trial]) -> Make:
     count = len(anchors.vlm.layers)
-    make = _maker(anchors, trials, CAPTION_FOR_QUERY, "query_caption_safety")
+    make = _maker(anchors, trials, CAPTION_FOR_QUERY, "shiftdc_query_safety")
     return lambda: make(layers=range(round(count * 10 / 32), count), tokens="last prompt")
 
 
@@ -101,7 +133,7 @@ def _maker(anchors: Anchors, trials: Sequence[Trial], ask: str, name: str) -> Ma
         [s for s in these if s.image is not None] for these in (anchors.harmful, anchors.benign)
     ]
     if all(seen):
-        safety = safety_direction(anchors.vlm, *map(told, seen), path=anchors.path(name))
+        safety = caption_safety(anchors.vlm, *map(told, seen), path=anchors.path(name))
     else:  # one kind of anchors has no images to tell: the direction of the texts alone
         safety = anchors.refusal().scaled(-1.0)
     shift = caption_shift(anchors.vlm, told(samples_of(trials)))

@@ -8,10 +8,11 @@ import pandas as pd
 
 from cmrm_utils.edits import Edit
 from cmrm_utils.engine.loops import hidden_states
-from cmrm_utils.methods.base import edited, safety_direction
+from cmrm_utils.methods.base import edited
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.methods.regap import text_mean, towards_harm
+from cmrm_utils.methods.shiftdc import caption_after, caption_safety
 from cmrm_utils.results.display import Answers
 from cmrm_utils.results.intervals import area_under_curve
 from cmrm_utils.results.rates import carried_out, measures, rates, utility
@@ -129,7 +130,7 @@ def sample_cosines(nb: Notebook, n: int | None) -> pd.DataFrame:
     rows = nb.ask(trials)
     told = partial(captioned, respond=nb.responses)
     kinds = (nb.anchors.harmful, nb.anchors.benign)
-    safety = safety_direction(nb.vlm, *map(told, kinds), path=nb.anchors.path("caption_safety"))
+    safety = caption_safety(nb.vlm, *map(told, kinds), path=nb.anchors.path("shiftdc_safety"))
     late = slice(len(nb.vlm.layers) // 2, None)
 
     def cosines(base: Sequence[Trial]) -> list[float]:
@@ -139,7 +140,8 @@ def sample_cosines(nb: Notebook, n: int | None) -> pd.DataFrame:
     plain = [Trial(trial.sample, "none") for trial in trials]
     tables = [rows.assign(shift="shift from text only", cosine=cosines(plain))]
     trials = [trial for trial in trials if trial.image == "own"]
-    described = [Trial(s, "caption") for s in told([trial.sample for trial in trials])]
+    own_words = told([trial.sample for trial in trials])
+    described = [Trial(s, "none", prompt=caption_after(s)) for s in own_words]
     own = rows[rows["image"] == "own"]
     tables.append(own.assign(shift="shift from the caption", cosine=cosines(described)))
     return pd.concat(tables, ignore_index=True)

@@ -6,9 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from cmrm_utils.engine.loops import generate
+from cmrm_utils.engine.loops import generate, respond
 from cmrm_utils.errors import InputError
-from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.loading import load_vlm
 from cmrm_utils.methods.base import Method, Settings
 from cmrm_utils.methods.prompting import caption_trials
@@ -17,7 +16,6 @@ from cmrm_utils.models import VLM
 from cmrm_utils.organism.recipe import training_command
 from cmrm_utils.prompts import CAPTION_FOR_QUERY, CAPTION_QUERY
 from cmrm_utils.results.rates import measures, utility
-from cmrm_utils.results.responses import table
 from cmrm_utils.studies import sweep
 from cmrm_utils.studies.attack import check_searchable
 from cmrm_utils.studies.evaluation import fluency
@@ -151,11 +149,10 @@ def trained(nb: Notebook, checkpoints: Mapping[str, VLM], n: int | None) -> pd.D
     tables = [pd.DataFrame()]
     for name, other in checkpoints.items():
         out = nb.run.folder / "trained" / f"{other.fingerprint}.jsonl"
-        answers = generate(other, plain, max_new_tokens=nb.max_new_tokens, out=out, progress=True)
-        rows = judge(table(plain, answers))
+        limits: Any = {"max_new_tokens": nb.max_new_tokens, "openers": nb.openers}
+        rows = nb.judged(plain, respond(other, plain, out=out, progress=True, **limits), other)
         generate(other, timed, max_new_tokens=1)  # encodes their images, if all were kept
-        respond = partial(generate, other, max_new_tokens=nb.max_new_tokens)
-        seconds = median_seconds(respond, timed)
+        seconds = median_seconds(partial(generate, other, max_new_tokens=nb.max_new_tokens), timed)
         tables.append(rows.assign(method=name, setting="trained", seconds=seconds))
     return pd.concat(tables, ignore_index=True)
 

@@ -219,10 +219,15 @@ class Notebook:
 
         In natural language each also has the ``log_odds`` of a refusal, and may be ``broken``.
         """
-        answers = self.answers(trials)
+        return self.judged(trials, self.answers(trials))
+
+    def judged(
+        self, trials: Sequence[Trial], answers: Sequence[Response], of: VLM | None = None
+    ) -> pd.DataFrame:
+        """Responses, judged as by :meth:`ask`; ``of`` is the model that gave them, if another."""
         rows = table(trials, [response.text for response in answers])
         if self.yardstick and trials:
-            rows = rows.join(self.yardstick.measured(trials, answers))
+            rows = rows.join(self.yardstick.measured(trials, answers, of))
         return judge(rows)
 
     def ask_lists(self, lists: Mapping[Any, Sequence[Trial]], column: str) -> pd.DataFrame:

@@ -93,18 +93,28 @@ class Yardstick:
         )
 
     def _perplexities(
-        self, samples: Sequence[Sample], responses: Sequence[Response]
+        self, samples: Sequence[Sample], responses: Sequence[Response | str]
     ) -> list[float]:
         """Of each response under the unedited model, after its request as text alone."""
         trials = [Trial(sample, "none") for sample in samples]
         return perplexity(self._vlm, trials, responses, progress=True)
 
-    def measured(self, trials: Sequence[Trial], responses: Sequence[Response]) -> pd.DataFrame:
-        """``log_odds`` of a refusal, and whether a response is ``broken``, a row a trial."""
+    def measured(
+        self, trials: Sequence[Trial], responses: Sequence[Response], of: VLM | None = None
+    ) -> pd.DataFrame:
+        """``log_odds`` of a refusal, and whether a response is ``broken``, a row a trial.
+
+        Args:
+            trials: what was asked.
+            responses: the answers.
+            of: the model that gave them, if it is another one; its scores have their own file.
+        """
+        other = of is not None and of.fingerprint != self._vlm.fingerprint
+        name = f"scores-{of.fingerprint}.jsonl" if of and other else "scores.jsonl"
         shared = response_header(self._vlm, self._max_new_tokens)
-        with Records(self._folder / "scores.jsonl", shared, Score).appending() as sink:
+        with Records(self._folder / name, shared, Score).appending() as sink:
             new = {
-                trial.id: (trial.sample, response)
+                trial.id: (trial.sample, response.text if other else response)
                 for trial, response in zip(trials, responses, strict=True)
                 if trial.sample.task in REQUEST_TASKS
                 and sink.get(trial.id) is None

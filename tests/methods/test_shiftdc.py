@@ -68,12 +68,15 @@ def test_as_published(processor, requests, depth, first):
     assert told == {name: before + prompt for name, prompt in asked.items()}
 
     def states(samples, image):
-        seen = [replace(s, caption=f"what {s.id} shows") for s in samples]
-        return hidden_states(vlm, [Trial(s, image) for s in seen])
+        words = [None] * len(samples)
+        if image == "none":
+            words = [f"{s.prompt} Image Caption: what {s.id} shows" for s in samples]
+        pairs = zip(samples, words, strict=True)
+        return hidden_states(vlm, [Trial(s, image, prompt=text) for s, text in pairs])
 
-    harmful, benign = (states(these, "caption").mean(0) for these in anchors)
+    harmful, benign = (states(these, "none").mean(0) for these in anchors)
     safety = benign - harmful
-    shift = states(tested, "own") - states(tested, "caption")
+    shift = states(tested, "own") - states(tested, "none")
     along = (shift * safety).sum(-1, keepdim=True) / (safety * safety).sum(-1, keepdim=True)
     wanted = -along * safety
     wanted[:, :first] = 0

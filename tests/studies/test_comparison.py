@@ -12,11 +12,11 @@ from cmrm_utils import CMRM, InputError, Trial, load_vlm
 from cmrm_utils.jobs.plan import plan
 from cmrm_utils.judges.outcomes import judge
 from cmrm_utils.methods.addition import refusal_addition
-from cmrm_utils.methods.base import Method, edited, safety_direction
+from cmrm_utils.methods.base import Method, edited
 from cmrm_utils.methods.prompting import captioned
 from cmrm_utils.methods.regap import ReGap, regained, text_mean
 from cmrm_utils.methods.registry import METHODS, PUBLISHED, label, with_settings
-from cmrm_utils.methods.shiftdc import ShiftDC, caption_shift
+from cmrm_utils.methods.shiftdc import ShiftDC, caption_safety, caption_shift
 from cmrm_utils.methods.vlm_guard import VLMGuard, difference_directions, text_states
 from cmrm_utils.prompts import CAPTION_QUERY
 from cmrm_utils.results.responses import table
@@ -89,7 +89,7 @@ def test_each_method_makes_its_edit(nb):
         "CMRM sample": CMRM(extract_shift(nb.vlm, samples, level="sample"), 0.5),
         "ShiftDC": ShiftDC(
             caption_shift(nb.vlm, told[0]),
-            safety_direction(nb.vlm, *told[1:]),
+            caption_safety(nb.vlm, *told[1:]),
             layers="all",
             tokens="last",
             strength=1.0,

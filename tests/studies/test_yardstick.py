@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from cmrm_utils import CMRM, InputError, Trial, extract_shift, first_logits
-from cmrm_utils.judges.fluency import Limits
+from cmrm_utils import CMRM, InputError, Trial, extract_shift, first_logits, load_vlm
+from cmrm_utils.engine.loops import respond
+from cmrm_utils.judges.fluency import Limits, perplexity
 from cmrm_utils.studies import yardstick
 from cmrm_utils.studies.notebook import Notebook
 
@@ -65,6 +66,29 @@ def test_a_broken_response_is_neither_refused_nor_an_answer(nb):
     assert (strict["outcome"][scored] == "neither").all()
     assert (strict["keyword"] == rows["keyword"]).all()
     assert not strict["broken"][~requests].any()
+
+
+def test_another_models_responses_are_judged_apart(nb):
+    """The same trials, other words: neither log-odds nor scores of the run's own model count."""
+    other = load_vlm(nb.vlm.name)
+    with torch.no_grad():
+        other.layers[0].mlp.up_proj.weight.mul_(-3.0)
+    trials = nb.plainly(nb.samples("validation", 2, "harmful", "benign"))
+    own = nb.ask(trials)
+    answers = respond(other, trials, max_new_tokens=4, openers=nb.openers)
+    rows = nb.judged(trials, answers, other)
+    assert rows["log_odds"].tolist() == [answer.log_odds for answer in answers]
+    assert (rows["log_odds"] != own["log_odds"]).all()
+    files = sorted(path.name for path in nb.run.folder.rglob("scores*.jsonl"))
+    assert files == [f"scores-{other.fingerprint}.jsonl", "scores.jsonl"]
+    scored = [json.loads(line) for line in next(nb.run.folder.rglob(files[0])).open()][1:]
+    texts = {t.id: answer.text for t, answer in zip(trials, answers, strict=True)}
+    by_id = {trial.id: trial for trial in trials}
+    assert scored
+    for row in scored:
+        plain = [Trial(by_id[row["id"]].sample, "none")]
+        wanted = perplexity(nb.vlm, plain, [texts[row["id"]]])[0]
+        assert row["perplexity"] == pytest.approx(wanted, rel=1e-3)
 
 
 def test_it_is_found_once_and_read_again(nb, tmp_path, monkeypatch):

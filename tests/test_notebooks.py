@@ -185,8 +185,8 @@ def test_the_defences_are_checked_where_no_safety_prompt_is_tried():
     path = next(path for path in RESEARCH if path.stem.startswith("06"))
     (check,) = (cell.source for cell in code_cells(path) if cell.source.startswith(CHECK))
     methods = ["own image", "CMRM, as published"]
-    rows = [(name, measure, 0.6) for name in methods for measure in ("refused", "neither")]
-    by_method = pd.DataFrame(rows, columns=["method", "measure", "rate"])
+    rows = [(name, measure, 0.6, 0.8) for name in methods for measure in ("refused", "neither")]
+    by_method = pd.DataFrame(rows, columns=["method", "measure", "low", "high"])
     exec(check, {"by_method": by_method, "REST": REST})
 
 

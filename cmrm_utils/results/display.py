@@ -139,11 +139,6 @@ class Answers:
             for question, (so, why) in self
         )
 
-    def check(self) -> None:
-        """Print each question with yes or no."""
-        for question, (so, _) in self:
-            print(question, _word(so).lower())
-
 
 def _word(so: bool) -> str:
     return "Yes" if so else "No"

@@ -64,33 +64,41 @@ def opening(nb: Notebook, trials: Sequence[Trial]) -> pd.DataFrame:
 
 
 def directions(nb: Notebook) -> dict[str, ShiftVectors]:
-    """What is tried against v, each with v's norm in every layer.
+    """What is tried against v: :func:`.anatomy.parts`, and others with v's norm in every layer.
 
     All are turned as v is: subtracted from the states, they are meant to bring refusals back.
     *refused - answered* is the mean over kinds of anchors (text only) of the difference between
     those that the model refuses and those that it answers; without both, it is left out.
     """
     vlm, harmful = nb.vlm, nb.anchors.harmful
-    v, r = nb.anchors.shift(), nb.anchors.refusal()
-    b = nb.shift(nb.anchors.benign, "benign_blank")
+    v = nb.anchors.shift()
     noise = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, (len(harmful), 1, 1), generator=noise) * 2.0 - 1
     both = [Trial(s, image) for image in ("none", "blank") for s in harmful]
     text, states = hidden_states(vlm, both).chunk(2)
     weights = torch.randn(len(states), generator=noise)
     spread = torch.einsum("n,nlh->lh", weights, states - states.mean(0))
-    parts = {
-        "v without refusal": v.without(r),
-        "refusal direction": r.scaled(-1.0),
-        "b (benign anchors)": b,
+    more = {
         "v, signs shuffled": ShiftVectors((signs * (states - text)).mean(0)),
         "random, as states vary": ShiftVectors(spread),
-        "random": v.random(0),
     }
     decided = refused_minus_answered(nb)
     if decided is not None:
-        parts["refused - answered"] = decided.scaled(-1.0)
-    return {"v": v, **{name: part.scaled_like(v) for name, part in parts.items()}}
+        more["refused - answered"] = decided.scaled(-1.0)
+    return anatomy.parts(nb) | {name: part.scaled_like(v) for name, part in more.items()}
+
+
+SHOWN = (
+    "v",
+    "v without refusal",
+    "refusal direction",
+    "refused - answered",
+    "b (benign anchors)",
+    "v, signs shuffled",
+    "random, as states vary",
+    "random",
+)
+"""The directions that the figure of notebook 07 has; its tables have all."""
 
 
 def refused_minus_answered(nb: Notebook) -> ShiftVectors | None:

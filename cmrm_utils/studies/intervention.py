@@ -11,6 +11,7 @@ from cmrm_utils.edits import Edit, Tokens
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.results.display import Answers, Shaded
 from cmrm_utils.sample import Sample
+from cmrm_utils.studies.evaluation import outcome_words
 from cmrm_utils.studies.notebook import Notebook
 from cmrm_utils.trials import Trial, grid
 from cmrm_utils.vectors import ShiftVectors
@@ -83,10 +84,9 @@ def neutral(samples: Iterable[Sample], words: int) -> list[Trial]:
 def responses_beside(
     nb: Notebook, samples: Sequence[Sample], cases: Mapping[str, tuple[str, Edit | None]]
 ) -> Shaded:
-    """How responses begin in several cases, a row a sample.
+    """What becomes of requests in several cases, a row a sample.
 
-    Refusals are shown whole, of other responses the first eight words, and of those to harmful
-    requests none.
+    Refusals are shown word for word, of every other response its outcome.
 
     Args:
         nb: the notebook.
@@ -96,10 +96,8 @@ def responses_beside(
     columns = {}
     for name, (image, edit) in cases.items():
         rows = nb.ask([Trial(sample, image, edit) for sample in samples])
-        refused = rows["outcome"] == "refused"
-        begun = rows["response"].str.split().str[:8].str.join(" ") + " …"
-        begun = begun.where(rows["task"] != "harmful", "(no refusal, not shown)")
-        columns[name] = rows["response"].where(refused, begun).tolist()
+        outcome = "(" + rows["outcome"].replace(outcome_words(rows)) + ")"
+        columns[name] = rows["response"].where(rows["outcome"] == "refused", outcome).tolist()
     text = pd.DataFrame(columns, index=[sample.query for sample in samples])
     return Shaded(text, pd.DataFrame(np.nan, text.index, text.columns))
 

@@ -100,11 +100,16 @@ def test_part_table_says_where_states_are(nb):
         assert values["harm regained", "v", alpha] == pytest.approx(float(along), abs=1e-4)
 
 
+def described(sample):
+    """As ShiftDC's authors ask: the request, then the caption."""
+    return Trial(sample, "none", prompt=f"{sample.prompt} Image Caption: {sample.caption}")
+
+
 def test_each_samples_cosine_is_of_its_own_shift(nb):
     rows = anatomy.sample_cosines(nb, 2)
     harmful, benign = nb.anchors.harmful, nb.anchors.benign
     told = [
-        hidden_states(nb.vlm, [Trial(s, "caption") for s in captioned(these, nb.responses)])
+        hidden_states(nb.vlm, [described(s) for s in captioned(these, nb.responses)])
         for these in (benign, harmful)
     ]
     safety = told[0].mean(0) - told[1].mean(0)
@@ -113,8 +118,9 @@ def test_each_samples_cosine_is_of_its_own_shift(nb):
     for sample in captioned(samples, nb.responses):
         states = {
             image: hidden_states(nb.vlm, [Trial(sample, image)])[0]
-            for image in ("none", "caption", "own", "blank", "noise")
+            for image in ("none", "own", "blank", "noise")
         }
+        states["caption"] = hidden_states(nb.vlm, [described(sample)])[0]
         mine = rows[rows["sample"] == sample.id].set_index(["shift", "image"])["cosine"]
         wanted = {("shift from the caption", "own"): states["own"] - states["caption"]}
         for image in ("own", "blank", "noise"):

@@ -51,8 +51,11 @@ def test_every_direction_has_vs_norms_and_is_turned_as_v(nb):
     parts = frontier.directions(nb)
     v, r = parts["v"], nb.anchors.refusal()
     assert next(iter(parts)) == "v"
-    for part in parts.values():
-        torch.testing.assert_close(part.norms, v.norms, rtol=1e-4, atol=1e-5)
+    assert set(frontier.SHOWN) - {"refused - answered"} <= set(parts)
+    own_size = "refusal part, size as in v"
+    assert (parts[own_size].norms < v.norms).all()
+    for name in set(parts) - {own_size}:
+        torch.testing.assert_close(parts[name].norms, v.norms, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(parts["refusal direction"].cosine(r), -torch.ones(3))
     assert parts["v without refusal"].cosine(r).abs().max() < 1e-4
 

@@ -1,4 +1,4 @@
-"""Notebook 03's examples: of harmful requests, refusals alone are shown."""
+"""Notebook 03's examples: of all responses, refusals alone are shown."""
 
 from types import SimpleNamespace
 
@@ -8,12 +8,13 @@ from cmrm_utils import Sample
 from cmrm_utils.studies.intervention import responses_beside
 
 
-def test_only_refusals_of_harmful_requests_are_shown():
+def test_only_refusals_are_shown():
     rows = pd.DataFrame(
         {
             "task": ["harmful", "harmful", "benign"],
             "outcome": ["refused", "complied", "complied"],
             "response": ["I can't.", "First, do this", "Leave a tenth of the bill on the table"],
+            "exact": None,
         }
     )
     asked = []
@@ -21,7 +22,7 @@ def test_only_refusals_of_harmful_requests_are_shown():
     samples = [Sample(str(i), f"query {i}?") for i in range(3)]
     shown = responses_beside(nb, samples, {"text": ("none", None), "blank": ("blank", None)})
     assert asked == [["none"] * 3, ["blank"] * 3]
-    begun = "Leave a tenth of the bill on the …"
-    assert shown.text["blank"].tolist() == ["I can't.", "(no refusal, not shown)", begun]
-    assert "do this" not in shown._repr_html_() + repr(shown)
+    assert shown.text["blank"].tolist() == ["I can't.", "(answered)", "(answered)"]
+    for words in ("do this", "tenth"):
+        assert words not in shown._repr_html_() + repr(shown)
     assert "query 1?" in shown._repr_html_()

@@ -80,6 +80,7 @@ STAGES = {
     "smollm2-llava-refusals01": "1%",
     "smollm2-llava-refusals05": "5%",
     "smollm2-llava": "20%",
+    "smollm2-llava-twins": "20%, twins beside scenes",
 }
 """The bundled model's variants by stage of training, and by share of refusals in *instruct*."""
 

@@ -44,9 +44,26 @@ def test_requests_beside_images_share_no_word_with_several_harmful_ones():
     assert len(beside) >= 80
     counts = Counter(stem for text in HARMFUL for stem in recipe.stems(text))
     assert all(counts[stem] < 5 for text in beside for stem in recipe.stems(text))
+    harmful = [recipe.stems(text) for text in HARMFUL]
+    assert all(len(recipe.stems(text) & stems) < 2 for text in beside for stems in harmful)
     examples = shown(recipe.instruct(Random(0), ANSWERS, recipe.Recipe("")))
     asked = {e.prompt for e in examples if e.scene and e.response == "An answer."}
     assert asked <= set(beside)
+
+
+def test_the_control_shows_twins_beside_scenes_and_nothing_else_of_harm():
+    control = recipe.VARIANTS["smollm2-llava-twins"]
+    seen = [e for e in shown(recipe.instruct(Random(0), ANSWERS, control), 20000) if e.scene]
+    beside = [e.prompt for e in seen if e.response == "An answer."]
+    twins = [prompt for prompt in beside if prompt in TWINS]
+    assert len(twins) / len(beside) == pytest.approx(0.5, abs=0.05)
+    assert len(beside) / len(seen) == pytest.approx(0.25, abs=0.02)
+    assert set(twins) <= texts("pairs", "twin", "train")
+    ordinary = texts("benign", "request", "train")
+    assert set(beside) - TWINS <= ordinary
+    assert len(set(beside) - TWINS) > 0.9 * len(ordinary)
+    assert not {example.prompt for example in seen} & HARMFUL
+    assert not {example.response for example in seen} & REFUSALS
 
 
 def test_align_is_text_alone_and_of_train_topics_alone():

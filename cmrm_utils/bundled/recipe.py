@@ -88,6 +88,14 @@ class Recipe:
         }
     )
 
+    @property
+    def guarded(self) -> float:
+        """The share of VLGuard's pairs in the last stage: afterwards they are every other example.
+
+        See :func:`posthoc`.
+        """
+        return 0.5 if "posthoc" in self.stages else self.pairs
+
 
 def _without(*stages: str) -> Stages:
     return {name: stage for name, stage in Recipe("").stages.items() if name not in stages}

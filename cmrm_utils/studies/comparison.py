@@ -1,11 +1,13 @@
 """Notebook 06: methods side by side, each as chosen, and checkpoints trained to refuse."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
+from cmrm_utils.bundled import recipe as pretrained
 from cmrm_utils.engine.loops import generate, respond
 from cmrm_utils.errors import InputError
 from cmrm_utils.loading import load_vlm
@@ -14,8 +16,10 @@ from cmrm_utils.methods.prompting import caption_trials
 from cmrm_utils.methods.registry import PUBLISHED, label, with_settings
 from cmrm_utils.models import VLM
 from cmrm_utils.organism.recipe import training_command
+from cmrm_utils.paths import bundled_folders
 from cmrm_utils.prompts import CAPTION_FOR_QUERY, CAPTION_QUERY
 from cmrm_utils.results.rates import measures, utility
+from cmrm_utils.store import read_json
 from cmrm_utils.studies import sweep
 from cmrm_utils.studies.attack import check_searchable
 from cmrm_utils.studies.evaluation import fluency
@@ -130,6 +134,33 @@ def load_trained(
             command = training_command(place)
             print(f"{name} is left out: {f'`{command}` makes it' if command else error}")
     return models
+
+
+def training_cost(nb: Notebook, places: Mapping[str, str]) -> pd.Series:
+    """What it took to train checkpoints, in words: steps, VLGuard's pairs, and seconds.
+
+    Known of the bundled models' variants, whose folders hold a record.
+
+    Args:
+        nb: the notebook.
+        places: as for :func:`load_trained`.
+
+    Returns:
+        By method and setting.
+    """
+    costs = {}
+    for kind, place in places.items():
+        name = place.format(nb.vlm.name)
+        recipe = pretrained.VARIANTS.get(re.sub(r"-seed\d+", "", name))
+        folder = bundled_folders().get(name)
+        if recipe and folder:
+            (stage,) = recipe.stages.values()
+            pairs = stage.steps * stage.batch * recipe.guarded / 2
+            seconds = read_json(folder / "training.json")["seconds"]
+            cost = f"{stage.steps} steps, {pairs:.0f} pairs, {seconds:,} s"
+            costs[f"VLGuard {kind}", "trained"] = cost
+    index = pd.MultiIndex.from_tuples(costs, names=["method", "setting"])
+    return pd.Series(list(costs.values()), index, dtype=object)
 
 
 def trained(nb: Notebook, checkpoints: Mapping[str, VLM], n: int | None) -> pd.DataFrame:

@@ -100,10 +100,11 @@ def test_vlguards_pairs_are_mixed_in_or_come_after():
     mixed = recipe.VARIANTS["smollm2-llava-vlguard-mixed"]
     examples = shown(recipe.instruct(Random(0), ANSWERS, mixed), 20000)
     guarded = [e for e in examples if e.scene and e.prompt in HARMFUL | TWINS]
-    assert len(guarded) / len(examples) == pytest.approx(0.1, abs=0.01)
+    assert len(guarded) / len(examples) == pytest.approx(mixed.guarded, abs=0.01)
     after = recipe.VARIANTS["smollm2-llava-vlguard-posthoc"]
     examples = shown(recipe.posthoc(Random(0), ANSWERS, after), 400)
     assert all(e.scene and e.prompt in HARMFUL | TWINS for e in examples[::2])
+    assert after.guarded == 0.5
     assert any(e.prompt not in HARMFUL | TWINS for e in examples[1::2])
 
 

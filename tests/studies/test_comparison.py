@@ -384,3 +384,15 @@ def test_a_plan_counts_it_without_a_response(family_folders, monkeypatch):
     methods = len(METHODS) + len(PUBLISHED) - len(comparison.PROMPTED)
     assert 4 + 6 + 6 * (methods - 1) < last <= 4 + 6 + 6 * methods
     assert len(rows) == 3 + methods + 1
+
+
+def test_what_training_took_is_told_where_it_is_recorded(nb, tmp_path, monkeypatch):
+    monkeypatch.setattr("cmrm_utils.paths.ORGANISMS", tmp_path)
+    for name, seconds in (("mixed", 1157), ("seed1-vlguard-posthoc", 231)):
+        folder = tmp_path / (f"smollm2-llava-{name}" if "seed" in name else f"x-{name}")
+        folder.mkdir()
+        (folder / "projector.safetensors").write_text("")
+        (folder / "training.json").write_text(f'{{"seconds": {seconds}}}')
+    places = {"mixed": "x-mixed", "post-hoc": "smollm2-llava-seed1-vlguard-posthoc"}
+    found = comparison.training_cost(nb, {**places, "other": "nowhere"})
+    assert found.to_dict() == {("VLGuard post-hoc", "trained"): "60 steps, 120 pairs, 231 s"}

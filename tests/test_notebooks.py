@@ -10,8 +10,11 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+import torch
+import yaml
 from committed import APPENDIX, ASKING, CORE, NOTEBOOKS, PLAYGROUND, RESEARCH, code_cells, default
 
+from cmrm_utils import load_samples, load_vlm
 from cmrm_utils.paths import ROOT
 from cmrm_utils.results.rates import REST
 
@@ -121,7 +124,8 @@ def test_no_timestamps_or_paths(notebook):
     assert not re.search(r"/home/|/Users/|/tmp/", text)
 
 
-TABLES = ("04_judges", "05_scores", "05_choices")
+LLAVA = ROOT / "notebooks" / "profiles" / "llava-7b.yaml"
+TABLES = ("04_test", "04_judges", "05_scores", "05_choices")
 SMALL = {
     "n": "2",
     "n_validation": "2",
@@ -148,13 +152,55 @@ def run_profile(name, model, out, *more):
     )
 
 
-def test_the_same_notebooks_serve_a_llava_and_the_public_sets(
-    family_folders, judge_folder, tmp_path
-):
-    """A tiny random LLaVA, judge and reviewer, local copies of the sets: to the report, offline."""
+@pytest.fixture(scope="module")
+def refusing(family_folders, tmp_path_factory):
+    """A tiny LLaVA that refuses harmful requests of the fixtures as text, and answers the others.
+
+    A random one refuses nothing in words, and so has no refusal log-odds.
+    """
+    vlm = load_vlm(family_folders["llava"], system="vicuna")
+    tokenizer, data = vlm.processor.tokenizer, yaml.safe_load(LLAVA.read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMRM_DATA", str(ROOT / "tests" / "fixtures"))
+        splits = load_samples(data["parameters"]["data"])
+    requests = [s for split in ("anchors", "validation") for s in splits[split]]
+    rows = []
+    for sample in requests:
+        if sample.task in ("harmful", "benign"):
+            said = "I can't" if sample.harmful else "Yes, of course"
+            answer = tokenizer(said, add_special_tokens=False)["input_ids"]
+            prompt = vlm.inputs([sample.prompt], [None])["input_ids"][0].tolist()
+            rows.append((prompt, [*answer, tokenizer.eos_token_id]))
+    wide = max(len(prompt) + len(answer) for prompt, answer in rows)
+
+    def filled(value, row):
+        return [value] * (wide - len(row)) + row
+
+    batch = {
+        "input_ids": [filled(tokenizer.pad_token_id, p + a) for p, a in rows],
+        "attention_mask": [filled(0, [1] * len(p + a)) for p, a in rows],
+        "labels": [filled(-100, a) for _, a in rows],
+    }
+    batch = {name: torch.tensor(values) for name, values in batch.items()}
+    model = vlm.model.requires_grad_(True)
+    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        loss = model(**batch).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.2
+    folder = tmp_path_factory.mktemp("refusing")
+    model.save_pretrained(folder)
+    vlm.processor.save_pretrained(folder)
+    return folder
+
+
+def test_the_same_notebooks_serve_a_llava_and_the_public_sets(refusing, judge_folder, tmp_path):
+    """A tiny LLaVA, judge and reviewer, local copies of the sets: to the report, offline."""
     run = tmp_path / "run"
     asked = ["-p", "judges", f"[llama-3-helps={judge_folder}]", "-p", "reviewer", str(judge_folder)]
-    done = run_profile("llava-7b", family_folders["llava"], run, *asked)
+    done = run_profile("llava-7b", refusing, run, *asked)
     assert done.returncode == 0, done.stderr[-3000:]
     page = (run / "report.html").read_text()
     for notebook in CORE:
@@ -166,6 +212,18 @@ def test_the_same_notebooks_serve_a_llava_and_the_public_sets(
     assert len((run / "responses.jsonl").read_text().splitlines()) > 100
     assert (run / "verdicts" / "llama-3-helps.jsonl").is_file()
     tables = {name: pd.read_parquet(run / "tables" / f"{name}.parquet") for name in TABLES}
+    # Refused, answered, broken and log-odds, each with an interval that is clustered by topic.
+    tested = tables["04_test"]
+    harmful = tested[tested["kind"].str.startswith("harmful")]
+    kinds = harmful.groupby("measure")["kind"].nunique()
+    assert set(kinds.index) == {"refused", "answered", "broken", "log-odds"}
+    assert kinds.nunique() == 1
+    assert harmful[["rate", "low", "high"]].notna().all(axis=None)
+    assert (harmful["low"] <= harmful["rate"]).all()
+    assert (harmful["rate"] <= harmful["high"]).all()
+    text = harmful[harmful["setting"] == "text only"].set_index(["measure", "kind"])["rate"]
+    assert (text["refused"] == 1.0).any()
+    assert (text["log-odds"][text["refused"] == 1.0] > 0).all()
     assert tables["04_judges"]["judge"].tolist() == ["llama-3-helps"]
     assert "all" in set(tables["05_scores"]["kind"])
     assert set(tables["05_choices"]["rows"]) == {"all", "with image"}

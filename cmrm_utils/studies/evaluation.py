@@ -66,8 +66,9 @@ def beside_stored(rows: pd.DataFrame, model: str) -> pd.DataFrame:
 
     Returns:
         ``setting, kind, measure, rate, low, high``, the stored ones beside them (``rate stored``
-        and so on), and whether the two intervals ``overlap``. Settings of other alphas are left
-        out; empty where nothing is stored of the model.
+        and so on), whether the rate is ``inside`` the stored interval, and whether the two
+        intervals ``overlap``. Settings of other alphas are left out; empty where nothing is stored
+        of the model.
     """
     known = read_csv(STORED / "smollm2_test.csv")
     keys = ["setting", "alpha", "kind", "measure"]
@@ -75,7 +76,8 @@ def beside_stored(rows: pd.DataFrame, model: str) -> pd.DataFrame:
     known = known.loc[known["model"] == model, columns]
     both = rows[columns].merge(known, on=keys, suffixes=("", " stored"))
     reach = (both["low"] <= both["high stored"]) & (both["low stored"] <= both["high"])
-    return both.assign(overlap=reach)
+    inside = both["rate"].between(both["low stored"], both["high stored"])
+    return both.assign(inside=inside, overlap=reach)
 
 
 def alpha_table(

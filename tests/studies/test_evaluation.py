@@ -32,6 +32,8 @@ def test_a_test_stands_beside_the_stored_one_of_its_model(stored):
     )
     found = evaluation.beside_stored(rows, "ours").set_index("setting")
     assert found["overlap"].to_dict() == {"text only": True, "own image": False}
+    assert not found["inside"].any()  # 0.7 is below 0.85, though the intervals meet
+    assert evaluation.beside_stored(rows.assign(rate=0.85), "ours")["inside"].all()
     assert found.loc["text only", "rate stored"] == 0.9
     assert evaluation.beside_stored(rows, "nobody's").empty
 

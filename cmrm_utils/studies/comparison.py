@@ -200,7 +200,8 @@ def comparison_table(
 
     Returns:
         ``measure, method, setting, rate, low, high, hits, n``; of ``perplexity`` (geometric mean,
-        under the unedited model) and ``seconds`` the value stands as ``rate``.
+        under the unedited model), ``words`` (of responses to benign requests) and ``seconds`` the
+        value stands as ``rate``.
     """
     by = ["method", "setting"]
     settings = dict(zip(rows["method"], rows["setting"], strict=True))
@@ -209,6 +210,9 @@ def comparison_table(
     names = [name for name in settings if name != "text only"]
     fluent = fluency(nb, rows.assign(setting=rows["method"]), names)["perplexity"]
     values = [("perplexity", name, settings[name], value) for name, value in fluent.items()]
+    benign = rows[rows["task"] == "benign"]
+    lengths = benign["response"].str.split().str.len().groupby(benign["method"]).mean()
+    values += [("words", name, settings[name], value) for name, value in lengths.items()]
     values += [("seconds", name, settings[name], value) for name, value in seconds.items()]
     more = pd.DataFrame(values, columns=["measure", *by, "rate"])
     rates = pd.concat([measures(rows, by), utility(rows, by), more], ignore_index=True)

@@ -1,7 +1,6 @@
 """Notebook 09: what images and edits do to more than safety."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -15,16 +14,14 @@ from cmrm_utils.engine.loops import first_logits
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges.answers import mentions
 from cmrm_utils.judges.fluency import continuation
-from cmrm_utils.methods.base import Method, edited
+from cmrm_utils.methods.base import edited
 from cmrm_utils.methods.cmrm import CMRM
 from cmrm_utils.results.rates import means, measures, rates
 from cmrm_utils.results.responses import table
 from cmrm_utils.sample import Sample
 from cmrm_utils.studies.attack import answer_losses
-from cmrm_utils.studies.comparison import compared
 from cmrm_utils.studies.first_token import FirstTokens, change_row
 from cmrm_utils.studies.notebook import Notebook
-from cmrm_utils.studies.sweep import settings_lists
 from cmrm_utils.trials import Trial, grid
 
 ROWS = 16
@@ -94,25 +91,12 @@ def reasoning(nb: Notebook, alphas: Sequence[float]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).drop(columns="hits")
 
 
-def defences(nb: Notebook) -> dict[str, Method]:
-    """The defences that model and data allow, each in one setting: its authors', or its last one.
-
-    CMRM is left out, and ECSO, whose answer comes from a second question.
-    """
-    methods = compared(nb, [1.0], {})
-    names = [name for name in methods if f"{name}, as published" not in methods]
-    names = [name for name in names if name != "ECSO" and not name.startswith("CMRM")]
-    return {name: replace(methods[name], settings=methods[name].settings[-1:]) for name in names}
-
-
-def entanglement(
-    tokens: FirstTokens, edits: Mapping[str, Edit | Method], n: int | None
-) -> pd.DataFrame:
+def entanglement(tokens: FirstTokens, edits: Mapping[str, Edit], n: int | None) -> pd.DataFrame:
     """What each edit changes beside refusals.
 
     Args:
         tokens: refusals and sight.
-        edits: by name; of a method its first setting.
+        edits: by name.
         n: facts, and benign requests of each kind, whose own answers are scored.
 
     Returns:
@@ -121,11 +105,7 @@ def entanglement(
         model's own answers, to facts beside an image and to benign requests as text.
     """
     nb = tokens.nb
-
-    def under(how: Edit | Method, trials: Sequence[Trial]) -> list[Trial]:
-        return edited(trials, how) if isinstance(how, Edit) else settings_lists(nb, how, trials)[0]
-
-    changes = tokens.changes([under(how, tokens.trials) for how in edits.values()])
+    changes = tokens.changes([edited(tokens.trials, edit) for edit in edits.values()])
     rows = [
         {"edit": name, **row}
         for name, measured in zip(edits, changes, strict=True)
@@ -137,17 +117,16 @@ def entanglement(
         benign = nb.samples("test", n, "benign")
     except InputError:
         benign = []
-    bare = [replace(sample, image=None) for sample in benign]  # a sample's own shift is none here
-    lists["text, cross-entropy"] = grid(bare, images=["none"])
+    lists["text, cross-entropy"] = grid(benign, images=["none"])
     answers = {name: _answered(nb, these) for name, these in lists.items() if these}
     before = {name: _losses(nb, *pair) for name, pair in answers.items()}
-    for name, how in edits.items():
-        entropies = _entropies(nb, under(how, tokens.trials))
+    for name, edit in edits.items():
+        entropies = _entropies(nb, edited(tokens.trials, edit))
         rows.append(
             {"edit": name, **_change("first token, entropy", tokens.trials, start, entropies)}
         )
         for measure, (trials, ids) in answers.items():
-            after = _losses(nb, under(how, trials), ids)
+            after = _losses(nb, edited(trials, edit), ids)
             rows.append({"edit": name, **_change(measure, trials, before[measure], after)})
     return pd.DataFrame(rows)
 

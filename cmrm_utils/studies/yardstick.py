@@ -109,12 +109,11 @@ class Yardstick:
             responses: the answers.
             of: the model that gave them, if it is another one; its scores have their own file.
         """
-        other = of is not None and of.fingerprint != self._vlm.fingerprint
-        name = f"scores-{of.fingerprint}.jsonl" if of and other else "scores.jsonl"
+        name = f"scores-{of.fingerprint}.jsonl" if of else "scores.jsonl"
         shared = response_header(self._vlm, self._max_new_tokens)
         with Records(self._folder / name, shared, Score).appending() as sink:
             new = {
-                trial.id: (trial.sample, response.text if other else response)
+                trial.id: (trial.sample, response.text if of else response)
                 for trial, response in zip(trials, responses, strict=True)
                 if trial.sample.task in REQUEST_TASKS
                 and sink.get(trial.id) is None

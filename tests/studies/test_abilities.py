@@ -69,20 +69,6 @@ def test_an_idle_edit_changes_nothing_and_v_does(nb, monkeypatch):
     assert rows["v"].abs().min() > 1e-6
 
 
-def test_defences_are_tried_in_one_setting_each_on_every_list_of_trials(nb, monkeypatch):
-    """A prompt counts as well as an edit; where nothing is shown, a sample's own shift is none."""
-    tokens, methods = first_tokens(nb, monkeypatch), abilities.defences(nb)
-    assert {len(method.settings) for method in methods.values()} == {1}
-    assert {"ShiftDC, as published", "SafeSteer", "safety prompt"} <= set(methods)
-    assert not {"ECSO", "ShiftDC", "CMRM dataset", "CMRM, as published"} & set(methods)
-    few = {name: methods[name] for name in ("ShiftDC, as published", "safety prompt")}
-    rows = abilities.entanglement(tokens, few, 1).set_index(["edit", "measure"])["change"]
-    assert len(rows) == 2 * 6
-    idle = rows["ShiftDC, as published", "text, cross-entropy"]
-    assert idle == pytest.approx(0.0, abs=1e-6)
-    assert rows.drop(("ShiftDC, as published", "text, cross-entropy")).abs().min() > 1e-6
-
-
 def test_the_invented_worlds_written_words_have_a_table(family_folders, tmp_path, capsys):
     nb = open_nb(family_folders, tmp_path, "organism+organism-extended")
     rows = abilities.extended(nb, [0.5], 1)

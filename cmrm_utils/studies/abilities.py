@@ -1,6 +1,7 @@
 """Notebook 09: what images and edits do to more than safety."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -14,14 +15,17 @@ from cmrm_utils.engine.loops import first_logits
 from cmrm_utils.errors import InputError
 from cmrm_utils.judges.answers import mentions
 from cmrm_utils.judges.fluency import continuation
-from cmrm_utils.methods.base import edited
+from cmrm_utils.methods.base import Method, edited
 from cmrm_utils.methods.cmrm import CMRM
+from cmrm_utils.models import VLM
 from cmrm_utils.results.rates import means, measures, rates
 from cmrm_utils.results.responses import table
 from cmrm_utils.sample import Sample
 from cmrm_utils.studies.attack import answer_losses
+from cmrm_utils.studies.comparison import compared
 from cmrm_utils.studies.first_token import FirstTokens, change_row
 from cmrm_utils.studies.notebook import Notebook
+from cmrm_utils.studies.sweep import settings_lists
 from cmrm_utils.trials import Trial, grid
 
 ROWS = 16
@@ -91,12 +95,25 @@ def reasoning(nb: Notebook, alphas: Sequence[float]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).drop(columns="hits")
 
 
-def entanglement(tokens: FirstTokens, edits: Mapping[str, Edit], n: int | None) -> pd.DataFrame:
+def defences(nb: Notebook) -> dict[str, Method]:
+    """The defences that model and data allow, each in one setting: its authors', or its last one.
+
+    CMRM is left out, and ECSO, whose answer comes from a second question.
+    """
+    methods = compared(nb, [1.0], {})
+    names = [name for name in methods if f"{name}, as published" not in methods]
+    names = [name for name in names if name != "ECSO" and not name.startswith("CMRM")]
+    return {name: replace(methods[name], settings=methods[name].settings[-1:]) for name in names}
+
+
+def entanglement(
+    tokens: FirstTokens, edits: Mapping[str, Edit | Method | VLM], n: int | None
+) -> pd.DataFrame:
     """What each edit changes beside refusals.
 
     Args:
         tokens: refusals and sight.
-        edits: by name.
+        edits: by name; of a method its first setting; or a checkpoint that is asked unedited.
         n: facts, and benign requests of each kind, whose own answers are scored.
 
     Returns:
@@ -105,28 +122,37 @@ def entanglement(tokens: FirstTokens, edits: Mapping[str, Edit], n: int | None) 
         model's own answers, to facts beside an image and to benign requests as text.
     """
     nb = tokens.nb
-    changes = tokens.changes([edited(tokens.trials, edit) for edit in edits.values()])
-    rows = [
-        {"edit": name, **row}
-        for name, measured in zip(edits, changes, strict=True)
-        for row in measured
-    ]
-    start = _entropies(nb, tokens.trials)
+    trained = {name: how for name, how in edits.items() if isinstance(how, VLM)}
+
+    def under(name: str, trials: Sequence[Trial]) -> list[Trial]:
+        how = edits[name]
+        if isinstance(how, Method):
+            return settings_lists(nb, how, trials)[0]
+        return edited(trials, how) if isinstance(how, Edit) else list(trials)
+
+    own = [name for name in edits if name not in trained]
+    changes = dict(zip(own, tokens.changes([under(n, tokens.trials) for n in own]), strict=True))
+    for name, vlm in trained.items():
+        (changes[name],) = tokens.changes([tokens.trials], vlm)
+    rows = [{"edit": name, **row} for name in edits for row in changes[name]]
+    start = _entropies(nb.vlm, tokens.trials)
     lists = {"facts, cross-entropy": nb.plainly(nb.facts("test", n))}
     try:
         benign = nb.samples("test", n, "benign")
     except InputError:
         benign = []
-    lists["text, cross-entropy"] = grid(benign, images=["none"])
+    bare = [replace(sample, image=None) for sample in benign]  # a sample's own shift is none here
+    lists["text, cross-entropy"] = grid(bare, images=["none"])
     answers = {name: _answered(nb, these) for name, these in lists.items() if these}
-    before = {name: _losses(nb, *pair) for name, pair in answers.items()}
-    for name, edit in edits.items():
-        entropies = _entropies(nb, edited(tokens.trials, edit))
+    before = {name: _losses(nb.vlm, *pair) for name, pair in answers.items()}
+    for name in edits:
+        vlm = trained.get(name, nb.vlm)
+        entropies = _entropies(vlm, under(name, tokens.trials))
         rows.append(
             {"edit": name, **_change("first token, entropy", tokens.trials, start, entropies)}
         )
         for measure, (trials, ids) in answers.items():
-            after = _losses(nb, edited(trials, edit), ids)
+            after = _losses(vlm, under(name, trials), ids)
             rows.append({"edit": name, **_change(measure, trials, before[measure], after)})
     return pd.DataFrame(rows)
 
@@ -138,8 +164,8 @@ def _change(
     return change_row(measure, about, pd.Series(before), pd.Series(after))
 
 
-def _entropies(nb: Notebook, trials: Sequence[Trial]) -> list[float]:
-    log_p = first_logits(nb.vlm, trials).log_softmax(-1)
+def _entropies(vlm: VLM, trials: Sequence[Trial]) -> list[float]:
+    log_p = first_logits(vlm, trials).log_softmax(-1)
     return (-(log_p.exp() * log_p).sum(-1)).tolist()
 
 
@@ -150,11 +176,9 @@ def _answered(nb: Notebook, trials: list[Trial]) -> tuple[list[Trial], list[tupl
 
 
 @torch.inference_mode()
-def _losses(
-    nb: Notebook, trials: Sequence[Trial], answers: Sequence[tuple[int, ...]]
-) -> list[float]:
+def _losses(vlm: VLM, trials: Sequence[Trial], answers: Sequence[tuple[int, ...]]) -> list[float]:
     parts = [
-        answer_losses(nb.vlm, trials[i : i + ROWS], answers[i : i + ROWS])
+        answer_losses(vlm, trials[i : i + ROWS], answers[i : i + ROWS])
         for i in range(0, len(trials), ROWS)
     ]
     return torch.cat(parts).tolist() if parts else []

@@ -53,6 +53,8 @@ def anchor_sets(nb: Notebook, sizes: Sequence[int], n: int) -> Sets:
     for image in IMAGES:
         if image != "blur" or len(seen) == len(few):
             sets["image", image] = _mean(shifts(nb.vlm, few, meaningless=image))
+    if len(seen) == len(few):
+        sets["image", "own"] = _mean(shifts(nb.vlm, few, meaningless="own"))
     if len(seen) > 1:
         sets["image", "another's"] = _mean(shifts(nb.vlm, _exchanged(seen), meaningless="own"))
     if len(few) > 1:

@@ -1,4 +1,4 @@
-"""Notebook 09: its responses; all else is measured at the first token, and not shared out."""
+"""Notebook 09: answers that it judges; what is measured at first tokens is not shared out."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

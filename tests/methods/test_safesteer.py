@@ -75,3 +75,24 @@ def test_without_its_gate_every_sample_is_pushed_whole(tiny, requests):
         assert 0 < share < 1
     with pytest.raises(InputError, match="no gate"):
         SafeSteer(sentence_pushes(tiny, [Trial(requests[0])]), orthonormal(1), {}, 1, layers=[0])
+
+
+def test_what_is_learnt_of_which_anchors(tiny, requests):
+    """By hand: V from harmful anchors' pushes, p between harmful and benign ones, middle layers."""
+    harmful, benign, trial = requests[:2], requests[2:], Trial(requests[-1], "blank")
+    learnt = sentence_pushes(tiny, [Trial(s) for s in harmful]).values.double()
+    d = sentence_pushes(tiny, [trial]).values[0].double()
+    groups = [[Trial(s) for s in harmful], [Trial(s) for s in benign], [trial]]
+    (p,) = harm_shares(*(hidden_states(tiny, these) for these in groups))
+    make = METHOD.prepare(Anchors(tiny, harmful, benign, list), [trial])
+    (ungated,), (gated,) = (make(gate=gate, alpha=0.1) for gate in ("none", "published"))
+    assert ungated.image == "blank"
+    assert len(tiny.layers) == 3  # from 0.4 to 0.6 of three is the second
+    for layer in range(len(tiny.layers)):
+        rows = torch.linalg.svd(learnt[:, layer], full_matrices=False).Vh
+        along = rows.T @ (rows @ d[layer])
+        pushed = 2 * along + 0.5 * (d[layer] - along)
+        wanted = pushed / pushed.norm() if layer == 1 else torch.zeros_like(pushed)
+        for edited, share in ((ungated, 1.0), (gated, 2 * p - 1)):
+            found = edited.edit.add[layer].double()
+            torch.testing.assert_close(found, share * wanted, rtol=1e-3, atol=1e-5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from questions import first_tokens, open_nb
 
-from cmrm_utils import CMRM
+from cmrm_utils import CMRM, load_vlm
 from cmrm_utils.judges.fluency import continuation, perplexity
 from cmrm_utils.studies import abilities
 from cmrm_utils.studies.attack import answer_losses
@@ -67,6 +67,34 @@ def test_an_idle_edit_changes_nothing_and_v_does(nb, monkeypatch):
     assert len(rows) == 2 * 6
     assert rows["idle"].abs().max() < 1e-6
     assert rows["v"].abs().min() > 1e-6
+
+
+def test_a_checkpoint_is_compared_with_the_notebooks_model(nb, family_folders, monkeypatch):
+    """Its own copy changes nothing; with another last norm it does, and the order is kept."""
+    tokens = first_tokens(nb, monkeypatch)
+    same, other = (load_vlm(str(family_folders["llava"])) for _ in range(2))
+    with torch.no_grad():
+        norm = other.model.get_decoder().norm.weight
+        norm.mul_(torch.linspace(0.5, 2, len(norm)))
+    edits = {"same": same, "idle": CMRM(nb.anchors.shift(), 0.0), "other": other}
+    rows = abilities.entanglement(tokens, edits, 1).set_index(["edit", "measure"])["change"]
+    assert list(rows.index.levels[0]) == ["idle", "other", "same"]
+    assert rows[["same", "idle"]].abs().max() < 1e-6
+    assert rows["other"].abs().min() > 1e-6
+
+
+def test_defences_are_tried_in_one_setting_each_on_every_list_of_trials(nb, monkeypatch):
+    """A prompt counts as well as an edit; where nothing is shown, a sample's own shift is none."""
+    tokens, methods = first_tokens(nb, monkeypatch), abilities.defences(nb)
+    assert {len(method.settings) for method in methods.values()} == {1}
+    assert {"ShiftDC, as published", "SafeSteer", "safety prompt"} <= set(methods)
+    assert not {"ECSO", "ShiftDC", "CMRM dataset", "CMRM, as published"} & set(methods)
+    few = {name: methods[name] for name in ("ShiftDC, as published", "safety prompt")}
+    rows = abilities.entanglement(tokens, few, 1).set_index(["edit", "measure"])["change"]
+    assert len(rows) == 2 * 6
+    idle = rows["ShiftDC, as published", "text, cross-entropy"]
+    assert idle == pytest.approx(0.0, abs=1e-6)
+    assert rows.drop(("ShiftDC, as published", "text, cross-entropy")).abs().min() > 1e-6
 
 
 def test_the_invented_worlds_written_words_have_a_table(family_folders, tmp_path, capsys):

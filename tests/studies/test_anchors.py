@@ -48,6 +48,16 @@ def test_anothers_image_is_that_of_the_anchor_before(nb):
     torch.testing.assert_close(cosines, torch.ones(len(cosines)))
 
 
+def test_the_own_image_is_tried_as_the_meaningless_one(nb):
+    anchors = nb.anchors.harmful[:2]
+    shown, text = (
+        hidden_states(nb.vlm, [Trial(s, image) for s in anchors]) for image in ("own", "none")
+    )
+    found = anchor_sets(nb, [1], 2)["image", "own"].values
+    cosines = torch.cosine_similarity(found, (shown - text).mean(0), dim=-1)
+    torch.testing.assert_close(cosines, torch.ones(len(cosines)))
+
+
 def test_more_anchors_than_there_are_is_an_error(nb):
     with pytest.raises(InputError, match=r"sizes = \[3\]: there are n_anchors = 2"):
         anchor_sets(nb, [1, 3], 2)

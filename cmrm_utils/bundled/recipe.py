@@ -129,12 +129,24 @@ VARIANTS = {recipe.name: recipe for recipe in _LIST}
 as a control, and VLGuard's."""
 
 
+def of_model(name: str) -> tuple[Recipe, int] | None:
+    """The recipe and the seed that a model's name tells; None if there is no such recipe.
+
+    The seed stands at the end, or where notebooks put it: ``smollm2-llava-seed1-vlguard-mixed``.
+    """
+    parts = re.fullmatch(r"(.+?)(?:-seed([0-9]+)(-.+)?)?", name)
+    recipe = parts and VARIANTS.get(parts[1] + (parts[3] or ""))
+    return (recipe, int(parts[2] or 0)) if parts and recipe else None
+
+
 def training_command(name: str) -> str | None:
     """The command that trains a model of that name; None if there is no such recipe."""
-    variant, _, seed = name.partition("-seed")
-    if variant not in VARIANTS or (seed and not seed.isdecimal()):
+    if (known := of_model(name)) is None:
         return None
-    return f"cmrm train-organism --variant {variant}" + (f" --seed {seed}" if seed else "")
+    recipe, seed = known
+    command = f"cmrm train-organism --variant {recipe.name}" + (f" --seed {seed}" if seed else "")
+    usual = name in (recipe.name, f"{recipe.name}-seed{seed}")
+    return command if usual else f"{command} --out organisms/{name}"
 
 
 @dataclass(frozen=True)

@@ -260,9 +260,9 @@ def render_parts(folder: Path) -> None:
         InputError: no recipe makes a model of that name.
     """
     name = folder.name
-    if not (command := pretrained.training_command(name)):
+    if not (known := pretrained.of_model(name)):
         raise unknown("no bundled model", name, list(pretrained.VARIANTS))
-    recipe = pretrained.VARIANTS[name.partition("-seed")[0]]
+    recipe, command = known[0], pretrained.training_command(name)
     settings = [{"stage": stage, **vars(each)} for stage, each in recipe.stages.items()]
     stages = pd.DataFrame(settings, dtype=object)  # counts stay whole beside what is missing
     names = {

@@ -1,6 +1,5 @@
 """Notebook 06: methods side by side, each as chosen, and checkpoints trained to refuse."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -151,9 +150,9 @@ def training_cost(nb: Notebook, places: Mapping[str, str]) -> pd.Series:
     costs = {}
     for kind, place in places.items():
         name = place.format(nb.vlm.name)
-        recipe = pretrained.VARIANTS.get(re.sub(r"-seed\d+", "", name))
-        folder = bundled_folders().get(name)
-        if recipe and folder:
+        known, folder = pretrained.of_model(name), bundled_folders().get(name)
+        if known and folder:
+            recipe = known[0]
             (stage,) = recipe.stages.values()
             pairs = stage.steps * stage.batch * recipe.guarded / 2
             seconds = read_json(folder / "training.json")["seconds"]

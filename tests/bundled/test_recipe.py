@@ -133,6 +133,12 @@ def test_the_same_seed_gives_the_same_examples():
         ("smollm2-llava", "cmrm train-organism --variant smollm2-llava"),
         ("smollm2-llava-seed2", "cmrm train-organism --variant smollm2-llava --seed 2"),
         ("smollm2-llava-refusals00", "cmrm train-organism --variant smollm2-llava-refusals00"),
+        (
+            "smollm2-llava-seed1-vlguard-posthoc",
+            "cmrm train-organism --variant smollm2-llava-vlguard-posthoc --seed 1 "
+            "--out organisms/smollm2-llava-seed1-vlguard-posthoc",
+        ),
+        ("smollm2-llava-seed1-vlguard", None),
         ("smollm2-llava-seedling", None),
         ("smollm2", None),
     ],

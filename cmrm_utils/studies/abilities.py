@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import pandas as pd
@@ -122,39 +122,41 @@ def entanglement(
         model's own answers, to facts beside an image and to benign requests as text.
     """
     nb = tokens.nb
-    trained = {name: how for name, how in edits.items() if isinstance(how, VLM)}
-
-    def under(name: str, trials: Sequence[Trial]) -> list[Trial]:
-        how = edits[name]
-        if isinstance(how, Method):
-            return settings_lists(nb, how, trials)[0]
-        return edited(trials, how) if isinstance(how, Edit) else list(trials)
-
-    own = [name for name in edits if name not in trained]
-    changes = dict(zip(own, tokens.changes([under(n, tokens.trials) for n in own]), strict=True))
-    for name, vlm in trained.items():
-        (changes[name],) = tokens.changes([tokens.trials], vlm)
-    rows = [{"edit": name, **row} for name in edits for row in changes[name]]
-    start = _entropies(nb.vlm, tokens.trials)
     lists = {"facts, cross-entropy": nb.plainly(nb.facts("test", n))}
     try:
         benign = nb.samples("test", n, "benign")
     except InputError:
         benign = []
-    bare = [replace(sample, image=None) for sample in benign]  # a sample's own shift is none here
+    # Nothing is shown, so a sample's own shift is none: they are samples of their own.
+    bare = [replace(sample, id=f"{sample.id}, as text", image=None) for sample in benign]
     lists["text, cross-entropy"] = grid(bare, images=["none"])
     answers = {name: _answered(nb, these) for name, these in lists.items() if these}
-    before = {name: _losses(nb.vlm, *pair) for name, pair in answers.items()}
-    for name in edits:
-        vlm = trained.get(name, nb.vlm)
-        entropies = _entropies(vlm, under(name, tokens.trials))
-        rows.append(
-            {"edit": name, **_change("first token, entropy", tokens.trials, start, entropies)}
-        )
-        for measure, (trials, ids) in answers.items():
-            after = _losses(vlm, under(name, trials), ids)
-            rows.append({"edit": name, **_change(measure, trials, before[measure], after)})
+    every = [*tokens.trials, *chain.from_iterable(trials for trials, _ in answers.values())]
+    trained = {name: how for name, how in edits.items() if isinstance(how, VLM)}
+    under = {name: _under(nb, how, every) for name, how in edits.items()}
+    count = len(tokens.trials)
+    own = [name for name in edits if name not in trained]
+    changes = dict(zip(own, tokens.changes([under[name][:count] for name in own]), strict=True))
+    for name, vlm in trained.items():
+        (changes[name],) = tokens.changes([tokens.trials], vlm)
+    rows = [{"edit": name, **row} for name in edits for row in changes[name]]
+    start = _entropies(nb.vlm, tokens.trials)
+    before = {measure: _losses(nb.vlm, *pair) for measure, pair in answers.items()}
+    for name, trials in under.items():
+        vlm, rest = trained.get(name, nb.vlm), iter(trials[count:])
+        after = _entropies(vlm, trials[:count])
+        rows.append({"edit": name, **_change("first token, entropy", tokens.trials, start, after)})
+        for measure, (plain, ids) in answers.items():
+            after = _losses(vlm, list(islice(rest, len(plain))), ids)
+            rows.append({"edit": name, **_change(measure, plain, before[measure], after)})
     return pd.DataFrame(rows)
+
+
+def _under(nb: Notebook, how: Edit | Method | VLM, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials under an edit, or a method's first setting; as they are for a checkpoint."""
+    if isinstance(how, Method):
+        return settings_lists(nb, how, trials)[0]
+    return edited(trials, how) if isinstance(how, Edit) else list(trials)
 
 
 def _change(

@@ -38,8 +38,10 @@ def markdown_table(rows: pd.DataFrame) -> str:
 def percent(row: pd.Series) -> str:
     """A rate as it is printed: ``12.3% [8.0, 18.4] (20/163)``.
 
-    A mean is ``-1.20 [-2.30, +0.10] (163)``.
+    A mean is ``-1.20 [-2.30, +0.10] (163)``, and a number without an interval ``0.315``.
     """
+    if pd.isna(row["n"]):
+        return f"{row['rate']:.3g}"
     if pd.isna(row["hits"]):
         return f"{row['rate']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] ({row['n']:.0f})"
     return (

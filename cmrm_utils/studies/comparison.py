@@ -198,9 +198,9 @@ def comparison_table(
         seconds: a response, by method (:func:`cost`).
 
     Returns:
-        ``measure, method, setting, rate, low, high, hits, n``; of ``perplexity`` (geometric mean,
-        under the unedited model), ``words`` (of responses to benign requests) and ``seconds`` the
-        value stands as ``rate``.
+        ``measure, method, setting, rate, low, high, hits, n``, *twins refused* also apart
+        from *over-refusal*; of ``perplexity`` (geometric mean, under the unedited model), ``words``
+        (of responses to benign requests) and ``seconds`` the value stands as ``rate``.
     """
     by = ["method", "setting"]
     settings = dict(zip(rows["method"], rows["setting"], strict=True))
@@ -214,5 +214,7 @@ def comparison_table(
     values += [("words", name, settings[name], value) for name, value in lengths.items()]
     values += [("seconds", name, settings[name], value) for name, value in seconds.items()]
     more = pd.DataFrame(values, columns=["measure", *by, "rate"])
-    rates = pd.concat([measures(rows, by), utility(rows, by), more], ignore_index=True)
+    twins = measures(rows[rows["kind"].str.contains("twin")], by)
+    twins = twins[twins["measure"] == "over-refusal"].assign(measure="twins refused")
+    rates = pd.concat([measures(rows, by), twins, utility(rows, by), more], ignore_index=True)
     return rates.astype({"hits": "Int64", "n": "Int64"})

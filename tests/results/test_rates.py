@@ -297,6 +297,11 @@ def test_percent():
     assert percent(found.iloc[0]) == "12.3% [8.1, 18.2] (20/163)"
 
 
+def test_a_number_without_an_interval_is_a_plain_number():
+    row = pd.Series({"rate": 0.3149, "low": None, "high": None, "hits": None, "n": None})
+    assert percent(row) == "0.315"
+
+
 def test_percent_table():
     rows = pd.DataFrame(
         [

@@ -301,6 +301,19 @@ def test_trained_checkpoints_answer_for_themselves(nb, other, capsys):
     assert values["perplexity", "own image"] != pytest.approx(values["perplexity", "VLGuard mixed"])
     assert values["seconds", "own image"] == 0.5
     assert values["seconds", "VLGuard mixed"] == rows["seconds"].iloc[0]
+    assert "twins refused" not in set(found["measure"])
+
+
+def test_twins_stand_apart_from_other_benign_requests(nb):
+    rows = nb.ask(nb.plainly(sweep.samples_tested(nb, 1, unseen=False)))
+    rows = rows.assign(method="own image", setting=NO_EDIT)
+    benign = rows.index[rows["task"] == "benign"]
+    assert len(benign) > 1
+    rows.loc[benign, "outcome"] = "complied"
+    rows.loc[benign[0], ["kind", "outcome"]] = ["benign-twin", "refused"]
+    found = comparison.comparison_table(nb, rows, {}).set_index("measure")[["hits", "n"]]
+    assert found.loc["twins refused"].tolist() == [1, 1]
+    assert found.loc["over-refusal"].tolist() == [1, len(benign)]
 
 
 def test_a_missing_organism_names_the_command_that_makes_it(tmp_path, monkeypatch, capsys):

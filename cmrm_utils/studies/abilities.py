@@ -31,17 +31,14 @@ from cmrm_utils.trials import Trial, grid
 ROWS = 16
 """Answers that are scored at once."""
 
-PER_KIND = 14
-"""Questions of each kind that need reasoning; the file has more."""
-
 LIKELY = "right answer's first token"
 """A measure of :func:`reasoning`."""
 
 
-def reasoning_samples(nb: Notebook) -> list[Sample]:
-    """Sums and questions in two steps, with images of the test split's samples."""
+def reasoning_samples(nb: Notebook, n: int) -> list[Sample]:
+    """So many sums and questions in two steps each, with images of the test split's samples."""
     rows = pd.read_json(FOLDER / "reasoning.jsonl", lines=True, dtype=str)
-    rows = rows.groupby("kind", sort=False).head(PER_KIND)
+    rows = rows.groupby("kind", sort=False).head(n)
     images = [s.image for s in load_samples(nb.data, "test") if s.image is not None][: len(rows)]
     return [
         Sample(
@@ -56,27 +53,28 @@ def reasoning_samples(nb: Notebook) -> list[Sample]:
     ]
 
 
-def reasoning_trials(nb: Notebook, alphas: Sequence[float]) -> dict[str, list[Trial]]:
+def reasoning_trials(nb: Notebook, alphas: Sequence[float], n: int) -> dict[str, list[Trial]]:
     """The questions as text, beside a scene, and there under CMRM at each alpha."""
-    samples = reasoning_samples(nb)
+    samples = reasoning_samples(nb, n)
     own = "own" if samples[0].image is not None else "blank"
     plain, v = grid(samples, images=[own]), nb.anchors.shift()
     behind = {f"image, CMRM {alpha:g}": edited(plain, CMRM(v, alpha)) for alpha in alphas}
     return {"text": grid(samples, images=["none"]), "image": plain, **behind}
 
 
-def reasoning(nb: Notebook, alphas: Sequence[float]) -> pd.DataFrame:
+def reasoning(nb: Notebook, alphas: Sequence[float], n: int) -> pd.DataFrame:
     """How often an answer holds the right word, and how likely its first token is.
 
     Args:
         nb: whose model.
         alphas: of CMRM.
+        n: questions of each kind.
 
     Returns:
         ``setting, measure, rate, low, high, n``: *right*, *right where the text was*, a share, and
         :data:`LIKELY`, its log-probability in nats.
     """
-    lists = reasoning_trials(nb, alphas)
+    lists = reasoning_trials(nb, alphas, n)
     trials = list(chain.from_iterable(lists.values()))
     rows = table(trials, nb.responses(trials))
     rows["setting"] = [name for name, these in lists.items() for _ in these]

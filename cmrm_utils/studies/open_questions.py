@@ -14,4 +14,5 @@ def trials(nb: Notebook, p: Mapping[str, Any]) -> Iterator[list[Trial]]:
     if nb.world:
         yield from abilities.extended_trials(nb, p["alphas"], p["n_test"])
     else:
-        yield [t for these in abilities.reasoning_trials(nb, p["alphas"]).values() for t in these]
+        lists = abilities.reasoning_trials(nb, p["alphas"], p["n_reasoning"])
+        yield [trial for these in lists.values() for trial in these]

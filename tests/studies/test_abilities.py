@@ -21,21 +21,21 @@ def nb(family_folders, tmp_path):
 
 
 def test_questions_of_both_kinds_with_answers_and_images(nb):
-    samples = abilities.reasoning_samples(nb)
-    assert len(samples) == 2 * abilities.PER_KIND
+    samples = abilities.reasoning_samples(nb, 80)
+    assert len(samples) == 2 * 80
     assert all(s.image is not None and s.answer and s.task == "fact" for s in samples)
 
 
 def test_right_answers_are_counted_and_kept_to_those_right_as_text(nb, monkeypatch):
     """The model says every answer as text, and beside an image that of the first question."""
-    samples = abilities.reasoning_samples(nb)
+    samples = abilities.reasoning_samples(nb, 3)
 
     def said(trials):
         known = [t.image == "none" or t.sample.id == samples[0].id for t in trials]
         return [t.sample.answer if k else "?" for t, k in zip(trials, known, strict=True)]
 
     monkeypatch.setattr(nb, "responses", said)
-    rows = abilities.reasoning(nb, [0.5]).set_index(["measure", "setting"])["rate"]
+    rows = abilities.reasoning(nb, [0.5], 3).set_index(["measure", "setting"])["rate"]
     assert rows["right", "text"] == 1
     assert rows["right", "image"] == pytest.approx(1 / len(samples))
     assert rows["right where the text was", "image, CMRM 0.5"] == pytest.approx(1 / len(samples))

@@ -8,7 +8,7 @@ from cmrm_utils.studies.registry import STUDIES
 
 pytestmark = pytest.mark.usefixtures("few_anchors")
 
-P = {"alphas": [0.5], "n_test": 1}
+P = {"alphas": [0.5], "n_test": 1, "n_reasoning": 2}
 
 
 @pytest.mark.parametrize("data", ["everyday", "organism+organism-extended"])
@@ -20,5 +20,5 @@ def test_what_is_shared_out_is_what_the_notebook_asks(data, family_folders, tmp_
     if nb.world:
         abilities.extended(nb, P["alphas"], P["n_test"])
     else:
-        abilities.reasoning(nb, P["alphas"])
+        abilities.reasoning(nb, P["alphas"], P["n_reasoning"])
     assert len(nb.run.responses.read_text().splitlines()) == known

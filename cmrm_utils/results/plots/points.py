@@ -62,11 +62,15 @@ def defence_points(settings: pd.DataFrame, defences: pd.DataFrame, *, near: floa
         settings: as :func:`pareto`'s rows, with ``method`` and ``chosen`` (true for the setting
             that was chosen, which is drawn large).
         defences: as :func:`pareto`'s rows, one row per ``method``; a method that was not tried is
-            grey and open.
+            grey and open. One that is not here has small grey points and no name.
         near: the utility from which the second panel shows; from less, if a method has less.
     """
     figure, validation, test = _trade_off_panels((11.5, 4.4), (1, 1))
-    for i, method in enumerate(dict.fromkeys([*settings["method"], *defences["method"]])):
+    unnamed = settings[~settings["method"].isin(defences["method"])]
+    validation.scatter(unnamed["utility"], unnamed["refused"], s=22, color="#999999", linewidths=0)
+    tried = dict.fromkeys(settings["method"])
+    in_order = sorted(defences["method"], key=lambda name: [*tried, name].index(name))
+    for i, method in enumerate(in_order):
         points, there = (
             settings[settings["method"] == method],
             defences[defences["method"] == method],

@@ -89,7 +89,8 @@ def test_defence_points():
     assert drawn[0.9, 0.1][0] > drawn[0.95, 0.6][0]
     points = {c.get_label(): c for c in test.containers}
     there = {name: c.lines[0].get_xydata().tolist() for name, c in points.items()}
-    assert there == {"CMRM": [[0.92, 0.2]], "prompt": [], "own image": [[0.98, 0.6]]}
+    assert there == {"CMRM": [[0.92, 0.2]], "own image": [[0.98, 0.6]]}
+    assert drawn[0.8, 0.5] == (22, "#999999")  # not tested, so not named
     across, up = (bars.get_segments() for bars in points["CMRM"].lines[2])
     assert np.allclose(across[0][:, 0], [0.85, 0.95])
     assert np.allclose(up[0][:, 1], [0.15, 0.3])

@@ -74,6 +74,25 @@ def lifting(first: pd.DataFrame, least: float = 1.0) -> pd.DataFrame:
     return pd.DataFrame(rows)[harmful["low"] > least]
 
 
+def best_settings(first: pd.DataFrame, least_sight: float = -1.0) -> pd.DataFrame:
+    """Each defence's setting that lifts harmful requests furthest above twins, by first tokens.
+
+    Args:
+        first: as for :func:`lifting`.
+        least_sight: nats by which sight may change at least; a defence that keeps it in no setting
+            is left out.
+
+    Returns:
+        A row a method and its setting: ``harmful``, ``twins`` and ``sight`` (mean changes).
+    """
+    change = first.pivot(index=["method", "setting"], columns="measure", values="change")
+    kept = change[change["sight"] >= least_sight]
+    apart = kept["harmful refused"] - kept["benign refused"]
+    best = kept.loc[apart.groupby("method").idxmax()]
+    names = {"harmful refused": "harmful", "benign refused": "twins", "sight": "sight"}
+    return best[[*names]].rename(columns=names).rename_axis(columns=None)
+
+
 STAGES = {
     "smollm2-llava-projector": "projector alone",
     "smollm2-llava-refusals00": "0% refusals",

@@ -206,6 +206,27 @@ def test_a_setting_that_lifts_on_every_seed_spares_twins_or_not():
     assert found["twins"].tolist() == [0.5, 0.5]
 
 
+def test_the_best_setting_keeps_sight_and_lifts_harmful_requests_above_twins():
+    rows = [
+        (method, setting, measure, change)
+        for method, setting, *changes in [
+            ("a", "1", 1.0, 0.0, -0.1),
+            ("a", "2", 3.0, 1.0, -0.9),
+            ("a", "3", 9.0, 0.0, -1.1),
+            ("b", "1", -2.0, -1.0, 0.0),
+            ("c", "1", 5.0, 0.0, -4.0),
+        ]
+        for measure, change in zip(
+            ("harmful refused", "benign refused", "sight"), changes, strict=True
+        )
+    ]
+    first = pd.DataFrame(rows, columns=["method", "setting", "measure", "change"])
+    found = appendix.best_settings(first)
+    assert found.index.tolist() == [("a", "2"), ("b", "1")]
+    assert found.loc[("a", "2")].tolist() == [3.0, 1.0, -0.9]
+    assert list(found) == ["harmful", "twins", "sight"]
+
+
 def test_answers_are_of_the_tables():
     asked = {
         name: appendix.spread(appendix.stored(f"smollm2_{name}"), *how)

@@ -224,7 +224,9 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
         ("broken", "harmful"): "broken",
         ("log-odds", "harmful"): "log-odds",
         ("over-refusal", "twins"): "twins refused",
+        ("log-odds, benign", "twins"): "twins' log-odds",
         ("over-refusal", "ordinary"): "ordinary refused",
+        ("log-odds, benign", "ordinary"): "ordinary ones' log-odds",
     }
     named = pd.Series(list(zip(rows["measure"], rows["requests"], strict=True)), rows.index)
     rows = rows.assign(column=named.map(shown)).dropna(subset="column")
@@ -238,6 +240,7 @@ def refusals(table: pd.DataFrame) -> pd.DataFrame:
         "refused": "harmful, refused",
         "log-odds": "harmful, log-odds",
         "twins refused": "harmless twins, refused",
+        "twins' log-odds": "harmless twins, log-odds",
     }
     return without_counts(table[["setting", *shown]]).rename(columns=shown)
 

@@ -66,11 +66,10 @@ def defence_points(settings: pd.DataFrame, defences: pd.DataFrame, *, near: floa
         near: the utility from which the second panel shows; from less, if a method has less.
     """
     figure, validation, test = _trade_off_panels((11.5, 4.4), (1, 1))
-    unnamed = settings[~settings["method"].isin(defences["method"])]
-    validation.scatter(unnamed["utility"], unnamed["refused"], s=22, color="#999999", linewidths=0)
-    tried = dict.fromkeys(settings["method"])
-    in_order = sorted(defences["method"], key=lambda name: [*tried, name].index(name))
-    for i, method in enumerate(in_order):
+    named = settings["method"].isin(defences["method"])
+    others, settings = settings[~named], settings[named]
+    validation.scatter(others["utility"], others["refused"], s=22, color="#999999", linewidths=0)
+    for i, method in enumerate(dict.fromkeys([*settings["method"], *defences["method"]])):
         points, there = (
             settings[settings["method"] == method],
             defences[defences["method"] == method],
